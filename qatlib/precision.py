@@ -1,0 +1,189 @@
+"""Bit-widths, precisions and configurations as plain data: no torch here, so that a params file is checked in no time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+FULL = 32
+"""The bit-width that means 'not quantized'."""
+
+BIT_WIDTHS = (*range(2, 17), FULL)
+
+ROLES = ("qkv", "attn_out", "mlp_in", "mlp_out")
+"""Where a layer sits in its block, whatever the architecture calls it."""
+
+FAMILIES = {"attn": ("qkv", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
+
+
+class Precision(NamedTuple):
+    """One layer's weight and activation bit-widths, each 2..16, or 32 for 'not quantized'."""
+
+    w_bits: int
+    a_bits: int
+
+    @property
+    def name(self) -> str:
+        """`8` where both widths are 8, else `w4a8`; `Precision.parse` reads it back."""
+        return str(self.w_bits) if self.w_bits == self.a_bits else f"w{self.w_bits}a{self.a_bits}"
+
+    @classmethod
+    def parse(cls, value: Any) -> Precision:
+        """Read `8`, `"8"`, `"w4a8"`, `(4, 8)`, `{"w_bits": 4, "a_bits": 8}` or a `Precision`.
+
+        Raises:
+            ValueError: a bit-width outside 2..16 and 32, or a form not listed here.
+        """
+        if isinstance(value, str) and (match := re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", value)):
+            w, a, both = match.groups()
+            bits: Sequence[Any] = (int(both or w), int(both or a))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            bits = (value, value)
+        elif isinstance(value, Mapping) and set(value) == {"w_bits", "a_bits"}:
+            bits = (value["w_bits"], value["a_bits"])
+        elif isinstance(value, (tuple, list)) and len(value) == 2:
+            bits = value
+        else:
+            raise ValueError(f"{value!r} is no precision: give a bit-width such as 8, or weights and activations as 'w4a8'")
+        for b in bits:
+            if b not in BIT_WIDTHS or isinstance(b, (bool, float)):
+                raise ValueError(f"{value!r} has a bit-width of {b!r}: allowed are 2 to 16, and {FULL} for 'not quantized'")
+        return cls(*bits)
+
+
+FULL_PRECISION = Precision(FULL, FULL)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a configuration needs to know of one switchable layer."""
+
+    name: str
+    """Dotted module name, `transformer.h.0.attn.c_attn`."""
+    block: int
+    role: str
+    weights: int
+    """Number of weights, bias and adapters left out."""
+    channels: int
+    """Output channels: one weight scale each under per-channel quantization."""
+
+
+def _matches(pattern: str, layer: LayerInfo) -> bool:
+    """A role, a family (`attn`, `mlp`), or a glob on the dotted name from any of its parts on."""
+    if pattern in ROLES:
+        return layer.role == pattern
+    if pattern in FAMILIES:
+        return layer.role in FAMILIES[pattern]
+    parts = layer.name.split(".")
+    return any(fnmatchcase(".".join(parts[i:]), pattern) for i in range(len(parts)))
+
+
+@dataclass(frozen=True)
+class Configuration(Mapping[str, Precision]):
+    """A precision for every switchable layer, by layer name, in the model's order."""
+
+    precisions: Mapping[str, Precision]
+
+    def __getitem__(self, name: str) -> Precision:
+        return self.precisions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.precisions)
+
+    def __len__(self) -> int:
+        return len(self.precisions)
+
+    @classmethod
+    def uniform(cls, precision: Any, layers: Iterable[LayerInfo]) -> Configuration:
+        """The same precision everywhere."""
+        p = Precision.parse(precision)
+        return cls({layer.name: p for layer in layers})
+
+    @classmethod
+    def resolve(cls, spec: Any, layers: Sequence[LayerInfo], current: Configuration | None = None) -> Configuration:
+        """Turn what a user writes into a precision for every layer.
+
+        Args:
+            spec: a precision (all layers); a mapping from role, family (`attn`, `mlp`) or name pattern to a
+                precision, later entries winning, the layers it does not name staying as in `current`;
+                a list with one `{"attn_bits": b, "mlp_bits": b}` a block; a path to a YAML or JSON file holding
+                one of these; a `Configuration`.
+            layers: the model's switchable layers.
+            current: the configuration that a mapping changes; full precision where it is left out.
+
+        Raises:
+            ValueError: a bit-width that is not allowed, a pattern that names no layer, a list of another length
+                than the model has blocks, a configuration of another model.
+            FileNotFoundError: a path to nothing.
+        """
+        names = [layer.name for layer in layers]
+        if isinstance(spec, Configuration):
+            if list(spec) != names:
+                raise ValueError(f"the configuration is of another model: it names {len(spec)} layers, this one has {len(names)}")
+            return spec
+        if isinstance(spec, Path) or (isinstance(spec, str) and spec.endswith((".yaml", ".yml", ".json"))):
+            return cls.resolve(read_spec(Path(spec)), layers, current)
+        if isinstance(spec, Mapping) and set(spec) != {"w_bits", "a_bits"}:
+            chosen = dict(current) if current is not None else dict.fromkeys(names, FULL_PRECISION)
+            for pattern, value in spec.items():
+                hit = [layer.name for layer in layers if _matches(pattern, layer)]
+                if not hit:
+                    raise ValueError(
+                        f"{pattern!r} names no layer: give a role ({', '.join(ROLES)}), 'attn', 'mlp', or a pattern "
+                        f"on names such as {names[0]!r}"
+                    )
+                chosen.update(dict.fromkeys(hit, Precision.parse(value)))
+            return cls(chosen)
+        if isinstance(spec, list) and not (len(spec) == 2 and all(isinstance(b, int) for b in spec)):
+            return cls._of_blocks(spec, layers)
+        return cls.uniform(spec, layers)
+
+    @classmethod
+    def _of_blocks(cls, blocks: Sequence[Any], layers: Sequence[LayerInfo]) -> Configuration:
+        count = max(layer.block for layer in layers) + 1
+        if len(blocks) != count:
+            raise ValueError(f"the list of block precisions has {len(blocks)} entries, the model has {count} blocks")
+        for i, block in enumerate(blocks):
+            if not isinstance(block, Mapping) or set(block) != {"attn_bits", "mlp_bits"}:
+                raise ValueError(f"block {i} is {block!r}: give {{'attn_bits': …, 'mlp_bits': …}}")
+        family = {role: f"{name}_bits" for name, roles in FAMILIES.items() for role in roles}
+        return cls({layer.name: Precision.parse(blocks[layer.block][family[layer.role]]) for layer in layers})
+
+    def average_bits(self, layers: Iterable[LayerInfo]) -> tuple[float, float]:
+        """Mean weight bits per weight, and mean activation bits over layers weighted by their weights."""
+        total = weights = activations = 0
+        for layer in layers:
+            total += layer.weights
+            weights += layer.weights * self[layer.name].w_bits
+            activations += layer.weights * self[layer.name].a_bits
+        return weights / total, activations / total
+
+    def storage_bytes(self, layers: Iterable[LayerInfo]) -> float:
+        """Bytes of the switchable layers' weights by formula: codes of `w_bits` each, and one fp32 scale a channel.
+
+        Left out are biases, adapters, embeddings, norms and heads, which no configuration changes.
+        """
+        total = 0.0
+        for layer in layers:
+            bits = self[layer.name].w_bits
+            total += layer.weights * bits / 8 + (0 if bits == FULL else 4 * layer.channels)
+        return total
+
+    def save(self, path: Path) -> None:
+        """Write the configuration as YAML that `Configuration.resolve` reads back."""
+        path.write_text(yaml.safe_dump({name: p.name for name, p in self.items()}, sort_keys=False))
+
+
+def read_spec(path: Path) -> Any:
+    """Read a precision specification from a YAML or JSON file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    text = path.read_text()
+    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

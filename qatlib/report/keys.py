@@ -1,0 +1,229 @@
+"""Content keys: what a stage was made from, whether it still stands, and what `make` may believe. Torch-free.
+
+A stage has two keys. Its *results key* covers what its results depend on: the library, the pinned versions, its part
+of the params, the data files, the notebook's computing cells, the upstream stage's results. Its *key* adds what only
+the page depends on: prose, cells tagged `show`, this package's modules for showing. Time stamps decide nothing: `sync`
+makes them agree with the keys before `make` looks at them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from qatlib.report.params import ROOT, SECTIONS, STAGES, UPSTREAM, load_params, profile_path
+
+_RENDERING = {"site.py", "cells.py"}
+"""Modules of this package that only turn finished runs into pages."""
+_SHOWING = {
+    *("params.py", "complaints.py", "strict_yaml.py"),
+    *("keys.py", "pipeline.py", "tables.py", "provenance.py", "figures.py"),
+}
+"""Modules of this package that no result depends on but by way of the params."""
+
+
+class PipelineError(RuntimeError):
+    """A stage that can't run or did not: one sentence."""
+
+
+class Keys(NamedTuple):
+    """A stage's two content keys."""
+
+    results: str
+    stage: str
+
+
+class Run:
+    """One profile with its overrides: its resolved params, its directory, and the state of its stages.
+
+    Raises:
+        ParamsError: the params can't be used.
+    """
+
+    def __init__(self, profile: str, overrides: Sequence[str] = (), root: Path = ROOT) -> None:
+        self.profile, self.overrides, self.root = profile, list(overrides), root
+        self.params = load_params(profile, overrides, root)
+        self.name = profile_path(profile, root).stem
+        self.directory = root / "runs" / self.name
+        self.report = root / "reports" / self.name
+
+    def notebook(self, stage: str) -> Path:
+        """The notebook of a stage, which must exist."""
+        path = self.root / "notebooks" / f"{stage}.ipynb"
+        if not path.is_file():
+            raise PipelineError(f"notebooks/{stage}.ipynb: no such notebook; the stages are {', '.join(STAGES)}")
+        return path
+
+    @cached_property
+    def data_hashes(self) -> dict[str, str | None]:
+        """SHA-256 of every file or directory the params name, by path; None for what is not on this machine."""
+        data, source = self.params.data, self.params.model.source
+        named = [item for part in (data.train, data.validation) for item in ([part] if isinstance(part, str) else part)]
+        return {item: _hash_source(item) for item in (*named, source)}
+
+    @cached_property
+    def keys(self) -> dict[str, Keys]:
+        """The keys of every stage, as things are now."""
+        package = self.root / "qatlib"
+        aside = {package / "report" / name for name in _RENDERING | _SHOWING}
+        library = hash_files((path for path in package.rglob("*.py") if path not in aside), package)
+        showing = hash_files((package / "report" / name for name in _SHOWING), package)
+        pins = hash_files([self.root / "constraints.txt"], self.root)
+        params = self.params.model_dump(mode="json")
+        params["model"]["source"] = self._content(self.params.model.source)
+        for part in ("train", "validation"):
+            source = getattr(self.params.data, part)
+            params["data"][part] = [self._content(item) for item in ([source] if isinstance(source, str) else source)]
+        keys: dict[str, Keys] = {}
+        for stage in STAGES:
+            sources = _cells(self.notebook(stage))
+            computing = [s for s, tags, kind in sources if kind == "code" and not {"show", "parameters"} & {*tags}]
+            sections = {name: params[name] for name in SECTIONS[stage]}
+            upstream = UPSTREAM[stage]
+            results = _digest([library, pins, sections, computing, keys[upstream].results if upstream else None])
+            keys[stage] = Keys(results, _digest([results, showing, sources]))
+        return keys
+
+    def _content(self, source: str) -> str:
+        """A source as a key has it: what stands in the files, whatever they are called and wherever they lie."""
+        return self.data_hashes[source] or source
+
+    @property
+    def report_key(self) -> str:
+        """The key of the rendered report."""
+        package = self.root / "qatlib" / "report"
+        files = [*(package / name for name in _RENDERING), *(package / "templates").rglob("*")]
+        return _digest([{stage: key.stage for stage, key in self.keys.items()}, hash_files(files, package)])
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has run to its end with its present key, and all it made is still there."""
+        return _stands(self.directory / stage / "done", self.directory / stage, self.keys[stage].stage)
+
+    def mark_done(self, stage: str) -> None:
+        """Write down that a stage is complete, and every file it consists of."""
+        _mark(self.directory / stage / "done", self.directory / stage, self.keys[stage].stage)
+
+    def mark_published(self) -> None:
+        """Write down that the report is complete, and every file it consists of."""
+        _mark(self.directory / "published", self.report, self.report_key)
+
+    def sync(self) -> None:
+        """Bring the time stamps `make` compares into line with the keys: write those that changed, drop stale marks."""
+        for stage in STAGES:
+            directory = self.directory / stage
+            if (directory / "done").is_file():
+                for path in _lost(directory / "done", directory):
+                    path.unlink(missing_ok=True)  # a file that has changed is no result: it is made again
+            _sync(directory / "key", directory / "done", directory, self.keys[stage].stage)
+        _sync(self.directory / "report.key", self.directory / "published", self.report, self.report_key)
+
+    def prepare(self, stage: str) -> None:
+        """Empty a stage's directory of what other code, params or data made; start its page anew, keep its results."""
+        directory = self.directory / stage
+        marker = directory / "results.key"
+        if not self.is_prepared(stage):
+            marker.unlink(missing_ok=True)  # first: whatever a kill leaves of the rest is then not taken for complete
+            for name in ("memo", "checkpoints", "timing"):
+                shutil.rmtree(directory / name, ignore_errors=True)
+        shutil.rmtree(directory / "results", ignore_errors=True)
+        write_atomic(marker, self.keys[stage].results)
+
+    def is_prepared(self, stage: str) -> bool:
+        """Whether what a stage keeps belongs to the present results key."""
+        marker = self.directory / stage / "results.key"
+        return marker.is_file() and marker.read_text() == self.keys[stage].results
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, finds the old one or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8", newline="")
+    scratch.replace(path)
+
+
+def lock(path: Path, waiting: str) -> TextIO:
+    """Hold a lock until the returned file is closed or the process ends, however it ends; says so if it must wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(waiting, file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def hash_files(paths: Iterable[Path], base: Path) -> str:
+    """One SHA-256 over the names, relative to `base`, and contents of the files among `paths`, in any order."""
+    total = hashlib.sha256()
+    for path in sorted(set(paths)):
+        if path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{path.relative_to(base).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def _hash_source(source: str) -> str | None:
+    """What a source that `params` has checked holds; the hidden files of a directory are left out."""
+    if source.startswith("dir:"):
+        base = Path(source.removeprefix("dir:"))
+        visible = (p for p in base.rglob("*") if not any(part.startswith(".") for part in p.relative_to(base).parts))
+        return hash_files(visible, base)
+    if not source.endswith((".json", ".json.gz")):
+        return None
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _cells(notebook: Path) -> list[tuple[str, list[str], str]]:
+    """Source, tags and type of every cell."""
+    try:
+        cells = json.loads(notebook.read_bytes())["cells"]
+    except (ValueError, KeyError):
+        raise PipelineError(f"notebooks/{notebook.name}: is not a notebook") from None
+    return [("".join(c["source"]), sorted(c.get("metadata", {}).get("tags", [])), c["cell_type"]) for c in cells]
+
+
+def _contents(base: Path) -> dict[str, int]:
+    """Sizes of the files under `base`, hidden ones, keys and marks aside."""
+    files = (path for path in sorted(base.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    aside = {"key", "done", "executed.failed.ipynb"}
+    return {p.relative_to(base).as_posix(): p.stat().st_size for p in files if p.name not in aside}
+
+
+def _mark(mark: Path, base: Path, key: str) -> None:
+    write_atomic(mark, json.dumps({"key": key, "files": _contents(base)}, indent=1) + "\n")
+
+
+def _lost(mark: Path, base: Path) -> list[Path]:
+    """The files a mark names that are gone or have changed in size."""
+    files = json.loads(mark.read_text())["files"]
+    return [base / n for n, size in files.items() if not (base / n).is_file() or (base / n).stat().st_size != size]
+
+
+def _stands(mark: Path, base: Path, key: str) -> bool:
+    return mark.is_file() and json.loads(mark.read_text())["key"] == key and not _lost(mark, base)
+
+
+def _sync(key_file: Path, mark: Path, base: Path, key: str) -> None:
+    if not key_file.is_file() or key_file.read_text() != key:
+        write_atomic(key_file, key)
+    if _stands(mark, base, key):
+        if mark.stat().st_mtime_ns <= key_file.stat().st_mtime_ns:
+            mark.touch()
+    else:
+        mark.unlink(missing_ok=True)

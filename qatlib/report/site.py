@@ -1,0 +1,267 @@
+"""The stand-alone HTML report of a run.
+
+`publish` copies what a run left behind into the report's folder; `render` makes every page from that folder alone, so
+a fresh clone rebuilds the committed report with `python -m qatlib.report.site render reports/<profile>`, without a
+model, data or a kernel. The pages hold no script and load nothing: a content security policy in each enforces it.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+
+from qatlib.report.cells import TEMPLATES, Cells, read_cells
+from qatlib.report.figures import write_atomically
+
+STAGES = ("01_build", "02_switchable_train", "03_sensitivity_heatmaps", "04_cpt", "05_adversarial")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class File:
+    """A result file; `href` is relative to the report."""
+
+    name: str
+    href: str
+    contents: str
+
+
+@dataclass
+class Stage:
+    """One notebook as the report shows it; without `cells` it has not run."""
+
+    name: str
+    cells: Cells | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    headlines: list[dict[str, str]] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def tables(self) -> list[File]:
+        return [file for file in self.files if file.href.startswith("results/") and file.name.endswith(".csv")]
+
+    @property
+    def summary(self) -> list[tuple[str, str]]:
+        return [*_summary(self.provenance), ("Started", self.started), ("Took", self.took)]
+
+    @property
+    def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The whole provenance as titled blocks of rows; what is a single value stands in the block "run"."""
+        blocks: dict[str, list[tuple[str, str]]] = {"run": []}
+        for key, value in self.provenance.items():
+            rows = _flatten(value)
+            if rows[0][0]:
+                blocks[key] = rows
+            else:
+                blocks["run"] += [(key, rows[0][1])]
+        return [block for block in blocks.items() if block[1]]
+
+    @property
+    def started(self) -> str:
+        return re.sub(r"T(\d\d:\d\d)[\d:.]*", r" \1 ", str(self.provenance.get("started", ""))).strip()
+
+    @property
+    def took(self) -> str:
+        seconds = self.provenance.get("duration_s")
+        if not isinstance(seconds, int | float):
+            return ""
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def publish(run_dir: str | os.PathLike[str], report_dir: str | os.PathLike[str]) -> None:
+    """Replace `report_dir` by the report of the run in `run_dir`: every stage that has an `executed.ipynb`.
+
+    The new report is built beside the old one and swapped in whole, so nothing stale stays and a failure leaves the
+    old one as it was. FileNotFoundError if no stage has run.
+    """
+    run, report = Path(run_dir).resolve(), Path(report_dir).resolve()
+    stages = sorted(path.parent for path in run.glob("*/executed.ipynb"))
+    if not stages:
+        raise FileNotFoundError(f"no <stage>/executed.ipynb in {run}")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=report.parent, prefix=f".{report.name}.") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        for stage in stages:
+            _copy(stage / "executed.ipynb", new / "notebooks" / f"{stage.name}.ipynb")
+            for kind in ("provenance", "headlines"):
+                _copy(stage / f"{kind}.json", new / kind / f"{stage.name}.json")
+            for kind in ("results", "timing"):
+                if (stage / kind).is_dir():
+                    shutil.copytree(stage / kind, new / kind / stage.name)
+        _render(new, profile=report.name)
+        if report.exists():
+            report.rename(old)
+        try:
+            new.rename(report)
+        except OSError:
+            if old.exists():
+                old.rename(report)
+            raise
+
+
+def render(report_dir: str | os.PathLike[str]) -> None:
+    """Make every HTML page of `report_dir` from the notebooks and files in it; pages of stages no longer there go.
+
+    FileNotFoundError if there is no notebook in it.
+    """
+    report = Path(report_dir).resolve()
+    _render(report, profile=report.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _render(report: Path, profile: str) -> None:
+    found = {path.stem for path in report.glob("notebooks/*.ipynb")}
+    if not found:
+        raise FileNotFoundError(f"no notebooks/*.ipynb in {report}")
+    stages = [_read_stage(report, name, found) if name in found else Stage(name) for name in sorted(found | {*STAGES})]
+    shown = [stage for stage in stages if stage.cells]
+
+    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    highlight = "\n".join(HtmlFormatter(style="default").get_token_style_defs(".highlight"))
+    common = {
+        "profile": profile,
+        "nav": [("index", f"{profile} report")] + [(stage.name, stage.label) for stage in shown],
+        "css": Markup((TEMPLATES / "report.css").read_text("utf-8") + highlight),
+    }
+    pages = {"index.html": env.get_template("index.html.j2").render(common, here="index", **_overview(stages))}
+    for i, stage in enumerate(shown):
+        previous = (shown[i - 1].name, shown[i - 1].label) if i else None
+        following = (shown[i + 1].name, shown[i + 1].label) if i + 1 < len(shown) else None
+        pages[f"{stage.name}.html"] = env.get_template("page.html.j2").render(
+            common, here=stage.name, stage=stage, previous=previous, next=following
+        )
+    for name, page in pages.items():
+        write_atomically(report / name, page.encode())
+    for path in report.glob("*.html"):
+        if path.name not in pages:
+            path.unlink()
+
+
+def _overview(stages: list[Stage]) -> dict[str, Any]:
+    """What the index shows of all stages together; a provenance value the stages share is given once."""
+    values: dict[str, dict[str, None]] = {}
+    for stage in stages:
+        for label, value in _summary(stage.provenance):
+            values.setdefault(label, {})[value] = None
+    hashes = {(stage.provenance.get("code") or {}).get("library_sha256") for stage in stages if stage.provenance}
+    return {
+        "stages": stages,
+        "summary": [(label, "; ".join(distinct)) for label, distinct in values.items()],
+        "mixed_code": len(hashes) > 1,
+        "headlines": [(stage, stage.headlines) for stage in stages if stage.headlines],
+        "files": [(stage, file) for stage in stages for file in stage.files],
+    }
+
+
+def _read_stage(report: Path, name: str, stages: set[str]) -> Stage:
+    stage = Stage(name, read_cells(report, name, stages), _read_json(report / f"provenance/{name}.json", {}))
+    stage.files = [_describe(report, path) for kind in ("results", "timing") for path in _files(report / kind / name)]
+    tables = {Path(file.name).stem: file.href for file in stage.tables}
+    for headline in _read_json(report / f"headlines/{name}.json", []):
+        table = str(headline.get("table") or "").removesuffix(".csv")
+        if table and table not in tables:
+            log.warning("%s: a headline names the table %s, which is not in results/%s", name, table, name)
+        stage.headlines.append({"text": headline["text"], "href": tables.get(table, "")})
+
+    return stage
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.exists() else default
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in {".csv", ".json"})
+
+
+def _describe(report: Path, path: Path) -> File:
+    href = path.relative_to(report).as_posix()
+    contents = "times and memory" if href.startswith("timing/") else "JSON"
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            columns = len(next(rows, []))
+            contents = f"{sum(1 for _ in rows):,} rows × {columns} columns"
+    return File(path.name, quote(href), contents)
+
+
+def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+    """One line of a provenance file; empty if there is none."""
+    if not provenance:
+        return []
+    code, device, data = (provenance.get(key) or {} for key in ("code", "device", "data"))
+    commit = str(code.get("commit") or "unknown")[:10]
+    if isinstance(device, dict):
+        device = device.get("name") or device.get("type") or _plain(device)
+    if isinstance(data, list):
+        counts = [f" ({item['questions']:,} questions)" if item.get("questions") else "" for item in data]
+        data = [f"{item.get('name', '')}{count}" for item, count in zip(data, counts, strict=True)]
+    rows = {
+        "Profile": provenance.get("profile"),
+        "Commit": commit + (" and uncommitted changes" if code.get("dirty") else ""),
+        "Library": " ".join(str(code[key])[:10] for key in ("version", "library_sha256") if code.get(key)),
+        "Device": device,
+        "Data": _plain(data),
+        "Seeds": _plain(provenance.get("seeds")),
+        "Overrides": _plain(provenance.get("overrides")) or "none",
+    }
+    return [(label, str(value)) for label, value in rows.items() if value]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{key} {item}".strip() for key, item in _flatten(value)) if value else ""
+
+
+def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """Nested dicts and lists as rows (dotted key, text); a scalar or a list of scalars is one row."""
+    if isinstance(value, dict) and value:
+        return [row for name, item in value.items() for row in _flatten(item, f"{key}.{name}".lstrip("."))]
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        names = [item.get("name", i) if isinstance(item, dict) else i for i, item in enumerate(value)]
+        return [row for name, item in zip(names, value, strict=True) for row in _flatten(item, f"{key}[{name}]")]
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value in (None, {}) else str(value)
+    return [(key, text)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m qatlib.report.site", description="Make the HTML report.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("render", help="make the pages again from what stands in a report's folder")
+    command.add_argument("report_dir", type=Path)
+    command = commands.add_parser("publish", help="replace a report by that of a run")
+    command.add_argument("run_dir", type=Path)
+    command.add_argument("report_dir", type=Path)
+    given = parser.parse_args(arguments)
+    if given.command == "render":
+        render(given.report_dir)
+    else:
+        publish(given.run_dir, given.report_dir)
+    print((given.report_dir / "index.html").resolve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""From a run's params to models, data and scores: what the notebooks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qatlib import toyqa
+from qatlib.arguments import TrainingArguments
+from qatlib.evaluate import calibrate, evaluate_perplexity, evaluate_spans, mean_span_loss, set_static_range
+from qatlib.layers import LoraSpec
+from qatlib.model import SwitchableModel, load_pretrained
+from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
+from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
+from qatlib.report.params import Comparison
+from qatlib.report.pipeline import Stage
+from qatlib.schedule import SCHEDULES, Schedule
+from qatlib.squad import Feature, Question, featurize, load_questions, sample
+from qatlib.training import fit
+
+PROBE_WINDOWS = 64
+"""Validation windows on which the loss of every bit-width is looked at while training."""
+
+CALIBRATION_WINDOWS = 64
+"""Training windows that a calibration pass sees."""
+
+
+class Study:
+    """One run's data, models and evaluations; whatever is finished is read from the stage's directory.
+
+    Args:
+        stage: the notebook's stage.
+
+    Attributes:
+        train, validation: questions.
+        device: the GPU where there is one.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.params = stage, stage.params
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.params.compute.threads:
+            torch.set_num_threads(self.params.compute.threads)
+        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        self.train = self._questions("train")
+        self.validation = self._questions("validation")
+
+    def _questions(self, part: str) -> list[Question]:
+        data, seed = self.params.data, self.params.seed
+        source, n = getattr(data, part), getattr(data, f"{part}_questions")
+        if source == "embedded":
+            return toyqa.generate(n, seed=2 * seed + (part == "validation"))
+        return sample(load_questions(source, part), n, seed)
+
+    @property
+    def sizes(self) -> pd.DataFrame:
+        """Questions, paragraphs and windows of both parts."""
+        parts = {"train": (self.train, self.train_features), "validation": (self.validation, self.validation_features)}
+        rows = []
+        for name, (questions, features) in parts.items():
+            tokens = [len(f.input_ids) for f in features]
+            row = {"part": name, "questions": len(questions), "paragraphs": len({q.paragraph for q in questions})}
+            rows.append(row | {"windows": len(features), "mean tokens": np.mean(tokens), "longest": max(tokens)})
+        return pd.DataFrame(rows)
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _source(self) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase]:
+        if self.params.model.source == "embedded":
+            return None, toyqa.build_tokenizer()
+        return load_pretrained(self.params.model.source)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._source[1]
+
+    @property
+    def pad_id(self) -> int:
+        """What batches are padded with: under a causal mask any token does, and transformers warns of its own."""
+        return int(self.tokenizer.pad_token_id == 0)
+
+    def pretrained_model(self) -> SwitchableModel:
+        """A fresh copy of the model before fine-tuning: the weights of `model.source`, or the embedded one, pre-trained here."""
+        model, source = self.params.model, self._source[0]
+        if source is not None:
+            lm = type(source)(source.config)
+            lm.load_state_dict(source.state_dict())
+            return self._switchable(lm)
+        assert model.n_layer and model.n_head and model.n_embd and model.pretraining
+        fresh = self._switchable(toyqa.build_model(model.n_layer, model.n_head, model.n_embd, self.params.seed))
+        fresh.unfreeze_base()
+        self.fit(fresh, model.pretraining, "pretraining")
+        fresh.freeze_base()
+        return fresh
+
+    def teacher(self, kind: str) -> tuple[SwitchableModel, pd.DataFrame]:
+        """The model fine-tuned at full precision, `full` (all weights) or `lora` (adapters), and its training metrics."""
+        model, settings = self.pretrained_model(), self.params.teacher
+        if kind == "full":
+            model.unfreeze_base()
+        else:
+            torch.manual_seed(self.params.seed)
+            model.add_adapters({FULL: LoraSpec(settings.rank, settings.alpha, settings.dropout)})
+        metrics = self.fit(model, getattr(settings, kind), f"teacher_{kind}")
+        model.freeze_base()
+        return model, metrics
+
+    def switchable_model(self, path: Path) -> SwitchableModel:
+        """The saved teacher with a fresh adapter for every precision of `precisions`."""
+        model = self.saved_model(path)
+        lora = self.params.lora
+        columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
+        torch.manual_seed(self.params.seed)
+        model.add_adapters({p.w_bits: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns})
+        return model
+
+    def _switchable(self, lm: PreTrainedModel) -> SwitchableModel:
+        torch.manual_seed(self.params.seed)
+        return SwitchableModel(lm, self.params.quantizer).to(self.device).eval()
+
+    def saved_model(self, path: Path) -> SwitchableModel:
+        """A model from a directory that `SwitchableModel.save` wrote."""
+        return SwitchableModel.load(path)[0].to(self.device).eval()
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def train_features(self) -> list[Feature]:
+        """Training windows."""
+        return self._featurize(self.train)
+
+    @cached_property
+    def validation_features(self) -> list[Feature]:
+        """Validation windows."""
+        return self._featurize(self.validation)
+
+    def _featurize(self, questions: Sequence[Question]) -> list[Feature]:
+        return featurize(questions, self.tokenizer, self.params.data.max_length, self.params.data.stride)
+
+    def full_precision(self, model: SwitchableModel) -> Schedule:
+        """The schedule of unquantized training."""
+        configuration = Configuration.uniform(FULL, model.infos)
+        return lambda step: [configuration]
+
+    def switchable_schedule(self, model: SwitchableModel) -> Schedule:
+        """The schedule of `switchable.schedule`."""
+        settings = self.params.switchable
+        make = SCHEDULES[settings.schedule]
+        return make(self.params.precisions, model.infos, self.params.seed, settings.configurations_per_step)
+
+    def fit(
+        self,
+        model: SwitchableModel,
+        args: TrainingArguments,
+        name: str,
+        schedule: Schedule | None = None,
+        precisions: Sequence[Precision] = (FULL_PRECISION,),
+    ) -> pd.DataFrame:
+        """Train under `name`, from its checkpoint if there is one; every checkpoint probes the loss at `precisions`.
+
+        Returns:
+            The metrics of `qatlib.training.fit`, also written to the results; probes are in columns `loss@<precision>`.
+        """
+        windows = [f for f in self.validation_features if f.start >= 0][:PROBE_WINDOWS]
+
+        def probe() -> dict[str, float]:
+            losses = {}
+            for p in precisions:
+                with model.at(p):
+                    loss = mean_span_loss(model, windows, pad_id=self.pad_id, batch_size=self.params.evaluation.batch_size)
+                losses[f"loss@{p.name}"] = loss
+            return losses
+
+        with self.stage.timed(f"fit_{name}"):
+            metrics = fit(
+                model,
+                self.train_features,
+                args,
+                schedule or self.full_precision(model),
+                pad_id=self.pad_id,
+                seed=self.params.seed,
+                checkpoint=self.stage.checkpoints(name) / "checkpoint.safetensors",
+                mixed_precision=self.params.compute.mixed_precision,
+                probe=lambda: self.probe(model, precisions),
+                description=name,
+            )
+        return self.stage.table(f"training_{name}", lambda: metrics)
+
+    def probe(self, model: SwitchableModel, precisions: Sequence[Precision]) -> dict[str, float]:
+        """Mean span loss of a few validation windows at each precision, in `loss@<precision>`."""
+        windows = [f for f in self.validation_features if f.start >= 0][:PROBE_WINDOWS]
+        losses = {}
+        for p in precisions:
+            with model.at(p):
+                loss = mean_span_loss(model, windows, pad_id=self.pad_id, batch_size=self.params.evaluation.batch_size)
+            losses[f"loss@{p.name}"] = loss
+        return losses
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        """The validation paragraphs that perplexity is measured on."""
+        unique = list(dict.fromkeys(q.context for q in self.validation))
+        return unique[: self.params.data.perplexity_paragraphs]
+
+    def scores(
+        self, model: SwitchableModel, label: str, precisions: Sequence[Precision], questions: int | None = None
+    ) -> pd.DataFrame:
+        """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
+
+        Args:
+            label: what the model is called in the result files.
+            questions: the first so many validation questions; all of them if left out.
+        """
+        chosen = self.validation[:questions]
+        features = [f for f in self.validation_features if f.question < len(chosen)]
+        settings = self.params.evaluation
+
+        def measure(p: Precision) -> pd.DataFrame:
+            frame = evaluate_spans(
+                model,
+                chosen,
+                features,
+                pad_id=self.pad_id,
+                batch_size=settings.batch_size,
+                max_answer_tokens=settings.max_answer_tokens,
+                description=f"{label} at {p.name}",
+            )
+            return frame.drop(columns="prediction")
+
+        return self._each(model, f"scores_{label}", label, precisions, measure)
+
+    def perplexities(
+        self, model: SwitchableModel, label: str, precisions: Sequence[Precision], paragraphs: int | None = None
+    ) -> pd.DataFrame:
+        """Per-paragraph next-token loss at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`."""
+
+        def measure(p: Precision) -> pd.DataFrame:
+            return evaluate_perplexity(
+                model,
+                self.tokenizer,
+                self.paragraphs[:paragraphs],
+                pad_id=self.pad_id,
+                max_length=self.params.data.max_length,
+                batch_size=self.params.evaluation.batch_size,
+                description=f"perplexity of {label} at {p.name}",
+            )
+
+        return self._each(model, f"perplexity_{label}", label, precisions, measure)
+
+    def compare_weight_scales(self, model: SwitchableModel) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Scores and perplexities with weights alone quantized: a scale a channel against a scale a matrix."""
+        size = self.params.post_training.comparison
+        precisions = [FULL_PRECISION, *(Precision(b, FULL) for b in size.bits)]
+        found = []
+        for scales in ("per_channel", "per_tensor"):
+            model.set_quantizer(replace(self.params.quantizer, weights=scales))
+            found.append(self._both(model, scales, precisions, size))
+        model.set_quantizer(self.params.quantizer)
+        return _stack(found)
+
+    def compare_activation_scales(self, model: SwitchableModel) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Scores and perplexities with weights and activations quantized alike, by where activation scales come from.
+
+        `per_token` is dynamic; the others are static, a scale a layer: `calibrated` by a pass at this very precision,
+        `carried_over` from a calibration at the first of the bit-widths, `uncalibrated` at a range of ±1.
+        """
+        size = self.params.post_training.comparison
+        precisions = [Precision(b, b) for b in size.bits]
+        found = [self._both(model, "per_token", [FULL_PRECISION, *precisions], size)]
+        model.set_quantizer(replace(self.params.quantizer, activations="per_tensor_static"))
+        for source in ("calibrated", "carried_over", "uncalibrated"):
+            for p in precisions:
+                if source == "uncalibrated":
+                    set_static_range(model, 1.0)
+                else:
+                    with model.at(p if source == "calibrated" else precisions[0]):
+                        self._calibrate(model)
+                found.append(self._both(model, source, [p], size))
+        model.set_quantizer(self.params.quantizer)
+        return _stack(found)
+
+    def _calibrate(self, model: SwitchableModel) -> None:
+        windows = self.train_features[:CALIBRATION_WINDOWS]
+        calibrate(model, windows, pad_id=self.pad_id, batch_size=self.params.evaluation.batch_size)
+
+    def _both(
+        self, model: SwitchableModel, label: str, precisions: Sequence[Precision], size: Comparison
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        scores = self.scores(model, label, precisions, size.questions)
+        return scores, self.perplexities(model, label, precisions, size.paragraphs)
+
+    def weight_noise(self, model: SwitchableModel, bits: Sequence[int]) -> pd.DataFrame:
+        """SQNR of every switchable weight matrix: `layer`, `role`, `bits`, `scales` (of what kind), `sqnr_db`."""
+        narrow = self.params.quantizer.narrow_range
+        rows = []
+        for info, layer in zip(model.infos, model.layers, strict=True):
+            weight = layer.oriented_weight.detach()
+            for b in bits:
+                for scales, dims in {"per channel": 1, "per tensor": None}.items():
+                    noise = sqnr_db(weight, fake_quantize_dynamic(weight, b, dims, narrow))
+                    rows.append({"layer": info.name, "role": info.role, "bits": b, "scales": scales, "sqnr_db": noise})
+        return pd.DataFrame(rows)
+
+    def size_table(self, model: SwitchableModel, precisions: Sequence[Precision]) -> pd.DataFrame:
+        """Bytes by formula at uniform precisions, in MB (10^6): the switchable weights, and everything else in fp32."""
+        linear = sum(info.weights for info in model.infos)
+        parameters = {id(p): p.numel() for name, p in model.lm.named_parameters() if ".adapters." not in name}
+        rest = 4 * (sum(parameters.values()) - linear)
+        rows = []
+        for p in precisions:
+            size = Configuration.uniform(p, model.infos).storage_bytes(model.infos)
+            row = {
+                "precision": p.name,
+                "weight bits": p.w_bits,
+                "switchable weights MB": size / 1e6,
+                "the rest MB": rest / 1e6,
+            }
+            whole = (4 * linear + rest) / (size + rest)
+            rows.append(row | {"whole model MB": (size + rest) / 1e6, "compression of weights": 4 * linear / size})
+            rows[-1]["compression of the whole"] = whole
+        return pd.DataFrame(rows)
+
+    def _each(
+        self,
+        model: SwitchableModel,
+        name: str,
+        label: str,
+        precisions: Sequence[Precision],
+        measure: Callable[[Precision], pd.DataFrame],
+    ) -> pd.DataFrame:
+        """One result file a precision, so that a killed run has lost one evaluation at most; all of them in one frame."""
+        parts = []
+        for p in precisions:
+            with model.at(p):
+                part = self.stage.table(f"{name}_{p.name}", lambda p=p: measure(p))
+            about = {"model": label, "precision": p.name, "seed": self.params.seed}
+            parts.append(part.assign(**about)[[*about, *part.columns]])
+        return pd.concat(parts, ignore_index=True)
+
+
+def _stack(found: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    scores, perplexities = zip(*found, strict=True)
+    return pd.concat(scores, ignore_index=True), pd.concat(perplexities, ignore_index=True)

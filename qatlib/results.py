@@ -1,0 +1,131 @@
+"""The result files' schema, and the tables that are made from them alone.
+
+Scores are kept per question and per paragraph, so that any two models can be compared in pairs later:
+
+    scores       model, precision, seed, id, paragraph, em, f1, loss        em and f1 in percent, loss in nats
+    perplexity   model, precision, seed, paragraph, nll, tokens             nll summed over the tokens, in nats
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from qatlib import stats
+
+
+class Cell(NamedTuple):
+    """One model at one precision: the columns `model` and `precision` of the result files."""
+
+    model: str
+    precision: str
+
+
+def pick(frame: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    """The rows of one model at one precision, in file order.
+
+    Raises:
+        KeyError: there are none.
+    """
+    rows = frame[(frame["model"] == cell.model) & (frame["precision"].astype(str) == cell.precision)]
+    if rows.empty:
+        raise KeyError(f"no results of {cell.model} at {cell.precision}")
+    return rows.reset_index(drop=True)
+
+
+def cells(frame: pd.DataFrame) -> list[Cell]:
+    """Models and precisions, in order of appearance."""
+    unique = frame[["model", "precision"]].astype(str).drop_duplicates()
+    return [Cell(*row) for row in unique.itertuples(index=False)]
+
+
+def _spread(name: str, estimate: stats.Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **options: Any) -> stats.Estimate:
+    """Mean difference of `metric` between two cells on the same questions, bootstrapped by paragraph.
+
+    Raises:
+        ValueError: the two were not measured on the same questions.
+    """
+    mine, other = pick(scores, cell), pick(scores, reference)
+    if list(mine["id"]) != list(other["id"]):
+        raise ValueError(f"{cell} and {reference} answer different questions: no paired difference")
+    return stats.mean(mine[metric] - other[metric], mine["paragraph"], **options)
+
+
+def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.DataFrame:
+    """F1 and EM of every cell, and its paired change against the reference; intervals by paragraph.
+
+    Args:
+        scores: rows of the `scores` schema.
+        reference: what changes are counted from.
+        options: `resamples`, `confidence`, `seed` of `stats.cluster_bootstrap`.
+
+    Returns:
+        One row a cell: `model`, `precision`, `f1`, `em`, `f1_change`, `em_change` (points, each with `_low`, `_high`),
+        `f1_kept` (percent of the reference's F1), `loss`, `n`, `paragraphs`.
+    """
+    rows = []
+    base = pick(scores, reference)["f1"].mean()
+    for cell in cells(scores):
+        mine = pick(scores, cell)
+        row: dict[str, Any] = cell._asdict()
+        for metric in ("f1", "em"):
+            row |= _spread(metric, stats.mean(mine[metric], mine["paragraph"], **options))
+        for metric in ("f1", "em"):
+            row |= _spread(f"{metric}_change", paired(scores, cell, reference, metric, **options))
+        row |= {"f1_kept": 100 * row["f1"] / base, "loss": mine["loss"].mean()}
+        rows.append(row | {"n": len(mine), "paragraphs": mine["paragraph"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any) -> pd.DataFrame:
+    """Perplexity of every cell and its paired change against the reference in percent.
+
+    Returns:
+        One row a cell: `model`, `precision`, `perplexity`, `perplexity_change` (percent; each with `_low`, `_high`),
+        `tokens`, `paragraphs`.
+    """
+    rows = []
+    base = pick(perplexities, reference)
+    for cell in cells(perplexities):
+        mine = pick(perplexities, cell)
+        value = stats.perplexity(mine["nll"], mine["tokens"], mine["paragraph"], **options)
+        ratio = stats.perplexity_ratio(mine["nll"], base["nll"], mine["tokens"], mine["paragraph"], **options)
+        change = stats.Estimate(*(100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high)), ratio.n, ratio.clusters)
+        row = cell._asdict() | _spread("perplexity", value) | _spread("perplexity_change", change)
+        rows.append(row | {"tokens": int(mine["tokens"].sum()), "paragraphs": len(mine)})
+    return pd.DataFrame(rows)
+
+
+def gap_table(scores: pd.DataFrame, model: str, other: str, metric: str, **options: Any) -> pd.DataFrame:
+    """Paired difference between two models at every precision both were measured at.
+
+    Returns:
+        One row a precision: `precision`, `difference` (`model` minus `other`, in the metric's unit, with `_low`,
+        `_high`), `n`, `paragraphs`.
+    """
+    known = set(cells(scores))
+    shared = [c for c in cells(scores) if c.model == model and Cell(other, c.precision) in known]
+    rows = []
+    for cell in shared:
+        gap = paired(scores, cell, Cell(other, cell.precision), metric, **options)
+        row = {"precision": cell.precision, **_spread("difference", gap)}
+        rows.append(row | {"n": gap.n, "paragraphs": gap.clusters})
+    return pd.DataFrame(rows)
+
+
+def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1) -> pd.DataFrame:
+    """For the page: every `x`, `x_low`, `x_high` as one column `value [low, high]`, and names in words."""
+    shown = table.drop(columns=list(leave_out))
+    for name in [c for c in table if f"{c}_low" in table and c in shown]:
+        triples = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+        shown[name] = [f"{v:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−") for v, low, high in triples]
+        shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
+    words = {"f1": "F1", "em": "EM"}
+    shown.columns = [" ".join(words.get(part, part) for part in str(c).split("_")) for c in shown]
+    return shown

@@ -1,0 +1,390 @@
+"""SQuAD: questions -> windows of tokens -> answer spans -> exact match and F1 of every question.
+
+Source of the data layout and of the scores: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine
+Comprehension of Text", and its official script evaluate-v1.1.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+import string
+import zlib
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+# The question comes first: a causal model's context token only attends to what stands before it. The line ends after
+# "Context:" so that a byte-level tokenizer meets the context's first word at the start of a line.
+PREFIX = "Question: {question}\nContext:\n"
+
+
+class DataError(ValueError):
+    """Data that cannot be used: one sentence saying what is wrong, where, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One annotated answer: `context[start : start + len(text)] == text`, in characters."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one paragraph, with at least one answer."""
+
+    id: str
+    title: str
+    context: str
+    question: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def paragraph(self) -> str:
+        """12 hex digits naming the context: the cluster of the bootstrap, as questions of one paragraph go together."""
+        return hashlib.sha256(self.context.encode()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _field(node: object, key: str, kind: type, where: str) -> Any:
+    """`node[key]` of the given JSON type, or a DataError that names the key and where it was looked for."""
+    if not isinstance(node, Mapping) or key not in node:
+        raise DataError(f"{where}: the key '{key}' is missing; SQuAD v1.1's layout has it there.")
+    if type(node[key]) is not kind:
+        raise DataError(f"{where}: '{key}' is a {type(node[key]).__name__}, but must be a {kind.__name__}.")
+    return node[key]
+
+
+def _question(source: str, id: str, title: str, context: str, question: str, answers: list[tuple[str, int]]) -> Question:
+    """A checked Question; every answer must stand at its offset in the context."""
+    where = f"{source}, question '{id}'"
+    if not answers:
+        raise DataError(f"{where}: there is no answer; every question must have at least one.")
+    for text, start in answers:
+        if not text.strip():
+            raise DataError(f"{where}: an answer is empty; it must be a part of the context.")
+        if start < 0 or context[start : start + len(text)] != text:
+            raise DataError(f"{where}: the answer {text!r} is not at its offset {start} in the context, where it must stand.")
+    try:
+        (context + question).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: half a surrogate pair in the text; it must be valid Unicode.") from None
+    return Question(id, title, context, question, tuple(Answer(text, start) for text, start in answers))
+
+
+def _unique(questions: Iterable[tuple[str, Question]], empty: str) -> list[Question]:
+    """The questions of (source, question) pairs; DataError when two share an id, or (with `empty`) there are none."""
+    first_seen: dict[str, str] = {}
+    kept = []
+    for source, question in questions:
+        if question.id in first_seen:
+            raise DataError(
+                f"{source}, question '{question.id}': the id was already used in {first_seen[question.id]}; ids must be unique."
+            )
+        first_seen[question.id] = source
+        kept.append(question)
+    if not kept:
+        raise DataError(f"{empty}: there are no questions; at least one is needed.")
+    return kept
+
+
+def _read_json(path: str | Path) -> object:
+    try:
+        raw = Path(path).read_bytes()
+        return json.loads(gzip.decompress(raw) if str(path).endswith(".gz") else raw)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the file does not exist; give a SQuAD v1.1 JSON file, plain or .gz.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: the gzip file is damaged or cut short ({error}); fetch it again.") from None
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be read ({error.strerror}).") from None
+    except ValueError as error:  # JSON's own and UTF-8's errors
+        raise DataError(f"{path}: the file is not JSON ({error}); a SQuAD v1.1 JSON file is needed.") from None
+
+
+def _read_file(path: str | Path) -> Iterable[Question]:
+    for a, article in enumerate(_field(_read_json(path), "data", list, f"{path}")):
+        in_article = f"{path}, data[{a}]"
+        title = _field(article, "title", str, in_article)
+        for p, paragraph in enumerate(_field(article, "paragraphs", list, in_article)):
+            in_paragraph = f"{in_article}.paragraphs[{p}]"
+            context = _field(paragraph, "context", str, in_paragraph)
+            for q, qa in enumerate(_field(paragraph, "qas", list, in_paragraph)):
+                id = _field(qa, "id", str, f"{in_paragraph}.qas[{q}]")
+                where = f"{path}, question '{id}'"
+                answers = [
+                    (_field(answer, "text", str, where), _field(answer, "answer_start", int, where))
+                    for answer in _field(qa, "answers", list, where)
+                ]
+                yield _question(str(path), id, title, context, _field(qa, "question", str, where), answers)
+
+
+def read_squad(paths: str | Path | Sequence[str | Path]) -> list[Question]:
+    """Read one or several SQuAD v1.1 JSON files, plain or gzipped (`.gz`), in order.
+
+    Raises:
+        DataError: a file is missing, cut short, not JSON or not in the layout; an answer is not at its offset; a
+            question has no answer; two questions share an id; there are no questions.
+    """
+    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    pairs = ((str(path), question) for path in files for question in _read_file(path))
+    return _unique(pairs, ", ".join(map(str, files)) or "the list of files")
+
+
+def write_squad(questions: Sequence[Question], path: str | Path) -> None:
+    """Write questions as a SQuAD v1.1 JSON file (gzipped when the name ends in `.gz`) that `read_squad` reads back.
+
+    The bytes depend on the questions only, and the file appears whole or not at all.
+    """
+    articles = [
+        {
+            "title": title,
+            "paragraphs": [
+                {
+                    "context": context,
+                    "qas": [
+                        {
+                            "id": q.id,
+                            "question": q.question,
+                            "answers": [{"text": a.text, "answer_start": a.start} for a in q.answers],
+                        }
+                        for q in in_paragraph
+                    ],
+                }
+                for context, in_paragraph in groupby(in_article, key=lambda q: q.context)
+            ],
+        }
+        for title, in_article in groupby(questions, key=lambda q: q.title)
+    ]
+    raw = json.dumps({"version": "1.1", "data": articles}).encode()
+    # The temporary file lies beside the real one, as a rename is atomic within one file system only.
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(gzip.compress(raw, mtime=0) if path.name.endswith(".gz") else raw)
+    temporary.replace(path)
+
+
+def load_questions(source: str | Sequence[str | Path], split: str) -> list[Question]:
+    """Load the questions of one split.
+
+    Args:
+        source: `"hub:ID"`, a data set of the hub; `"dir:PATH"`, a local directory in the hub's layout (parquet or JSON
+            shards); or a list of SQuAD v1.1 JSON files, which are themselves the split.
+        split: as the `datasets` library writes it: `"train"`, `"validation"`, `"train[:1000]"`.
+
+    Raises:
+        DataError: whatever makes the source unusable. Nothing else is ever loaded in its place.
+    """
+    if not isinstance(source, str):
+        return read_squad(source)
+    kind, _, name = source.partition(":")
+    if kind not in ("hub", "dir") or not name:
+        raise DataError(f"data source '{source}': not known; allowed are 'hub:ID', 'dir:PATH' and a list of files.")
+    if kind == "dir" and not Path(name).is_dir():
+        raise DataError(f"{source}: the directory does not exist; give one that holds a hub data set's shards.")
+
+    import datasets  # here, not above: seconds of import that no other source needs
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # many types come out of the libraries below it, and all mean the same here
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise DataError(f"{source}, split '{split}': the data set cannot be loaded ({reason}).") from error
+
+    def parse(row: Mapping[str, Any]) -> Question:
+        id = _field(row, "id", str, source)
+        where = f"{source}, question '{id}'"
+        title, context, question = (_field(row, key, str, where) for key in ("title", "context", "question"))
+        answers = _field(row, "answers", dict, where)
+        texts, starts = (_field(answers, key, list, where) for key in ("text", "answer_start"))
+        if len(texts) != len(starts):
+            raise DataError(f"{where}: {len(texts)} answer texts but {len(starts)} offsets, which must pair up.")
+        return _question(source, id, title, context, question, list(zip(texts, starts, strict=True)))
+
+    return _unique(((source, parse(row)) for row in rows), f"{source}, split '{split}'")
+
+
+def sample(questions: Sequence[Question], n: int | None, seed: int) -> list[Question]:
+    """At most `n` questions (None: all), drawn without replacement with `seed`, in their original order."""
+    if n is None or n >= len(questions):
+        return list(questions)
+    return [questions[i] for i in sorted(random.Random(seed).sample(range(len(questions)), n))]
+
+
+# --------------------------------------------------------------------------------------------------- tokens and spans
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One window: a question and as much of its context as fits.
+
+    Attributes:
+        question: index into the list of questions.
+        input_ids: bos (where the tokenizer has one), the question, then a run of context tokens, which end it.
+        context_start: position in `input_ids` of the first context token.
+        offsets: (first, one past the last) character in the context, whitespace excluded at both ends, of every
+            context token in order; both equal for a token of whitespace only.
+        start, end: positions in `input_ids` of the first answer's first and last token, or both -1 when this window
+            does not hold all of it.
+    """
+
+    question: int
+    input_ids: tuple[int, ...]
+    context_start: int
+    offsets: tuple[tuple[int, int], ...]
+    start: int
+    end: int
+
+
+def _strip(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without whitespace at both ends; a span of whitespace only shrinks to its end."""
+    kept_start = end - len(text[start:end].lstrip())
+    return kept_start, max(kept_start, start + len(text[start:end].rstrip()))
+
+
+def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> list[Feature]:
+    """Cut every question into windows of at most `max_length` tokens that overlap by `stride` context tokens.
+
+    At least half a window, and more than `stride` tokens, is context: a question too long for the rest keeps its
+    first part. The tokenizer must be a fast one, as offsets are needed. A character that is several byte-level tokens
+    gives each of them the whole character, and an answer runs from the first token over its first character to the
+    last token over its last one.
+
+    Raises:
+        DataError: `max_length` leaves no room for a token of the question and `stride + 1` of the context.
+    """
+    before, after = PREFIX.split("{question}")
+
+    def encode(texts: list[str], **options: bool) -> Any:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
+
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    marker = encode([after])["input_ids"][0]
+    question_room = max_length - max(max_length // 2, stride + 1) - len(bos) - len(marker)
+    if stride < 0 or question_room < 1:
+        raise DataError(
+            f"max_length {max_length} with stride {stride}: there is no room for a question and for stride + 1 tokens "
+            "of its context; allowed is a larger max_length or a smaller stride of at least 0."
+        )
+    if not questions:
+        return []
+    # Questions share contexts, so each distinct one is tokenized once.
+    contexts = list(dict.fromkeys(question.context for question in questions))
+    encoded = encode(contexts, return_offsets_mapping=True)
+    tokens = {
+        context: (ids, [_strip(context, *span) for span in spans])
+        for context, ids, spans in zip(contexts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    }
+    heads = encode([before + question.question for question in questions])["input_ids"]
+
+    features = []
+    for index, (question, head) in enumerate(zip(questions, heads, strict=True)):
+        prefix = [*bos, *head[:question_room], *marker]
+        ids, offsets = tokens[question.context]
+        answer = question.answers[0]
+        first_char, past_char = _strip(question.context, answer.start, answer.start + len(answer.text))
+        first = bisect_right(offsets, first_char, key=lambda span: span[1])
+        last = bisect_left(offsets, past_char, key=lambda span: span[0]) - 1
+
+        room = max_length - len(prefix)
+        for begin in range(0, max(1, len(ids) - stride), room - stride):
+            shift = len(prefix) - begin
+            whole = begin <= first <= last < begin + room
+            features.append(
+                Feature(
+                    question=index,
+                    input_ids=(*prefix, *ids[begin : begin + room]),
+                    context_start=len(prefix),
+                    offsets=tuple(offsets[begin : begin + room]),
+                    start=first + shift if whole else -1,
+                    end=last + shift if whole else -1,
+                )
+            )
+    return features
+
+
+def best_spans(
+    features: Sequence[Feature],
+    start_logits: Sequence[Any],
+    end_logits: Sequence[Any],
+    n_questions: int,
+    max_answer_tokens: int,
+) -> list[tuple[int, int]]:
+    """Each question's best span in characters of its context, over all its windows.
+
+    The span maximises start logit + end logit among runs of 1 to `max_answer_tokens` context tokens; of equal ones the
+    first window's, then the one that starts, then ends, first wins. A token of whitespace is neither start nor end.
+
+    Args:
+        features: the windows, in any number per question.
+        start_logits, end_logits: for each window a 1-D tensor or array of `len(input_ids)` floats.
+        n_questions: the length of the result; a question with no window gets the empty span (0, 0).
+
+    Raises:
+        ValueError: logits of the wrong length, or not a number.
+    """
+    best = [(-torch.inf, (0, 0))] * n_questions
+    for feature, starts, ends in zip(features, start_logits, end_logits, strict=True):
+        start, end = (torch.as_tensor(logits).detach().float().cpu() for logits in (starts, ends))
+        if start.shape != (len(feature.input_ids),) or end.shape != start.shape:
+            raise ValueError(
+                f"question {feature.question}: logits of shape {tuple(start.shape)} and {tuple(end.shape)} for "
+                f"{len(feature.input_ids)} tokens; there must be one for each."
+            )
+        blank = torch.tensor([first == past for first, past in feature.offsets], dtype=torch.bool)
+        start = start[feature.context_start :].masked_fill(blank, -torch.inf)
+        end = end[feature.context_start :].masked_fill(blank, -torch.inf)
+        # scores[i, k] is the span from token i to token i + k: a band of the outer sum, never the whole of it.
+        past_the_end = end.new_full((max_answer_tokens - 1,), -torch.inf)
+        scores = start[:, None] + torch.cat([end, past_the_end]).unfold(0, max_answer_tokens, 1)
+        flat = int(scores.argmax())
+        score = float(scores.flatten()[flat])
+        if score != score:
+            raise ValueError(f"question {feature.question}: a logit is not a number.")
+        if score > best[feature.question][0]:
+            i, k = divmod(flat, max_answer_tokens)
+            best[feature.question] = (score, (feature.offsets[i][0], feature.offsets[i + k][1]))
+    return [span for _, span in best]
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, English articles and extra whitespace (evaluate-v1.1.py)."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def _token_f1(prediction: str, answer: str) -> float:
+    predicted, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    same = sum((Counter(predicted) & Counter(wanted)).values())
+    return 2 * same / (len(predicted) + len(wanted)) if same else 0.0
+
+
+def exact_match(prediction: str, answers: Sequence[Answer]) -> float:
+    """1.0 when the normalized prediction equals one of the normalized answers, else 0.0 (evaluate-v1.1.py)."""
+    wanted = normalize_answer(prediction)
+    return float(any(normalize_answer(answer.text) == wanted for answer in answers))
+
+
+def f1(prediction: str, answers: Sequence[Answer]) -> float:
+    """Best F1, in [0, 1], of the prediction's bag of tokens against an answer's (evaluate-v1.1.py)."""
+    return max(_token_f1(prediction, answer.text) for answer in answers)

@@ -1,0 +1,51 @@
+"""Fixtures that several test modules share."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """A GPT-2-style tokenizer, trained on too little to hold any character beyond ASCII in one token."""
+    bpe = ByteLevelBPETokenizer()
+    text = "Where was the old king born? The king was born in New York, in the year 1923, and moved to the city."
+    bpe.train_from_iterator([text] * 3, vocab_size=320, special_tokens=["<|endoftext|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def tiny_lm() -> Callable[..., PreTrainedModel]:
+    """Makes two-block decoders with random weights, of any of five families."""
+    return _tiny_lm
+
+
+def _tiny_lm(kind: str = "gpt2", **changes: int) -> PreTrainedModel:
+    """A two-block decoder with random weights, of any of five families."""
+    common = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    llama = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes = {
+        "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 64},
+        "llama": llama | {"num_key_value_heads": 2},
+        "gpt_neox": llama,
+        "phi": llama,
+        "opt": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 48,
+            "word_embed_proj_dim": 32,
+        },
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **common, **(sizes[kind] | changes))
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """A batch of (3, 17) token ids."""
+    return torch.randint(1, 97, (3, 17), generator=torch.Generator().manual_seed(1))

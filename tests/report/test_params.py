@@ -1,0 +1,257 @@
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatlib.precision import Precision
+from qatlib.report.params import ROOT, SECTIONS, STAGES, UPSTREAM, Params, load_params, profile_path
+from qatlib.report.strict_yaml import ParamsError
+
+PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
+BIT_WIDTH = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
+SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.json, .json.gz)"
+
+# override of `quick`, the sentence without its `SET: `
+WRONG = {
+    "negative": ("seed=-1", "seed is -1; allowed is an integer of at least 0"),
+    "bool for int": ("seed=true", "seed is true; allowed is an integer of at least 0"),
+    "text for int": ('seed="8"', 'seed is "8"; allowed is an integer of at least 0'),
+    "float for int": ("seed=1.0", "seed is 1.0; allowed is an integer of at least 0"),
+    "octal": ("seed=010", 'seed is "010"; allowed is an integer of at least 0'),
+    "nothing": ("seed=", "seed is null; allowed is an integer of at least 0"),
+    "key in a value": ("seed.x=1", 'seed.x is "1"; allowed is seed itself, which has no keys inside'),
+    "no override": ("seed", '"seed" is no override; allowed is dotted.key=value'),
+    "unknown section": ("tutor={}", "tutor is an unknown key, given {}; allowed are compute, data, evaluation, lora, "),
+    "unknown key": (
+        "model.n_layers=3",
+        "model.n_layers is an unknown key, given 3; allowed are n_embd, n_head, n_layer",
+    ),
+    "near key": ("teacher.full.step=3", "warmup_steps, weight_decay (did you mean steps?)"),
+    "missing key": ("compute={}", "compute.mixed_precision is missing; allowed is 'no' or 'bf16'"),
+    "value for section": ("lora=3", "lora is 3; allowed is a section with ranks, alphas, dropouts"),
+    "nan": ("teacher.alpha=.nan", "teacher.alpha is NaN; allowed is a number of more than 0"),
+    "infinity": ("teacher.alpha=.inf", "teacher.alpha is Infinity; allowed is a number of more than 0"),
+    "bool for float": ("teacher.alpha=true", "teacher.alpha is true; allowed is a number of more than 0"),
+    "dropout of 1": ("teacher.dropout=1", "teacher.dropout is 1; allowed is a number of at least 0 and less than 1"),
+    "long warm-up": (
+        "teacher.lora.warmup_steps=999",
+        "teacher.lora.warmup_steps is 999; allowed is an integer from 0 to steps",
+    ),
+    "bit-width of 1": ("precisions=[1]", f"precisions[0] is 1; allowed is {BIT_WIDTH}"),
+    "bit-width of 17": (
+        "post_training.precisions=[w17a8]",
+        f'post_training.precisions[0] is "w17a8"; allowed is {BIT_WIDTH}',
+    ),
+    "no precisions": ("precisions=[]", f"precisions is []; allowed is a list of at least one, each {BIT_WIDTH}"),
+    "no list": ("precisions=8", f"precisions is 8; allowed is a list of at least one, each {BIT_WIDTH}"),
+    "width twice": (
+        "precisions=[8, w8a4]",
+        'precisions is [8, "w8a4"]; allowed is a list with each weight bit-width once',
+    ),
+    "short list": ("lora.ranks=[8]", "lora.ranks is [8]; allowed is a list of 5 values, one for each of precisions"),
+    "rank of 0": ("lora.ranks=[8,8,0,8,8]", "lora.ranks[2] is 0; allowed is an integer of at least 1"),
+    "choice": ("teacher.base=best", "teacher.base is \"best\"; allowed is 'full' or 'lora'"),
+    "int for bool": ("quantizer.narrow_range=1", "quantizer.narrow_range is 1; allowed is true or false"),
+    "few resamples": ("evaluation.resamples=99", "evaluation.resamples is 99; allowed is an integer of at least 100"),
+    "sure": (
+        "evaluation.confidence=1",
+        "evaluation.confidence is 1; allowed is a number of more than 0 and less than 1",
+    ),
+    "threads": ("compute.threads=0", "compute.threads is 0; allowed is an integer of at least 1 or null"),
+    "stride": (
+        "data.stride=64",
+        "data.stride is 64; allowed is an integer from 0 to less than half of data.max_length (128)",
+    ),
+    "no file": (
+        "data.train=[a.json]",
+        'data.train is ["a.json"]; allowed is a list of files that exist, which "a.json" does not',
+    ),
+    "other file": (
+        "data.train=[Makefile]",
+        'allowed is a list of files named .json or .json.gz, which "Makefile" is not',
+    ),
+    "no files": ("data.train=[]", f"data.train is []; allowed is {SOURCES}"),
+    "bare file": ("data.train=a.json", f'data.train is "a.json"; allowed is {SOURCES}'),
+    "no directory": ("data.train=dir:no", "data.train is \"dir:no\"; allowed is a directory that exists after 'dir:'"),
+    "no hub id": ("data.train=hub:a/b/c", "data.train is \"hub:a/b/c\"; allowed is 'hub:NAME' or 'hub:OWNER/NAME'"),
+    "how many": (
+        "data.train_questions=null",
+        "data.train_questions is null; allowed is an integer of at least 1, because",
+    ),
+    "other words": (
+        "data.train=hub:squad",
+        "data.train is \"hub:squad\"; allowed is 'embedded', because model.source is",
+    ),
+    "no weights": (
+        "model.source=pip:gpt2",
+        "model.source is \"pip:gpt2\"; allowed is 'embedded', 'hub:ID', 'dir:PATH' or ",
+    ),
+    "no shape": (
+        "model.n_layer=null",
+        "model.n_layer is null; allowed is an integer of at least 1, because model.source is",
+    ),
+    "heads": ("model.n_embd=130", "model.n_embd is 130; allowed is a multiple of model.n_head (4)"),
+    "no pretraining": (
+        "model.pretraining=null",
+        "model.pretraining is null; allowed is a section of training arguments, ",
+    ),
+    "no YAML": (
+        "seed=[1",
+        "seed: is not YAML (expected ',' or ']', but got '<stream end>'); allowed is one YAML value",
+    ),
+    "key twice": (
+        "lora={ranks: [1], ranks: [2]}",
+        "lora: ranks is given twice, again in line 1; allowed is one value a key",
+    ),
+    "number as key": ("seed={1: 2}", "seed: 1 in line 1 is used as a key; allowed are words"),
+    "alias of itself": (
+        "seed=&a [*a]",
+        "seed: the value in line 1 contains itself; allowed is an alias of something else",
+    ),
+    "tag": (
+        "seed=!!python/name:os.system",
+        "has the tag tag:yaml.org,2002:python/name:os.system; allowed are plain values",
+    ),
+}
+
+
+@pytest.mark.parametrize(("override", "sentence"), WRONG.values(), ids=WRONG)
+def test_wrong_override(override: str, sentence: str) -> None:
+    with pytest.raises(ParamsError) as error:
+        load_params("quick", [override])
+    text = str(error.value)
+    assert text.startswith("SET: ")
+    assert sentence in text
+    assert "allowed" in text
+    assert "\n" not in text
+
+
+# the file's text, the sentence without the file's name
+WRONG_FILES = {
+    "empty": ("", "holds null; allowed is a mapping with seed, model, data"),
+    "list": ("[1]", "holds [1]; allowed is a mapping with seed, model, data"),
+    "broken": ("seed: 1\nmodel: [\n", "is not YAML in line 3 (expected the node content, but found '<stream end>')"),
+    "two documents": ("seed: 1\n---\nseed: 2\n", "is not YAML in line 2 (but found another document); allowed is one"),
+    "key twice": ("seed: 1\nmodel: {}\nseed: 2\n", "seed is given twice, again in line 3; allowed is one value a key"),
+    "inner key twice": (
+        "model:\n  source: a\n  source: b\n",
+        "model.source is given twice, again in line 3; allowed is",
+    ),
+    "section missing": (
+        "seed: 1\n",
+        "model is missing; allowed is a section with source, n_layer, n_head, n_embd, pretr",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_wrong_file(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError) as error:
+        load_params(str(path))
+    assert str(error.value).startswith(f"{path}: {sentence}")
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ParamsError, match="mine.yaml: is not UTF-8 text; allowed is YAML in UTF-8"):
+        load_params(str(path))
+
+
+@pytest.mark.parametrize(
+    ("profile", "sentence"),
+    [
+        ("quik", 'PROFILE: "quik" is not a profile; allowed is one of gpt2-squad, quick, smoke, '),
+        ("no/such.yaml", 'PROFILE: "no/such.yaml" is not a file; allowed is one of'),
+    ],
+)
+def test_wrong_profile(profile: str, sentence: str) -> None:
+    with pytest.raises(ParamsError) as error:
+        load_params(profile)
+    assert str(error.value).startswith(sentence)
+
+
+def test_profile_path_must_not_shadow_a_profile(tmp_path: Path) -> None:
+    (tmp_path / "quick.yaml").write_text((ROOT / "params/quick.yaml").read_text())
+    with pytest.raises(ParamsError, match="has the name of params/quick.yaml; allowed is any other name"):
+        profile_path(str(tmp_path / "quick.yaml"))
+    assert profile_path("params/quick.yaml") == profile_path("quick")
+
+
+def test_error_names_file_where_the_override_is_elsewhere() -> None:
+    with pytest.raises(ParamsError, match=r"^params/quick.yaml: lora.ranks is \[8, 8, 8, 8, 8\]; allowed is a list of 1 "):
+        load_params("quick", ["precisions=[8]"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_committed_profiles_are_valid(profile: str) -> None:
+    assert load_params(profile).precisions
+
+
+def squad_files(folder: Path) -> tuple[Path, Path]:
+    first, second = folder / "a.json", folder / "b.json.gz"
+    first.write_text("{}")
+    second.write_bytes(b"")
+    return first, second
+
+
+def test_files_are_made_absolute_and_apart(tmp_path: Path) -> None:
+    a, b = squad_files(tmp_path)
+    params = load_params("gpt2-squad", [f"data.train=[{a}]", f"data.validation=[{b}]", f"model.source=dir:{tmp_path}"])
+    assert params.data.train == (str(a),)
+    assert params.model.source == f"dir:{tmp_path}"
+    with pytest.raises(ParamsError, match="allowed is a list that names no file twice"):
+        load_params("gpt2-squad", [f"data.train=[{a},{a}]"])
+    with pytest.raises(ParamsError, match='data.validation is .*; allowed is files that are not in data.train, which "b.js'):
+        load_params("gpt2-squad", [f"data.train=[{b}]", f"data.validation=[{b}]"])
+
+
+def test_overrides_apply_in_order_and_read_numbers_as_yaml_1_2() -> None:
+    params = load_params("quick", ["teacher.full={steps: 9, batch_size: 1, learning_rate: 1e-3}", "teacher.full.steps=7"])
+    assert (params.teacher.full.steps, params.teacher.full.learning_rate) == (7, 0.001)
+    assert load_params("quick", ["compute.mixed_precision=no"]).compute.mixed_precision == "no"
+    assert load_params("quick", ["teacher.alpha=3"]).teacher.alpha == 3.0
+
+
+def test_aliases_are_copies(tmp_path: Path) -> None:
+    text = (ROOT / "params/smoke.yaml").read_text().replace("  full: {", "  full: &same {")
+    lines = ["  lora: *same" if line.startswith("  lora: {") else line for line in text.splitlines()]
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(lines))
+    params = load_params(str(path), ["teacher.full.steps=9"])
+    assert (params.teacher.full.steps, params.teacher.lora.steps) == (9, 6)
+
+
+def test_stages_depend_on_every_section_once() -> None:
+    assert sorted(name for sections in SECTIONS.values() for name in sections) == sorted(Params.model_fields)
+    assert tuple(SECTIONS) == tuple(UPSTREAM) == STAGES
+
+
+_widths = st.lists(st.sampled_from([*range(2, 17), 32]), min_size=1, unique=True)
+
+
+@settings(deadline=None)
+@given(data=st.data(), widths=_widths, seed=st.integers(0, 2**40))
+def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def per_precision(values: st.SearchStrategy[Any]) -> list[Any]:
+        return data.draw(st.lists(values, min_size=len(widths), max_size=len(widths)))
+
+    changes: Mapping[str, Any] = {
+        "seed": seed,
+        "precisions": [Precision(w, data.draw(st.sampled_from([4, 8, 32]))).name for w in widths],
+        "lora.ranks": per_precision(st.integers(1, 64)),
+        "lora.alphas": per_precision(st.floats(0, 1e9, exclude_min=True)),
+        "lora.dropouts": per_precision(st.floats(0, 1, exclude_max=True)),
+        "compute.mixed_precision": data.draw(st.sampled_from(["no", "bf16"])),
+    }
+    params = load_params("quick", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    path = tmp_path_factory.mktemp("params") / "mine.yaml"
+    path.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    assert load_params(str(path)) == params

@@ -1,0 +1,165 @@
+"""Injection into five families, switching, saving; one sentence for what can't be loaded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.model import ModelError, SwitchableModel, load_pretrained
+from qatlib.precision import ROLES
+
+SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 6), 32: LoraSpec(4, 4)}
+FAMILIES = {
+    "gpt2": {"c_attn": "qkv", "attn.c_proj": "attn_out", "c_fc": "mlp_in", "mlp.c_proj": "mlp_out"},
+    "llama": {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv"),
+        "o_proj": "attn_out",
+        **dict.fromkeys(("gate_proj", "up_proj"), "mlp_in"),
+        "down_proj": "mlp_out",
+    },
+    "gpt_neox": {"query_key_value": "qkv", "attention.dense": "attn_out", "dense_h_to_4h": "mlp_in", "dense_4h_to_h": "mlp_out"},
+    "phi": {**dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv"), "attn.dense": "attn_out", "fc1": "mlp_in", "fc2": "mlp_out"},
+    "opt": {**dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv"), "out_proj": "attn_out", "fc1": "mlp_in", "fc2": "mlp_out"},
+}
+
+
+@pytest.fixture
+def switchable(tiny_lm):
+    def make(kind: str = "gpt2") -> SwitchableModel:
+        model = SwitchableModel(tiny_lm(kind)).eval()
+        model.add_adapters(SPECS)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_injection_changes_no_bit_of_the_output_and_finds_every_role(kind, tokens, switchable, tiny_lm):
+    plain = tiny_lm(kind)(tokens).logits
+    model = switchable(kind)
+    assert torch.equal(model.lm(tokens).logits, plain)
+    assert torch.equal(model.next_token_logits(model(tokens).hidden), plain)
+    for info in model.infos:
+        assert FAMILIES[kind][next(end for end in FAMILIES[kind] if info.name.endswith(end))] == info.role
+    assert {info.block for info in model.infos} == {0, 1} and {info.role for info in model.infos} == set(ROLES)
+    assert len(model.infos) == 2 * len(FAMILIES[kind])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_only_the_blocks_linear_layers_are_replaced(kind, switchable, tiny_lm):
+    before = {n for n, m in tiny_lm(kind).named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
+    model = switchable(kind)
+    after = {n for n, m in model.lm.named_modules() if isinstance(m, SwitchableLinear)}
+    assert before - after == {"lm_head"} and {info.name for info in model.infos} == after
+
+
+def test_padding_on_the_right_changes_nothing_before_it(tokens, switchable):
+    model = switchable()
+    padded = torch.cat([tokens, torch.zeros(3, 6, dtype=tokens.dtype)], 1)
+    assert torch.allclose(model(padded).start[:, :17], model(tokens).start, atol=1e-6)
+
+
+def test_switching_is_exact_there_and_back(tokens, switchable):
+    model = switchable()
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.adapters["4"].lora_B)
+    full = model(tokens).start
+    with model.at(4):
+        low = model(tokens).start
+        with model.at({"mlp": 8}):
+            assert {p.w_bits for p in model.configuration.values()} == {4, 8}
+        assert torch.equal(model(tokens).start, low)
+    assert torch.equal(model(tokens).start, full) and not torch.equal(low, full)
+
+
+def test_a_wrong_switch_switches_nothing(switchable):
+    model = switchable()
+    model.set_precision({"qkv": 8, "mlp": 4})
+    before = model.configuration
+    with pytest.raises(ValueError, match="names no layer"):
+        model.set_precision({"qkv": 2, "nothing": 4})
+    assert model.configuration == before
+    with pytest.raises(ZeroDivisionError), model.at(2):
+        raise ZeroDivisionError
+    assert model.configuration == before
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_saved_models_reload_equal_here_and_by_from_pretrained(kind, tokens, tmp_path, byte_level_tokenizer, switchable):
+    model = switchable(kind)
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p) * 0.05)
+    model.save(tmp_path, byte_level_tokenizer)
+    again, _ = SwitchableModel.load(tmp_path)
+    again.eval()
+    for bits in (32, 8, 4):
+        with model.at(bits), again.at(bits):
+            assert torch.equal(model(tokens).start, again(tokens).start)
+            assert torch.equal(model.lm(tokens).logits, again.lm(tokens).logits)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    model.add_adapters({})
+    assert torch.equal(base(tokens).logits, model.lm(tokens).logits)
+    assert not [p.name for p in tmp_path.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_merging_keeps_the_full_precision_function(tokens, switchable):
+    model = switchable()
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.adapters["32"].lora_B, std=0.1)
+    y = model(tokens).start
+    model.merge_adapter()
+    assert not model.lora and torch.allclose(model(tokens).start, y, atol=1e-5)
+    with pytest.raises(ValueError, match="no adapter at 32 bits"):
+        model.merge_adapter()
+
+
+def test_freezing_and_unfreezing(switchable):
+    model = switchable()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(".adapters." in n or n.startswith("qa_outputs") for n in trained) and len(trained) > 2
+    model.unfreeze_base()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def bad_directories(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("noweights", "pickled"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("dir:{}/nowhere", "no such directory"),
+        ("dir:{}/empty", "no config.json"),
+        ("dir:{}/noweights", "no weights in it"),
+        ("dir:{}/pickled", "pickled ones are not"),
+        ("hub:nobody/nothing", "nobody/nothing"),
+        ("gpt2", "allowed are hub:ID, dir:PATH"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(source, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    bad_directories(tmp_path)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_pretrained(source.format(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_plain_model_directory_is_no_switchable_model(tmp_path, byte_level_tokenizer, tiny_lm):
+    tiny_lm().save_pretrained(tmp_path)
+    byte_level_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no switchable model was saved here"):
+        SwitchableModel.load(tmp_path)
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(ModelError, match="no list of decoder blocks"):
+        SwitchableModel(torch.nn.Linear(3, 3))  # type: ignore[arg-type]

@@ -1,0 +1,301 @@
+"""The engine on notebooks that compute next to nothing: make, content keys, kills, failures, memory on disk."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatlib.report.keys import Run
+from qatlib.report.params import STAGES
+from qatlib.report.pipeline import Stage
+from qatlib.report.tables import read_table, write_table
+
+REPOSITORY = Path(__file__).parents[1]
+PARAMETERS = 'profile = "quick"\noverrides = []'
+
+# A stage that logs what it computes, stops where a file tells it to, and uses everything a stage offers.
+FIRST = [
+    ("# What is tested?", "prose"),
+    (PARAMETERS, "parameters"),
+    (
+        "from pathlib import Path\nimport time\nimport pandas as pd\n"
+        "import matplotlib.pyplot as plt\nfrom qatlib.report.pipeline import Stage",
+        "",
+    ),
+    ('stage = Stage("01_build", profile, overrides)', ""),
+    (
+        'log = Path("log").open("a")\n'
+        'a = stage.table("a", lambda: (log.write("a"), log.flush(), pd.DataFrame({"x": [stage.params.seed / 3]}))[2])\n'
+        'Path("reached").touch()\n'
+        'while Path("slow").exists(): time.sleep(0.05)\n'
+        'if Path("broken").exists(): raise ValueError("dev.json: is no SQuAD file")',
+        "",
+    ),
+    (
+        'with stage.timed("b"):\n    b = stage.record("b", lambda: (log.write("b"), log.flush(), {"y": 1})[2])\n'
+        '(stage.checkpoints("model")).write_text("weights")',
+        "",
+    ),
+    (
+        'stage.show(a, "shown", "A table")\nfig, ax = plt.subplots(); ax.plot(a.x)\n'
+        'stage.figure(fig, "curve", a, "A curve", "A curve.")\n'
+        'stage.headline("It works.", "a")\nstage.provenance()',
+        "show",
+    ),
+]
+SECOND = [
+    ("# What next?", "prose"),
+    (PARAMETERS, "parameters"),
+    ("from qatlib.report.pipeline import Stage", ""),
+    ('stage = Stage("02_switchable_train", profile, overrides)', ""),
+    ('stage.table("twice", lambda: stage.upstream_table("01_build", "a") * 2)\nstage.provenance()', ""),
+]
+CALL = "from qatlib.report.pipeline import Stage\nstage = Stage({!r}, profile, overrides)"
+
+
+def write_notebook(path: Path, cells: list[tuple[str, str]]) -> None:
+    def cell(i: int, source: str, kind: str) -> dict[str, Any]:
+        if kind == "prose":
+            return {"cell_type": "markdown", "id": f"c{i}", "metadata": {}, "source": source}
+        tags = {"tags": [kind]} if kind else {}
+        code = {"execution_count": None, "outputs": []}
+        return {"cell_type": "code", "id": f"c{i}", "metadata": tags, "source": source, **code}
+
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = {"cells": [cell(i, *c) for i, c in enumerate(cells)], "metadata": {"kernelspec": kernel}}
+    path.write_text(json.dumps(content | {"nbformat": 4, "nbformat_minor": 5}))
+
+
+def make_root(root: Path) -> Path:
+    """A repository of this library, its Makefile and params, with the notebooks above."""
+    shutil.copytree(REPOSITORY / "qatlib", root / "qatlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "constraints.txt", "params/quick.yaml", "params/smoke.yaml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    (root / "notebooks").mkdir()
+    for stage, cells in zip(STAGES, (FIRST, SECOND, None, None, None), strict=True):
+        later = [("# What is to come?", "prose"), (PARAMETERS, "parameters"), (CALL.format(stage), "")]
+        write_notebook(root / "notebooks" / f"{stage}.ipynb", cells or later)
+    return root
+
+
+def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    ready = ["-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}"]
+    return subprocess.run(["make", *ready, *arguments], cwd=root, capture_output=True, text=True)
+
+
+def pipeline(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qatlib.report.pipeline", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+
+
+def stale(root: Path, *options: str) -> list[str]:
+    """The stages that make would run."""
+    assert pipeline(root, "keys", "--profile", "smoke", *options).returncode == 0
+    return re.findall(r"pipeline run (\w+)", make(root, "-n", "PROFILE=smoke", "runs/smoke/published").stdout)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which `make report` has run; not to be changed."""
+    root = make_root(tmp_path_factory.mktemp("finished"))
+    result = make(root, "report", "PROFILE=smoke")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "report written: reports/smoke/index.html" in result.stdout
+    return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, time stamps included."""
+    return Path(shutil.copytree(finished, tmp_path / "root", copy_function=shutil.copy2))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    return make_root(tmp_path)
+
+
+def test_a_run_leaves_what_a_report_is_made_of(finished: Path) -> None:
+    stage = finished / "runs/smoke/01_build"
+    assert sorted(files(stage / "results")) == ["a.csv", "b.json", "curve.csv", "figures/curve.svg", "shown.csv"]
+    assert json.loads((stage / "headlines.json").read_text()) == [{"text": "It works.", "table": "a"}]
+    assert json.loads((stage / "timing/b.json").read_text()).keys() == {"seconds", "peak_rss_mb"}
+    assert (finished / "log").read_text() == "ab"
+    assert (finished / "reports/smoke/results/02_switchable_train/twice.csv").read_text() == "x\n0.0\n"
+    assert str(finished) not in (stage / "executed.ipynb").read_text()
+    assert str(finished) not in (stage / "provenance.json").read_text()
+
+
+def test_second_make_does_nothing(finished: Path) -> None:
+    before = files(finished / "runs"), files(finished / "reports")
+    start = time.monotonic()
+    result = make(finished, "report", "PROFILE=smoke")
+    assert result.stdout == "report is up to date: reports/smoke/index.html\n"
+    assert result.returncode == 0
+    assert time.monotonic() - start < 3
+    assert (files(finished / "runs"), files(finished / "reports")) == before
+
+
+def test_what_depends_on_what(root: Path) -> None:
+    assert stale(root) == []
+    assert stale(root, "--set", "seed=0") == []
+    assert stale(root, "--set", "lora.ranks=[2,2,2]") == list(STAGES[1:])
+    assert stale(root) == list(STAGES[1:])  # under other params those were dropped
+
+
+def test_library_changes_everything_and_pages_only_the_report(root: Path) -> None:
+    page = root / "qatlib/report/site.py"
+    page.write_text(page.read_text() + "\n")
+    assert stale(root) == []
+    assert make(root, "-q", "PROFILE=smoke", "runs/smoke/published").returncode == 1
+    (root / "qatlib/new.py").touch()
+    assert stale(root) == list(STAGES)
+
+
+@pytest.mark.parametrize("lost", ["01_build/results/a.csv", "01_build/executed.ipynb", "01_build/checkpoints/model"])
+def test_lost_files_are_noticed(root: Path, lost: str) -> None:
+    (root / "runs/smoke" / lost).unlink()
+    assert stale(root) == ["01_build"]
+    assert pipeline(root, "publish", "--profile", "smoke").returncode == 1
+
+
+def test_new_prose_keeps_results(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = Run("smoke", root=root).keys
+    write_notebook(root / "notebooks/01_build.ipynb", [("# Which thing is tested?", "prose"), *FIRST[1:]])
+    changed = Run("smoke", root=root).keys
+    assert changed["01_build"].results == keys["01_build"].results
+    assert stale(root) == ["01_build"]
+    capsys.readouterr()
+    stage = Stage("02_switchable_train", "smoke", root=root)  # as in JupyterLab, where no make runs the first
+    assert "02_switchable_train needs 01_build" in capsys.readouterr().out
+    assert "Which thing is tested?" in (stage.upstream("01_build") / "executed.ipynb").read_text()
+    assert (root / "log").read_text() == "ab"  # computed by the first run, not again
+    assert stale(root) == ["02_switchable_train"]  # what that call emptied, no notebook has filled again
+
+
+def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
+    """A stage that has computed its first table and waits."""
+    (root / "slow").touch()
+    command = [sys.executable, "-m", "qatlib.report.pipeline", "run", stage, "--profile", "smoke"]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if (root / "reached").exists():
+            return process
+        time.sleep(0.05)
+    raise AssertionError("the stage never got there")
+
+
+def test_killed_run_goes_on(finished: Path, fresh: Path) -> None:
+    process = start(fresh, "01_build")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (fresh / "runs/smoke/01_build/done").exists()
+    (fresh / "slow").unlink()
+    result = pipeline(fresh, "run", "01_build", "--profile", "smoke")
+    assert result.returncode == 0, result.stderr
+    assert (fresh / "log").read_text() == "ab"  # `a` was not computed again
+    for folder in ("results", "memo", "checkpoints"):
+        assert files(fresh / "runs/smoke/01_build" / folder) == files(finished / "runs/smoke/01_build" / folder)
+
+
+def test_failing_notebook_is_no_result(fresh: Path) -> None:
+    (fresh / "broken").touch()
+    result = pipeline(fresh, "run", "02_switchable_train", "--profile", "smoke")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == (
+        "01_build failed: ValueError: dev.json: is no SQuAD file (the notebook so far: runs/smoke/01_build/executed.failed.ipynb)"
+    )
+    assert not (fresh / "runs/smoke/01_build/done").exists()
+    assert (fresh / "runs/smoke/01_build/executed.failed.ipynb").exists()
+    assert not (fresh / "runs/smoke/01_build/executed.ipynb").exists()
+    assert not (fresh / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["SET=seed=-1"], "SET: seed is -1; allowed is an integer of at least 0"),
+        (["SET=seed='1"], "can't be split (No closing quotation); allowed is key=value"),
+        (["PROFILE=non"], 'PROFILE: "non" is not a profile; allowed is one of quick, smoke'),
+    ],
+)
+def test_bad_params_leave_nothing_behind(fresh: Path, arguments: list[str], line: str) -> None:
+    before = files(fresh)
+    result = make(fresh, "report", *arguments)
+    assert result.returncode != 0
+    assert line in result.stderr.splitlines()[0]
+    assert "Traceback" not in result.stderr
+    assert {name for name in files(fresh) if "__pycache__" not in name} == before.keys()
+
+
+def test_other_params_clear_what_was_kept(fresh: Path) -> None:
+    def table(*overrides: str) -> float:
+        stage = Stage("01_build", "smoke", overrides, fresh)
+        return float(stage.table("t", lambda: pd.DataFrame({"x": [stage.params.seed]})).x[0])
+
+    assert [table("seed=1"), table("seed=2"), table("seed=1")] == [1, 2, 1]
+    stage = Stage("01_build", "smoke", ["seed=1"], fresh)
+    assert stage.table("t", lambda: pytest.fail("computed again")).x[0] == 1
+    assert not stage.results.joinpath("figures").exists()
+
+
+def test_data_counts_by_content(fresh: Path) -> None:
+    def key(file: str) -> str:
+        return Run("mine.yaml", [f"data.train=[{file}]", "data.validation=hub:squad"], fresh).keys["01_build"].results
+
+    text = (REPOSITORY / "params/gpt2-squad.yaml").read_text()
+    (fresh / "mine.yaml").write_text(text)
+    (fresh / "a.json").write_text("1")
+    (fresh / "b.json").write_text("1")
+    assert key("a.json") == key("b.json")
+    (fresh / "b.json").write_text("2")
+    assert key("a.json") != key("b.json")
+
+
+_columns = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6),
+        "float": st.floats(allow_nan=True, allow_infinity=True),
+        "int": st.integers(-(2**63), 2**63 - 1),
+        "bool": st.booleans(),
+    },
+)
+
+
+@settings(deadline=None)
+@given(rows=st.lists(_columns, min_size=1, max_size=5).filter(lambda rows: bool(rows[0])))
+def test_tables_come_back_exactly(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    names = sorted(rows[0])
+    defaults = {"text": "", "float": 0.0, "int": 0, "bool": False}
+    dtypes = {"text": "str", "float": "float64", "int": "int64", "bool": "bool"}
+    frame = pd.DataFrame({n: pd.Series([r.get(n, defaults[n]) for r in rows], dtype=dtypes[n]) for n in names})
+    path = tmp_path_factory.mktemp("tables") / "t"
+    write_table(path, frame)
+    pd.testing.assert_frame_equal(read_table(path), frame, check_exact=True)
+
+
+def test_tables_that_would_not_come_back(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"table t: allowed are integers, floats, booleans and text, not x \(object\)"):
+        write_table(tmp_path / "t", pd.DataFrame({"x": [1, "a"]}))
+    with pytest.raises(TypeError, match="make it a column by reset_index"):
+        write_table(tmp_path / "t", pd.DataFrame({"x": [1]}, index=["a"]))
+    assert not list(tmp_path.iterdir())
+    write_table(tmp_path / "t", pd.DataFrame({"x": np.array([0.1], dtype=np.float32)}))
