@@ -238,10 +238,11 @@ def decode_the_truth(questions, features) -> Iterator[tuple[Question, str]]:
     """Each question with what `best_spans` reads from logits that are 1 at the true start and end, 0 elsewhere."""
     starts = [torch.zeros(len(f.input_ids)) for f in features]
     ends = [torch.zeros(len(f.input_ids)) for f in features]
+    longest = max(feature.end - feature.start + 1 for feature in features)
     for feature, start, end in zip(features, starts, ends, strict=True):
         if feature.start >= 0:
             start[feature.start] = end[feature.end] = 1
-    for question, (first, past) in zip(questions, squad.best_spans(features, starts, ends, len(questions), 100), strict=True):
+    for question, (first, past) in zip(questions, squad.best_spans(features, starts, ends, len(questions), longest), strict=True):
         yield question, question.context[first:past]
 
 
@@ -275,13 +276,15 @@ def test_embedded_answers_survive_tokens_and_decoding(request, embedded, name, m
 
 
 def test_real_answers_survive_tokens_and_decoding(real, byte_level_tokenizer):
-    questions = squad.sample(real, 300, seed=0)
+    questions = squad.sample(real, 400, seed=0)
     features = squad.featurize(questions, byte_level_tokenizer, max_length=384, stride=150)
     check_features(questions, features, byte_level_tokenizer, 384, 150)
-    for question, text in decode_the_truth(questions, features):
-        if len(question.answers[0].text) < 90:
-            # The tiny vocabulary has no token across a word's end, but an annotator may cut inside a token.
-            assert squad.f1(text, question.answers[:1]) > 0 and question.answers[0].text.strip() in text
+    held = {feature.question for feature in features if feature.start >= 0}
+    decoded = list(decode_the_truth(questions, features))
+    same = [squad.exact_match(decoded[index][1], questions[index].answers[:1]) for index in held]
+    # The few others are annotations that begin or end inside a token.
+    assert len(held) >= 390 and sum(same) >= 385
+    assert all(questions[index].answers[0].text.strip() in decoded[index][1] for index in held)
 
 
 context_words = st.lists(st.text(st.sampled_from("abé 漢字😀\u00a0\n-.'\"ñ0"), min_size=1, max_size=6), min_size=2, max_size=30)
@@ -298,8 +301,7 @@ def test_any_answer_of_whole_words_is_decoded_exactly(byte_level_tokenizer, word
     question = Question("q", "t", context, "é?", (Answer(context[first:past], first),))
     features = squad.featurize([question], byte_level_tokenizer, max_length=2000, stride=stride)
     ((_, text),) = decode_the_truth([question], features)
-    if len(features[0].offsets) <= 100:
-        assert text == context[first:past]
+    assert text == context[first:past]
     check_features([question], features, byte_level_tokenizer, 2000, stride)
     narrow = squad.featurize([question], byte_level_tokenizer, max_length=70, stride=stride)
     check_features([question], narrow, byte_level_tokenizer, 70, stride)
