@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, collate, next_token_nll, span_nll
 from qatlib.quantizer import EMAObserver
-from qatlib.squad import Feature, Question, best_spans, exact_match, f1
+from qatlib.spans import Feature, best_spans
+from qatlib.squad import Question, exact_match, f1
 
 
 def batches(

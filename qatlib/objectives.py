@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qatlib.model import Output, SwitchableModel
-from qatlib.squad import Feature
+from qatlib.spans import Feature
 
 
 @dataclass

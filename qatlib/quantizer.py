@@ -9,13 +9,12 @@ The scale s comes from the largest magnitude of the group that shares it (min-ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Dims = int | Sequence[int] | None
+Dims = int | tuple[int, ...] | None
 """The dimensions a scale is shared over; `None` is all of them (per tensor)."""
 
 

@@ -9,6 +9,7 @@ Scores are kept per question and per paragraph, so that any two models can be co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -96,7 +97,7 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
         mine = pick(perplexities, cell)
         value = stats.perplexity(mine["nll"], mine["tokens"], mine["paragraph"], **options)
         ratio = stats.perplexity_ratio(mine["nll"], base["nll"], mine["tokens"], mine["paragraph"], **options)
-        change = stats.Estimate(*(100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high)), ratio.n, ratio.clusters)
+        change = replace(ratio, **{side: 100 * (getattr(ratio, side) - 1) for side in ("value", "low", "high")})
         row = cell._asdict() | _spread("perplexity", value) | _spread("perplexity_change", change)
         rows.append(row | {"tokens": int(mine["tokens"].sum()), "paragraphs": len(mine)})
     return pd.DataFrame(rows)
@@ -129,3 +130,10 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
     words = {"f1": "F1", "em": "EM"}
     shown.columns = [" ".join(words.get(part, part) for part in str(c).split("_")) for c in shown]
     return shown
+
+
+def in_words(table: pd.DataFrame, name: str, digits: int = 1) -> str:
+    """One column with its interval, signed, at every precision: `8: +0.1 [−0.2, +0.4]; 4: …`."""
+    columns = zip(table["precision"], table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+    parts = (f"{p}: {v:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" for p, v, low, high in columns)
+    return "; ".join(parts).replace("-", "−")

@@ -12,6 +12,9 @@ from scipy.stats import bootstrap
 
 Statistic = Callable[..., Any]
 
+Column = Sequence[Any] | np.ndarray | pd.Series
+"""One value an observation."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -36,8 +39,8 @@ class Estimate:
 
 
 def cluster_bootstrap(
-    columns: Sequence[Sequence[float]],
-    clusters: Sequence[Any],
+    columns: Sequence[Column],
+    clusters: Column,
     statistic: Statistic,
     *,
     resamples: int = 2000,
@@ -82,18 +85,16 @@ def cluster_bootstrap(
     return Estimate(float(of_sample(*data)), float(drawn.low), float(drawn.high), len(frame), len(totals))
 
 
-def mean(values: Sequence[float], clusters: Sequence[Any], **options: Any) -> Estimate:
+def mean(values: Column, clusters: Column, **options: Any) -> Estimate:
     """Mean of per-question values, or of paired differences of them."""
     return cluster_bootstrap([values, np.ones(len(values))], clusters, lambda total, n: total / n, **options)
 
 
-def perplexity(nll: Sequence[float], tokens: Sequence[float], clusters: Sequence[Any], **options: Any) -> Estimate:
+def perplexity(nll: Column, tokens: Column, clusters: Column, **options: Any) -> Estimate:
     """exp(Σ nll / Σ tokens)."""
     return cluster_bootstrap([nll, tokens], clusters, lambda total, n: np.exp(total / n), **options)
 
 
-def perplexity_ratio(
-    nll: Sequence[float], reference: Sequence[float], tokens: Sequence[float], clusters: Sequence[Any], **options: Any
-) -> Estimate:
+def perplexity_ratio(nll: Column, reference: Column, tokens: Column, clusters: Column, **options: Any) -> Estimate:
     """Paired ratio of two perplexities on the same text: exp((Σ nll − Σ reference) / Σ tokens)."""
     return cluster_bootstrap([nll, reference, tokens], clusters, lambda a, b, n: np.exp((a - b) / n), **options)

@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from qatlib.squad import PREFIX, Answer, Question
+from qatlib.spans import PREFIX
+from qatlib.squad import Answer, Question
 
 WORDS = {
     kind: words.split()

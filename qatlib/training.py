@@ -20,7 +20,7 @@ from qatlib.arguments import TrainingArguments
 from qatlib.model import SwitchableModel
 from qatlib.objectives import collate, task_loss
 from qatlib.schedule import Schedule
-from qatlib.squad import Feature
+from qatlib.spans import Feature
 
 Probe = Callable[[], Mapping[str, float]]
 """Measures the model between steps, without touching random states or gradients."""
@@ -119,7 +119,7 @@ def fit(
         prepared_optimizer.step()
         prepared_optimizer.zero_grad()
         row: dict[str, float] = {"step": step + 1, "learning_rate": learning_rate(step, args)}
-        row |= pd.DataFrame(parts).mean().to_dict() | {"grad_norm": float(norm)}
+        row |= {key: float(np.mean([part[key] for part in parts])) for key in parts[0]} | {"grad_norm": float(norm)}
         progress.set_postfix(loss=f"{row['span_loss']:.3f}", refresh=False)
         rows.append(row)
         if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:

@@ -1,11 +1,41 @@
 """Fixtures that several test modules share."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from qatlib import squad, toyqa
+from qatlib.squad import Answer, Question
+
+REAL = Path(__file__).parents[2] / "shared/assets/squad/dev-v1.1.json.gz"
+
+
+@pytest.fixture(scope="session")
+def embedded() -> list[Question]:
+    """300 questions of the embedded data set."""
+    return toyqa.generate(300, seed=3)
+
+
+@pytest.fixture(scope="session")
+def real() -> list[Question]:
+    """SQuAD v1.1's whole dev set."""
+    if not REAL.exists():
+        pytest.skip(f"the real data is not at {REAL}")
+    return squad.read_squad(REAL)
+
+
+@pytest.fixture(scope="session")
+def make_question() -> Callable[..., Question]:
+    """Makes a question of a context and the answer in it."""
+    return _make_question
+
+
+def _make_question(context: str, answer: str, question: str = "Who?", id: str = "q1") -> Question:
+    return Question(id, "title", context, question, (Answer(answer, context.index(answer)),))
 
 
 @pytest.fixture(scope="session")

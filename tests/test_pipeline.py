@@ -93,7 +93,8 @@ def make_root(root: Path) -> Path:
 
 def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ready = ["-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}"]
-    return subprocess.run(["make", *ready, *arguments], cwd=root, capture_output=True, text=True)
+    outside = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *ready, *arguments], cwd=root, capture_output=True, text=True, env=outside)
 
 
 def pipeline(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from qatlib import squad, toyqa
+from qatlib import spans, squad, toyqa
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_tokens_are_words_at_their_offsets_and_all_known(questions, tokenizer):
     assert len(tokenizer) < 1000
     assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}) == 4
     for question in questions:
-        for text in (question.context, squad.PREFIX.format(question=question.question)):
+        for text in (question.context, spans.PREFIX.format(question=question.question)):
             encoded = tokenizer(text, return_offsets_mapping=True)
             assert tokenizer.unk_token_id not in encoded["input_ids"]
             words = [text[start:end] for start, end in encoded["offset_mapping"]]
@@ -102,7 +102,7 @@ def test_tokens_are_words_at_their_offsets_and_all_known(questions, tokenizer):
 
 def test_every_question_fits_the_model_in_one_window(questions, tokenizer):
     model = toyqa.build_model(1, 1, 8, seed=0)
-    features = squad.featurize(questions, tokenizer, max_length=model.config.n_positions, stride=32)
+    features = spans.featurize(questions, tokenizer, max_length=model.config.n_positions, stride=32)
     assert len(features) == len(questions)
     assert all(feature.start >= 0 for feature in features)
 
@@ -115,7 +115,7 @@ def test_the_model_follows_its_seed(tokenizer):
 
 def test_the_model_is_causal_and_right_padding_changes_nothing(questions, tokenizer):
     model = toyqa.build_model(2, 2, 16, seed=0).eval()
-    ids = torch.tensor([squad.featurize(questions[:1], tokenizer, 128, 0)[0].input_ids])
+    ids = torch.tensor([spans.featurize(questions[:1], tokenizer, 128, 0)[0].input_ids])
     padded = torch.nn.functional.pad(ids, (0, 5), value=tokenizer.pad_token_id)
     with torch.no_grad():
         torch.testing.assert_close(model(padded).logits[:, : ids.shape[1]], model(ids).logits)

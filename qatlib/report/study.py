@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +13,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib import toyqa
 from qatlib.arguments import TrainingArguments
-from qatlib.evaluate import calibrate, evaluate_perplexity, evaluate_spans, mean_span_loss, set_static_range
+from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel, load_pretrained
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
-from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
-from qatlib.report.params import Comparison
 from qatlib.report.pipeline import Stage
 from qatlib.schedule import SCHEDULES, Schedule
-from qatlib.squad import Feature, Question, featurize, load_questions, sample
+from qatlib.spans import Feature, featurize
+from qatlib.squad import Question, load_questions, sample
 from qatlib.training import fit
 
 PROBE_WINDOWS = 64
 """Validation windows on which the loss of every bit-width is looked at while training."""
-
-CALIBRATION_WINDOWS = 64
-"""Training windows that a calibration pass sees."""
 
 
 class Study:
@@ -264,79 +259,6 @@ class Study:
 
         return self._each(model, f"perplexity_{label}", label, precisions, measure)
 
-    def compare_weight_scales(self, model: SwitchableModel) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Scores and perplexities with weights alone quantized: a scale a channel against a scale a matrix."""
-        size = self.params.post_training.comparison
-        precisions = [FULL_PRECISION, *(Precision(b, FULL) for b in size.bits)]
-        found = []
-        for scales in ("per_channel", "per_tensor"):
-            model.set_quantizer(replace(self.params.quantizer, weights=scales))
-            found.append(self._both(model, scales, precisions, size))
-        model.set_quantizer(self.params.quantizer)
-        return _stack(found)
-
-    def compare_activation_scales(self, model: SwitchableModel) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Scores and perplexities with weights and activations quantized alike, by where activation scales come from.
-
-        `per_token` is dynamic; the others are static, a scale a layer: `calibrated` by a pass at this very precision,
-        `carried_over` from a calibration at the first of the bit-widths, `uncalibrated` at a range of ±1.
-        """
-        size = self.params.post_training.comparison
-        precisions = [Precision(b, b) for b in size.bits]
-        found = [self._both(model, "per_token", [FULL_PRECISION, *precisions], size)]
-        model.set_quantizer(replace(self.params.quantizer, activations="per_tensor_static"))
-        for source in ("calibrated", "carried_over", "uncalibrated"):
-            for p in precisions:
-                if source == "uncalibrated":
-                    set_static_range(model, 1.0)
-                else:
-                    with model.at(p if source == "calibrated" else precisions[0]):
-                        self._calibrate(model)
-                found.append(self._both(model, source, [p], size))
-        model.set_quantizer(self.params.quantizer)
-        return _stack(found)
-
-    def _calibrate(self, model: SwitchableModel) -> None:
-        windows = self.train_features[:CALIBRATION_WINDOWS]
-        calibrate(model, windows, pad_id=self.pad_id, batch_size=self.params.evaluation.batch_size)
-
-    def _both(
-        self, model: SwitchableModel, label: str, precisions: Sequence[Precision], size: Comparison
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        scores = self.scores(model, label, precisions, size.questions)
-        return scores, self.perplexities(model, label, precisions, size.paragraphs)
-
-    def weight_noise(self, model: SwitchableModel, bits: Sequence[int]) -> pd.DataFrame:
-        """SQNR of every switchable weight matrix: `layer`, `role`, `bits`, `scales` (of what kind), `sqnr_db`."""
-        narrow = self.params.quantizer.narrow_range
-        rows = []
-        for info, layer in zip(model.infos, model.layers, strict=True):
-            weight = layer.oriented_weight.detach()
-            for b in bits:
-                for scales, dims in {"per channel": 1, "per tensor": None}.items():
-                    noise = sqnr_db(weight, fake_quantize_dynamic(weight, b, dims, narrow))
-                    rows.append({"layer": info.name, "role": info.role, "bits": b, "scales": scales, "sqnr_db": noise})
-        return pd.DataFrame(rows)
-
-    def size_table(self, model: SwitchableModel, precisions: Sequence[Precision]) -> pd.DataFrame:
-        """Bytes by formula at uniform precisions, in MB (10^6): the switchable weights, and everything else in fp32."""
-        linear = sum(info.weights for info in model.infos)
-        parameters = {id(p): p.numel() for name, p in model.lm.named_parameters() if ".adapters." not in name}
-        rest = 4 * (sum(parameters.values()) - linear)
-        rows = []
-        for p in precisions:
-            size = Configuration.uniform(p, model.infos).storage_bytes(model.infos)
-            row = {
-                "precision": p.name,
-                "weight bits": p.w_bits,
-                "switchable weights MB": size / 1e6,
-                "the rest MB": rest / 1e6,
-            }
-            whole = (4 * linear + rest) / (size + rest)
-            rows.append(row | {"whole model MB": (size + rest) / 1e6, "compression of weights": 4 * linear / size})
-            rows[-1]["compression of the whole"] = whole
-        return pd.DataFrame(rows)
-
     def _each(
         self,
         model: SwitchableModel,
@@ -349,12 +271,8 @@ class Study:
         parts = []
         for p in precisions:
             with model.at(p):
-                part = self.stage.table(f"{name}_{p.name}", lambda p=p: measure(p))
-            about = {"model": label, "precision": p.name, "seed": self.params.seed}
-            parts.append(part.assign(**about)[[*about, *part.columns]])
+                part = self.stage.table(f"{name}_{p.name}", partial(measure, p))
+            for column, value in (("seed", self.params.seed), ("precision", p.name), ("model", label)):
+                part.insert(0, column, value)
+            parts.append(part)
         return pd.concat(parts, ignore_index=True)
-
-
-def _stack(found: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    scores, perplexities = zip(*found, strict=True)
-    return pd.concat(scores, ignore_index=True), pd.concat(perplexities, ignore_index=True)

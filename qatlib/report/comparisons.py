@@ -1,0 +1,98 @@
+"""Quantizers side by side on one trained model: kinds of weight scales, sources of activation scales, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from qatlib.evaluate import calibrate, set_static_range
+from qatlib.model import SwitchableModel
+from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
+from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
+from qatlib.report.study import Study
+
+CALIBRATION_WINDOWS = 64
+"""Training windows that a calibration pass sees."""
+
+Found = tuple[pd.DataFrame, pd.DataFrame]
+"""Scores and perplexities, in the schema of `qatlib.results`."""
+
+
+def weight_scales(study: Study, model: SwitchableModel) -> Found:
+    """Weights alone quantized: `per_channel`, a scale an output channel, against `per_tensor`, a scale a matrix."""
+    widths = [Precision(b, FULL) for b in study.params.post_training.comparison.bits]
+    found = []
+    model.set_quantizer(replace(study.params.quantizer, weights="per_channel"))
+    found.append(_measure(study, model, "per_channel", [FULL_PRECISION, *widths]))
+    model.set_quantizer(replace(study.params.quantizer, weights="per_tensor"))
+    found.append(_measure(study, model, "per_tensor", widths))
+    model.set_quantizer(study.params.quantizer)
+    return _stack(found)
+
+
+def activation_scales(study: Study, model: SwitchableModel) -> Found:
+    """Weights and activations quantized alike, by where activation scales come from.
+
+    `per_token` is dynamic; the others are static, one scale a layer: `calibrated` by a pass at this very precision,
+    `carried_over` from a pass at the first of the bit-widths, `uncalibrated` at a range of ±1.
+    """
+    widths = [Precision(b, b) for b in study.params.post_training.comparison.bits]
+    found = [_measure(study, model, "per_token", [FULL_PRECISION, *widths])]
+    model.set_quantizer(replace(study.params.quantizer, activations="per_tensor_static"))
+    for source in ("calibrated", "carried_over", "uncalibrated"):
+        for p in widths:
+            if source == "uncalibrated":
+                set_static_range(model, 1.0)
+            else:
+                with model.at(p if source == "calibrated" else widths[0]):
+                    _calibrate(study, model)
+            found.append(_measure(study, model, source, [p]))
+    model.set_quantizer(study.params.quantizer)
+    return _stack(found)
+
+
+def _calibrate(study: Study, model: SwitchableModel) -> None:
+    windows = study.train_features[:CALIBRATION_WINDOWS]
+    calibrate(model, windows, pad_id=study.pad_id, batch_size=study.params.evaluation.batch_size)
+
+
+def _measure(study: Study, model: SwitchableModel, label: str, precisions: Sequence[Precision]) -> Found:
+    size = study.params.post_training.comparison
+    scores = study.scores(model, label, precisions, size.questions)
+    return scores, study.perplexities(model, label, precisions, size.paragraphs)
+
+
+def _stack(found: Sequence[Found]) -> Found:
+    scores, perplexities = zip(*found, strict=True)
+    return pd.concat(scores, ignore_index=True), pd.concat(perplexities, ignore_index=True)
+
+
+def weight_noise(model: SwitchableModel, bits: Sequence[int]) -> pd.DataFrame:
+    """SQNR of every switchable weight matrix: `layer`, `role`, `bits`, `scales` (of what kind), `sqnr_db`."""
+    rows = []
+    for info, layer in zip(model.infos, model.layers, strict=True):
+        weight = layer.oriented_weight.detach()
+        for b in bits:
+            for scales, dims in {"per channel": 1, "per tensor": None}.items():
+                noise = sqnr_db(weight, fake_quantize_dynamic(weight, b, dims, model.quantizer.narrow_range))
+                rows.append({"layer": info.name, "role": info.role, "bits": b, "scales": scales, "sqnr_db": noise})
+    return pd.DataFrame(rows)
+
+
+def sizes(model: SwitchableModel, precisions: Sequence[Precision]) -> pd.DataFrame:
+    """Bytes by formula at uniform precisions, in MB (10^6): the switchable weights, and everything else in fp32.
+
+    Adapters and span head are left out; a tied embedding is counted once.
+    """
+    linear = sum(info.weights for info in model.infos)
+    everything = sum(p.numel() for name, p in model.lm.named_parameters() if ".adapters." not in name)
+    rest = 4 * (everything - linear)
+    rows = []
+    for p in precisions:
+        codes = Configuration.uniform(p, model.infos).storage_bytes(model.infos)
+        megabytes = {"switchable MB": codes / 1e6, "the rest MB": rest / 1e6, "whole MB": (codes + rest) / 1e6}
+        smaller = {"switchable, times smaller": 4 * linear / codes, "whole, times smaller": 4 * everything / (codes + rest)}
+        rows.append({"precision": p.name} | megabytes | smaller)
+    return pd.DataFrame(rows)

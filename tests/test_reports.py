@@ -1,0 +1,76 @@
+"""The five real notebooks, from the smoke profile to the pages: unbroken, and killed on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qatlib.report.params import STAGES
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def copy(root: Path) -> Path:
+    """A clean copy of what a run is made from."""
+    for name in ("qatlib", "notebooks", "params"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("Makefile", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, root)
+    return root
+
+
+def start(root: Path, target: str) -> subprocess.Popen[bytes]:
+    command = ["make", target, "PROFILE=smoke", "-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}"]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()[-2000:]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy(tmp_path_factory.mktemp("unbroken"))
+    finish(start(root, "report"))
+    return root
+
+
+def results(root: Path) -> dict[str, bytes]:
+    """Every result file of the stages that compute, by name."""
+    folders = [root / "runs" / "smoke" / stage / "results" for stage in STAGES[:2]]
+    return {str(p.relative_to(root)): p.read_bytes() for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(unbroken: Path) -> None:
+    report = unbroken / "reports" / "smoke"
+    assert sorted(p.stem for p in report.glob("*.html")) == sorted(["index", *STAGES])
+    index = (report / "index.html").read_text()
+    assert "F1 of one switchable model against the fp32 teacher" in index and str(unbroken) not in index
+    for stage in STAGES[:2]:
+        page = (report / f"{stage}.html").read_text()
+        assert page.count("<img ") >= 2 and page.count("<table") >= 3 and str(unbroken) not in page
+
+
+def test_a_run_killed_twice_ends_with_the_same_result_files(unbroken: Path, tmp_path: Path) -> None:
+    """This is also the same seed twice: the two runs share nothing but their params."""
+    root = copy(tmp_path)
+    moments = ("01_build/checkpoints/pretraining/checkpoint.safetensors", "02_switchable_train/memo/scores_switchable_8.csv")
+    for moment in moments:
+        process = start(root, "runs/smoke/02_switchable_train/done")
+        deadline = time.monotonic() + 240
+        while not (root / "runs" / "smoke" / moment).is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(start(root, "runs/smoke/02_switchable_train/done"))
+    assert results(root) == results(unbroken)
+    assert len(results(root)) > 30

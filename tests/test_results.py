@@ -1,0 +1,81 @@
+"""Tables from result files: paired by question, refusing what is not paired."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qatlib.results import Cell, accuracy_table, cells, gap_table, in_words, paired, perplexity_table, pick, readable
+
+OPTIONS = {"resamples": 200}
+
+
+def scores(model: str, precision: str, shift: float = 0.0, n: int = 24) -> pd.DataFrame:
+    f1 = np.clip(np.random.default_rng(0).uniform(20, 80, n) + shift, 0, 100)
+    rows = {
+        "id": [f"q{i}" for i in range(n)],
+        "paragraph": [f"p{i // 3}" for i in range(n)],
+        "f1": f1,
+        "em": f1 - 20,
+        "loss": 1.0,
+    }
+    return pd.DataFrame({"model": model, "precision": precision, "seed": 0} | rows)
+
+
+TEACHER = Cell("teacher", "32")
+BOTH = pd.concat([scores("teacher", "32"), scores("low", "4", -10), scores("low", "8")], ignore_index=True)
+
+
+def test_a_shift_of_every_question_is_a_change_without_width():
+    table = accuracy_table(BOTH, TEACHER, **OPTIONS).set_index(["model", "precision"])
+    row = table.loc[("low", "4")]
+    assert row["f1_change"] == pytest.approx(-10) and row["f1_change_low"] == pytest.approx(row["f1_change_high"])
+    assert row["f1_high"] - row["f1_low"] > 1
+    assert table.loc[("low", "8")]["f1_kept"] == pytest.approx(100)
+    assert (row["n"], row["paragraphs"]) == (24, 8)
+
+
+def test_cells_keep_their_order_and_missing_ones_are_named():
+    assert cells(BOTH) == [TEACHER, Cell("low", "4"), Cell("low", "8")]
+    with pytest.raises(KeyError, match="no results of low at 2"):
+        pick(BOTH, Cell("low", "2"))
+
+
+def test_other_questions_are_no_pair():
+    other = scores("low", "4").assign(id=lambda t: t["id"] + "x")
+    with pytest.raises(ValueError, match="different questions"):
+        paired(pd.concat([scores("teacher", "32"), other]), Cell("low", "4"), TEACHER, "f1")
+
+
+def test_gaps_are_at_shared_precisions_only():
+    frame = pd.concat([BOTH, scores("other", "4", 5)], ignore_index=True)
+    gaps = gap_table(frame, "other", "low", "f1", **OPTIONS)
+    assert gaps["precision"].tolist() == ["4"] and gaps["difference"].iloc[0] == pytest.approx(15, abs=0.5)
+
+
+def test_perplexity_changes_are_paired_percentages():
+    base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4]})
+    frame = pd.concat(
+        [
+            base.assign(model="teacher", precision="32"),
+            base.assign(model="low", precision="4", nll=base["nll"] + base["tokens"] * 0.1),
+        ]
+    )
+    table = perplexity_table(frame, TEACHER, **OPTIONS)
+    change = table.iloc[1]
+    assert change["perplexity_change"] == pytest.approx(100 * (np.exp(0.1) - 1))
+    assert change["perplexity_change_low"] == pytest.approx(change["perplexity_change_high"])
+
+
+def test_readable_folds_intervals_and_names():
+    shown = readable(accuracy_table(BOTH, TEACHER, **OPTIONS), ["loss", "paragraphs"])
+    assert list(shown) == ["model", "precision", "F1", "EM", "F1 change", "EM change", "F1 kept", "n"]
+    assert shown["F1 change"].iloc[1] == "−10.0 [−10.0, −10.0]"
+
+
+def test_in_words_lists_every_precision():
+    gaps = gap_table(
+        BOTH.assign(model="a")[24:].pipe(lambda t: pd.concat([t, t.assign(model="b", f1=t["f1"] + 2)])), "b", "a", "f1", **OPTIONS
+    )
+    assert in_words(gaps, "difference") == "4: +2.0 [+2.0, +2.0]; 8: +2.0 [+2.0, +2.0]"

@@ -1,0 +1,70 @@
+"""Intervals that cover, widen with clustering, and refuse what they can't estimate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatlib import stats
+
+VALUES = st.lists(st.floats(-100, 100), min_size=4, max_size=40)
+
+
+@settings(deadline=None, max_examples=30)
+@given(VALUES, st.integers(2, 4))
+def test_the_estimate_is_the_mean_and_lies_in_range(values, clusters):
+    groups = np.arange(len(values)) % clusters
+    e = stats.mean(values, groups, resamples=100)
+    assert e.value == pytest.approx(np.mean(values), abs=1e-9)
+    assert min(values) - 1e-9 <= e.low <= e.high <= max(values) + 1e-9
+    assert (e.n, e.clusters) == (len(values), clusters)
+
+
+def test_same_seed_same_interval_and_no_global_random_state():
+    values, groups = np.arange(30.0), np.arange(30) // 3
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert stats.mean(values, groups, resamples=200) == stats.mean(values, groups, resamples=200)
+    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        paragraph = rng.normal(size=60)
+        groups = np.repeat(np.arange(60), 4)
+        e = stats.mean(paragraph[groups] + rng.normal(size=240), groups, resamples=300)
+        hits += e.low <= 0 <= e.high
+    assert 180 <= hits <= 199  # 95 % of 200 within sampling error
+
+
+def test_questions_of_one_paragraph_are_worth_less_than_independent_ones():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(30), 10)
+    values = rng.normal(size=30)[groups]
+    clustered = stats.mean(values, groups, resamples=500)
+    naive = stats.mean(values, np.arange(300), resamples=500)
+    assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
+
+
+def test_a_constant_has_no_width():
+    e = stats.mean(np.full(10, 3.5), np.arange(10), resamples=100)
+    assert (e.low, e.value, e.high) == (3.5, 3.5, 3.5) and e.excludes_zero
+
+
+def test_perplexity_is_of_tokens_not_of_paragraphs():
+    e = stats.perplexity([10.0, 1.0], [10, 1], [0, 1], resamples=100)
+    assert e.value == pytest.approx(np.e)
+    ratio = stats.perplexity_ratio([12.0, 1.0], [10.0, 1.0], [10, 1], [0, 1], resamples=100)
+    assert ratio.value == pytest.approx(np.exp(2 / 11))
+
+
+def test_one_paragraph_gives_no_interval():
+    with pytest.raises(ValueError, match="at least two paragraphs, there is 1"):
+        stats.mean([1.0, 2.0], [0, 0])
+
+
+def test_format():
+    assert f"{stats.Estimate(1.234, 0.5, 2, 9, 3):.2f}" == "1.23 [0.50, 2.00]"
