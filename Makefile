@@ -90,7 +90,7 @@ $(VENV)/smollm2: constraints.txt | $(VENV)/ready
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
-	find reports -mindepth 1 -maxdepth 1 ! -name $(COMMITTED) -exec rm -rf {} +
+	test ! -d reports || find reports -mindepth 1 -maxdepth 1 ! -name $(COMMITTED) -exec rm -rf {} +
 	find qatlib tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

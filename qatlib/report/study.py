@@ -23,7 +23,7 @@ from qatlib.spans import Feature, featurize
 from qatlib.squad import Question, load_questions, sample
 from qatlib.training import fit
 
-PROBE_WINDOWS = 64
+PROBE_WINDOWS = 32
 """Validation windows on which the loss of every bit-width is looked at while training."""
 
 
