@@ -59,9 +59,10 @@ def evaluate_spans(
     for indices, batch in batches(features, batch_size, pad_id, _device(model), description):
         output = model(batch.input_ids)
         loss[indices] = span_nll(output, batch).cpu().numpy()
+        starts, ends = output.start.float().cpu(), output.end.float().cpu()
         for row, index in enumerate(indices):
             tokens = len(features[index].input_ids)
-            start[index], end[index] = output.start[row, :tokens].float().cpu(), output.end[row, :tokens].float().cpu()
+            start[index], end[index] = starts[row, :tokens], ends[row, :tokens]
     spans = best_spans(features, start, end, len(questions), max_answer_tokens)
     by_question = pd.Series(loss).groupby([f.question for f in features]).mean()
     rows = []
@@ -124,13 +125,12 @@ def evaluate_perplexity(
 
 
 @torch.no_grad()
-def calibrate(
-    model: SwitchableModel, features: Sequence[Feature], *, pad_id: int, batch_size: int, momentum: float = 0.9
-) -> None:
+def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: float = 0.9) -> None:
     """A calibration pass for static activation scales, at the model's present configuration.
 
-    Every layer's EMA observer starts anew and sees every batch. Activations are left unquantized meanwhile, weights
-    are at their width: what is observed is what the layers of this profile are given, free of a scale yet unknown.
+    Every layer's EMA observer starts anew and sees the windows one by one, in the order given, so that no padding is
+    observed. Activations are left unquantized meanwhile, weights are at their width: what is observed is what the
+    layers of this profile are given, free of a scale yet unknown.
     """
     model.eval()
     set_static_range(model, None, momentum)
@@ -138,8 +138,8 @@ def calibrate(
         layer.observing = True
     before = model.configuration
     model.set_precision({name: {"w_bits": p.w_bits, "a_bits": 32} for name, p in before.items()})
-    for _, batch in batches(features, batch_size, pad_id, _device(model)):
-        model(batch.input_ids)
+    for feature in features:
+        model(torch.tensor([feature.input_ids], device=_device(model)))
     model.set_precision(before)
     for layer in model.layers:
         layer.observing = False

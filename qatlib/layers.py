@@ -57,7 +57,7 @@ class SwitchableLinear(nn.Module):
 
     At precision (w, a): y = Q_w(W) Q_a(x) + b + LoRA_w(Q_a(x)). Everything that enters the layer passes the
     activation quantizer, the adapter's input too, so that an adapter is no way around it. The base weight W is frozen,
-    so the codes of a bit-width are computed once; a training step pays for activations and adapters only. Where W is
+    so the codes of a bit-width are computed once; a step reads them back where its width is another than the last. Where W is
     trainable (full fine-tuning) it is fake-quantized at every call, with a straight-through gradient.
 
     Attributes:
@@ -80,6 +80,7 @@ class SwitchableLinear(nn.Module):
         self.observer = EMAObserver()
         self.observing = False
         self._codes: dict[int, tuple[Tensor, Tensor]] = {}
+        self._codes_of = 0  # the version of the weight that the codes were computed of
         self._dequantized: tuple[int, Tensor] | None = None
 
     @property
@@ -102,14 +103,18 @@ class SwitchableLinear(nn.Module):
 
     def codes(self, w_bits: int) -> tuple[Tensor, Tensor]:
         """Integer codes (out, in) and scale ((out, 1) or a scalar) of the base weight, computed once a bit-width."""
+        if self._codes_of != self.weight._version:
+            self.forget_codes()
         if w_bits not in self._codes:
-            weight = self.oriented_weight.detach()
-            scale = self._weight_scale(weight, w_bits)
-            self._codes[w_bits] = quantize(weight, scale, w_bits, self.quantizer.narrow_range), scale
+            with torch.inference_mode(False), torch.no_grad():
+                weight = self.oriented_weight
+                scale = self._weight_scale(weight, w_bits)
+                self._codes[w_bits] = quantize(weight, scale, w_bits, self.quantizer.narrow_range), scale
         return self._codes[w_bits]
 
     def forget_codes(self) -> None:
-        """Drop what was computed of the base weight; for whoever changes or moves it."""
+        """Drop what was computed of the base weight; changes in place are noticed, writes to `.data` are not."""
+        self._codes_of = self.weight._version
         self._codes.clear()
         self._dequantized = None
 
@@ -126,8 +131,10 @@ class SwitchableLinear(nn.Module):
             return fake_quantize(weight, self._weight_scale(weight, w_bits), w_bits, narrow, clips=False)
         # The codes are the store; the floats of the width in use are kept until another width is used,
         # so that a pass over a data set dequantizes once and a switch still writes a single attribute.
+        codes, scale = self.codes(w_bits)
         if self._dequantized is None or self._dequantized[0] != w_bits:
-            self._dequantized = w_bits, dequantize(*self.codes(w_bits), weight.dtype)
+            with torch.inference_mode(False):
+                self._dequantized = w_bits, dequantize(codes, scale, weight.dtype)
         return self._dequantized[1]
 
     def _quantized_input(self, x: Tensor, a_bits: int) -> Tensor:

@@ -51,7 +51,9 @@ def absmax(x: Tensor, dims: Dims = None) -> Tensor:
 
 
 def scale_from_absmax(magnitude: Tensor, bits: int, narrow_range: bool = True) -> Tensor:
-    """The min-max scale: the largest magnitude meets the end of the grid.
+    """The min-max scale: the largest magnitude meets the end of the narrow grid, so nothing is clipped.
+
+    On the full grid it lies half a step beyond the positive end, and is read back as that end.
 
     Args:
         magnitude: largest magnitude of each group, any shape.

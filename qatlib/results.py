@@ -68,10 +68,13 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
 
     Returns:
         One row a cell: `model`, `precision`, `f1`, `em`, `f1_change`, `em_change` (points, each with `_low`, `_high`),
-        `f1_kept` (percent of the reference's F1), `loss`, `n`, `paragraphs`.
+        `f1_kept` (percent of the reference's F1, likewise), `loss`, `n`, `paragraphs`.
+
+    Raises:
+        ValueError: a cell answers other questions than the reference.
     """
     rows = []
-    base = pick(scores, reference)["f1"].mean()
+    base = pick(scores, reference)
     for cell in cells(scores):
         mine = pick(scores, cell)
         row: dict[str, Any] = cell._asdict()
@@ -79,9 +82,15 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
             row |= _spread(metric, stats.mean(mine[metric], mine["paragraph"], **options))
         for metric in ("f1", "em"):
             row |= _spread(f"{metric}_change", paired(scores, cell, reference, metric, **options))
-        row |= {"f1_kept": 100 * row["f1"] / base, "loss": mine["loss"].mean()}
+        pair = [mine["f1"], base["f1"]]
+        row |= _spread("f1_kept", stats.cluster_bootstrap(pair, mine["paragraph"], _percent, **options))
+        row["loss"] = mine["loss"].mean()
         rows.append(row | {"n": len(mine), "paragraphs": mine["paragraph"].nunique()})
     return pd.DataFrame(rows)
+
+
+def _percent(part: Any, whole: Any) -> Any:
+    return 100 * part / whole
 
 
 def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any) -> pd.DataFrame:
@@ -95,6 +104,8 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
     base = pick(perplexities, reference)
     for cell in cells(perplexities):
         mine = pick(perplexities, cell)
+        if not mine[["paragraph", "tokens"]].equals(base[["paragraph", "tokens"]]):
+            raise ValueError(f"{cell} and {reference} were measured on different text: no paired change")
         value = stats.perplexity(mine["nll"], mine["tokens"], mine["paragraph"], **options)
         ratio = stats.perplexity_ratio(mine["nll"], base["nll"], mine["tokens"], mine["paragraph"], **options)
         change = replace(ratio, **{side: 100 * (getattr(ratio, side) - 1) for side in ("value", "low", "high")})

@@ -43,12 +43,10 @@ def batch_plan(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -
     size = min(batch_size, len(tokens))
     plan: list[np.ndarray] = []
     while len(plan) < steps:
-        order = rng.permutation(len(tokens))
-        order = order[: len(order) // size * size]
-        for run in np.array_split(order, max(1, len(order) // (50 * size))):
-            ranked = run[np.argsort(tokens[run], kind="stable")]
-            batches = [ranked[i : i + size] for i in range(0, len(ranked) - size + 1, size)]
-            plan.extend(batches[i] for i in rng.permutation(len(batches)))
+        whole = rng.permutation(len(tokens))[: len(tokens) // size * size].reshape(-1, size)
+        for run in np.array_split(whole, max(1, len(whole) // 50)):
+            ranked = run.ravel()[np.argsort(tokens[run.ravel()], kind="stable")].reshape(-1, size)
+            plan.extend(ranked[i] for i in rng.permutation(len(ranked)))
     return plan[:steps]
 
 
@@ -78,7 +76,7 @@ def fit(
         features: windows; those without an answer are left out.
         checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, training goes on
             from it; the result is the same as that of an unbroken run, to the last bit on a CPU.
-        mixed_precision: `no` or `bf16`, accelerate's autocast; weights and optimizer stay in fp32.
+        mixed_precision: `no` or `bf16` (autocast); weights, optimizer and probes stay in fp32.
         probe: called before the first step and at every checkpoint; its figures join that row of the metrics.
 
     Returns:
@@ -91,7 +89,9 @@ def fit(
     answered = [f for f in features if f.start >= 0]
     if not answered:
         raise ValueError("no training window holds an answer: give more questions or a larger max_length")
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = Accelerator(cpu=model.qa_outputs.weight.device.type == "cpu")
+    # autocast is entered here and not left to accelerate, which would wrap the model's forward for probes as well
+    autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
@@ -111,7 +111,8 @@ def fit(
         prepared.train()
         for configuration in configurations:
             model.set_precision(configuration)
-            loss, figures = task_loss(prepared, batch, args.lm_weight)
+            with autocast:
+                loss, figures = task_loss(prepared, batch, args.lm_weight)
             accelerator.backward(loss / len(configurations))
             w_bits, a_bits = configuration.average_bits(model.infos)
             parts.append({"w_bits": w_bits, "a_bits": a_bits, **figures})
@@ -126,7 +127,6 @@ def fit(
             if probe:
                 row |= probe()
             _save(checkpoint, step + 1, rows, trainable, optimizer)
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     model.eval()
     return pd.DataFrame(rows)
 

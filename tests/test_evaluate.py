@@ -69,11 +69,11 @@ def test_calibration_sees_what_every_layer_is_given_and_keeps_the_configuration(
     model.set_quantizer(QuantizerArguments(activations="per_tensor_static"))
     model.set_precision({"*": 8, "mlp": 4})
     before = model.configuration
-    calibrate(model, FEATURES, **HOW, momentum=0.0)
+    calibrate(model, FEATURES, momentum=0.0)
     assert model.configuration == before and not any(layer.observing for layer in model.layers)
     seen = {}
     hook = model.layers[0].register_forward_pre_hook(lambda layer, x: seen.update(last=float(x[0].abs().max())))
-    calibrate(model, FEATURES, **HOW, momentum=0.0)
+    calibrate(model, FEATURES, momentum=0.0)
     hook.remove()
     assert float(model.layers[0].observer.absmax) == pytest.approx(seen["last"])
     evaluate_spans(model, QUESTIONS, FEATURES, **HOW, max_answer_tokens=10)

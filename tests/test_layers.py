@@ -80,6 +80,17 @@ def test_codes_are_computed_once_and_forgotten_when_weights_change():
     assert layer.codes(4)[1].dtype == torch.float64
 
 
+def test_codes_follow_a_change_in_place_and_survive_inference_mode():
+    layer = switchable()
+    layer.precision = Precision(4, 8)
+    with torch.inference_mode():
+        before = layer(X)
+    layer(X).sum().backward()
+    with torch.no_grad():
+        layer.weight.mul_(-1)
+    assert not torch.equal(layer(X), before)
+
+
 def test_only_the_active_adapter_gets_gradients():
     layer = switchable()
     layer.precision = Precision(4, 8)

@@ -53,7 +53,7 @@ def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(unbroken: P
     report = unbroken / "reports" / "smoke"
     assert sorted(p.stem for p in report.glob("*.html")) == sorted(["index", *STAGES])
     index = (report / "index.html").read_text()
-    assert "F1 of one switchable model against the fp32 teacher" in index and str(unbroken) not in index
+    assert "F1 points of one switchable model against the fp32 teacher" in index and str(unbroken) not in index
     for stage in STAGES[:2]:
         page = (report / f"{stage}.html").read_text()
         assert page.count("<img ") >= 2 and page.count("<table") >= 3 and str(unbroken) not in page

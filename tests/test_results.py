@@ -68,6 +68,13 @@ def test_perplexity_changes_are_paired_percentages():
     assert change["perplexity_change_low"] == pytest.approx(change["perplexity_change_high"])
 
 
+def test_other_text_is_no_pair():
+    base = pd.DataFrame({"model": "teacher", "precision": "32", "paragraph": list("ab"), "nll": [3.0, 4], "tokens": [3, 3]})
+    other = base.assign(model="low", paragraph=["a", "c"])
+    with pytest.raises(ValueError, match="different text"):
+        perplexity_table(pd.concat([base, other]), TEACHER, **OPTIONS)
+
+
 def test_readable_folds_intervals_and_names():
     shown = readable(accuracy_table(BOTH, TEACHER, **OPTIONS), ["loss", "paragraphs"])
     assert list(shown) == ["model", "precision", "F1", "EM", "F1 change", "EM change", "F1 kept", "n"]

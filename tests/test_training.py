@@ -57,6 +57,12 @@ def test_a_shorter_plan_is_the_beginning_of_a_longer_one(steps, seed):
     assert all(np.array_equal(a, b) for a, b in zip(short, long, strict=False))
 
 
+def test_a_long_epoch_leaves_out_less_than_a_batch_whatever_the_lengths():
+    lengths = np.random.default_rng(1).integers(10, 400, 4003).tolist()
+    seen = np.concatenate(batch_plan(lengths, 8, 500, 0))
+    assert len(set(seen.tolist())) == 4000
+
+
 def test_batches_hold_windows_of_about_one_length():
     lengths = np.random.default_rng(0).integers(10, 400, 4000)
     spread = [np.ptp(lengths[batch]) for batch in batch_plan(lengths.tolist(), 8, 400, 0)]
@@ -84,10 +90,6 @@ def test_training_learns_and_leaves_the_base_alone(features, tmp_path):
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_a_killed_run_ends_with_the_same_weights_and_metrics(features, tmp_path, monkeypatch, mixed_precision):
     options = {"mixed_precision": mixed_precision, "probe": lambda: {"loss@8": 1.5}}
-    if mixed_precision == "bf16":
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
     whole, broken, resumed = model(), model(), model()
     expected = train(whole, features, tmp_path / "whole.safetensors", **options)
     path = tmp_path / "broken.safetensors"
@@ -109,8 +111,6 @@ def test_a_killed_run_ends_with_the_same_weights_and_metrics(features, tmp_path,
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     again = train(model(), features, path, **options)  # a finished run is read, not repeated
     assert again.equals(expected) and not list(tmp_path.glob("*.partial"))
-    if mixed_precision == "bf16":
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_an_adapter_that_was_not_drawn_stays_as_it_was(features, tmp_path):
@@ -128,3 +128,15 @@ def test_no_answers_no_training(features, tmp_path):
     blank = [replace(f, start=-1, end=-1) for f in features]
     with pytest.raises(ValueError, match="no training window holds an answer"):
         train(model(), blank, tmp_path / "c.safetensors")
+
+
+def test_probes_are_in_full_precision_while_training_is_in_bf16(features, tmp_path):
+    made, seen = model(0.0), []
+    train(
+        made,
+        features,
+        tmp_path / "c",
+        mixed_precision="bf16",
+        probe=lambda: seen.append(made(torch.ones(1, 5, dtype=int)).start.dtype) or {},
+    )
+    assert set(seen) == {torch.float32}

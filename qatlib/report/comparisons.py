@@ -11,7 +11,7 @@ from qatlib.evaluate import calibrate, set_static_range
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
 from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
-from qatlib.report.study import Study
+from qatlib.report.study import Study, spread
 
 CALIBRATION_WINDOWS = 64
 """Training windows that a calibration pass sees."""
@@ -36,26 +36,25 @@ def activation_scales(study: Study, model: SwitchableModel) -> Found:
     """Weights and activations quantized alike, by where activation scales come from.
 
     `per_token` is dynamic; the others are static, one scale a layer: `calibrated` by a pass at this very precision,
-    `carried_over` from a pass at the first of the bit-widths, `uncalibrated` at a range of ±1.
+    `carried_over` to the other widths from a pass at the first, `uncalibrated` at a range of ±1.
     """
     widths = [Precision(b, b) for b in study.params.post_training.comparison.bits]
+    windows = spread(study.train_features, CALIBRATION_WINDOWS)
     found = [_measure(study, model, "per_token", [FULL_PRECISION, *widths])]
     model.set_quantizer(replace(study.params.quantizer, activations="per_tensor_static"))
-    for source in ("calibrated", "carried_over", "uncalibrated"):
-        for p in widths:
-            if source == "uncalibrated":
-                set_static_range(model, 1.0)
-            else:
-                with model.at(p if source == "calibrated" else widths[0]):
-                    _calibrate(study, model)
-            found.append(_measure(study, model, source, [p]))
+    for p in widths:
+        with model.at(p):
+            calibrate(model, windows)
+        found.append(_measure(study, model, "calibrated", [p]))
+    with model.at(widths[0]):
+        calibrate(model, windows)
+    if widths[1:]:
+        found.append(_measure(study, model, "carried_over", widths[1:]))
+    set_static_range(model, 1.0)
+    found.append(_measure(study, model, "uncalibrated", widths))
+    set_static_range(model, None)
     model.set_quantizer(study.params.quantizer)
     return _stack(found)
-
-
-def _calibrate(study: Study, model: SwitchableModel) -> None:
-    windows = study.train_features[:CALIBRATION_WINDOWS]
-    calibrate(model, windows, pad_id=study.pad_id, batch_size=study.params.evaluation.batch_size)
 
 
 def _measure(study: Study, model: SwitchableModel, label: str, precisions: Sequence[Precision]) -> Found:

@@ -14,7 +14,7 @@ from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
 from qatlib.arguments import QuantizerArguments, TrainingArguments
-from qatlib.precision import Precision
+from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.report.complaints import complaint
 from qatlib.report.strict_yaml import ParamsError, given, read_yaml
 
@@ -133,13 +133,13 @@ class Data(_Section):
     validation: _Sources
     train_questions: Annotated[_Count | None, Field(validate_default=True)] = None
     """At most this many, drawn with the seed; null for all. For `embedded`: how many are generated."""
-    validation_questions: Annotated[_Count | None, Field(validate_default=True)] = None
+    validation_questions: Annotated[Annotated[int, Field(ge=10)] | None, Field(validate_default=True)] = None
     max_length: Annotated[int, Field(ge=16)]
     """Tokens a window."""
     stride: Annotated[int, Field(ge=0)]
     """Tokens that neighbouring windows of a long paragraph share."""
-    perplexity_paragraphs: _Count
-    """Validation paragraphs that perplexity is measured on."""
+    perplexity_paragraphs: Annotated[int, Field(ge=2)]
+    """Validation paragraphs that perplexity is measured on, spread evenly over them."""
 
     @check("validation")
     @classmethod
@@ -187,10 +187,17 @@ class Comparison(_Section):
     """Size of the comparisons of quantizers, which take many evaluations."""
 
     bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)]
-    questions: _Count
-    """The first so many validation questions."""
-    paragraphs: _Count
-    """The first so many of the perplexity paragraphs."""
+    questions: Annotated[int, Field(ge=10)]
+    """So many of the validation questions, spread evenly over them."""
+    paragraphs: Annotated[int, Field(ge=2)]
+    """So many of the perplexity paragraphs, likewise."""
+
+    @check("bits")
+    @classmethod
+    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if twice := sorted({b for b in value if value.count(b) > 1}):
+            raise ValueError(f"a list with each bit-width once, which {twice[0]} is not")
+        return value
 
 
 class PostTraining(_Section):
@@ -198,6 +205,13 @@ class PostTraining(_Section):
 
     precisions: Annotated[tuple[_Precision, ...], Field(min_length=1)]
     comparison: Comparison
+
+    @check("precisions")
+    @classmethod
+    def _once(cls, value: tuple[Precision, ...]) -> tuple[Precision, ...]:
+        if twice := [p.name for p in value if value.count(p) > 1 or p == FULL_PRECISION]:
+            raise ValueError(f"a list with each precision once and without 32, the teacher's own, unlike {given(twice[0])}")
+        return value
 
 
 class Switchable(_Section):
@@ -270,6 +284,35 @@ class Params(_Section):
                 allowed = f"a list of {count} values, one for each of precisions"
                 raise PydanticCustomError("inner", "{key}", {"key": key, "given": list(values), "allowed": allowed})
         return lora
+
+    @check("quantizer")
+    @classmethod
+    def _dynamic(cls, quantizer: QuantizerArguments) -> QuantizerArguments:
+        if quantizer.activations != "per_token":
+            allowed = "'per_token': static scales are compared in 01_build, and nothing calibrates them elsewhere"
+            raise PydanticCustomError(
+                "inner", "{key}", {"key": "activations", "given": quantizer.activations, "allowed": allowed}
+            )
+        return quantizer
+
+    @check("post_training")
+    @classmethod
+    def _covers(cls, post_training: PostTraining, info: Info) -> PostTraining:
+        wanted = [p for p in info.data.get("precisions", ()) if p != FULL_PRECISION]
+        if missing := [p.name for p in wanted if p not in post_training.precisions]:
+            allowed = f"a list that holds every one of precisions but 32, such as {missing[0]}"
+            named = [p.name for p in post_training.precisions]
+            raise PydanticCustomError("inner", "{key}", {"key": "precisions", "given": named, "allowed": allowed})
+        return post_training
+
+    @check("switchable")
+    @classmethod
+    def _drawn_once(cls, switchable: Switchable, info: Info) -> Switchable:
+        count, asked = len(info.data.get("precisions", ())), switchable.configurations_per_step
+        if count and switchable.schedule == "random_uniform" and asked > count:
+            allowed = f"an integer from 1 to {count}, since random_uniform draws each of precisions once a step"
+            raise PydanticCustomError("inner", "{key}", {"key": "configurations_per_step", "given": asked, "allowed": allowed})
+        return switchable
 
 
 def profile_path(profile: str, root: Path = ROOT) -> Path:

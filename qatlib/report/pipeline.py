@@ -164,16 +164,17 @@ class Stage:
         """The findings so far."""
         return [str(line["text"]) for line in self._headlines]
 
-    def provenance(self, data_hashes: Mapping[str, str | None] | None = None) -> None:
+    def provenance(self, questions: Mapping[str, str] | None = None) -> None:
         """Write where this run's figures come from, for the head of the page; call it last.
 
         Args:
-            data_hashes: SHA-256 by name, of data that is not in files, beside that of the params' files.
+            questions: SHA-256 of the questions as they were used, by part: a hub's data has no file of the params' own.
         """
         from IPython.display import Markdown, display
 
-        hashes = self.run.data_hashes | dict(data_hashes or {})
-        found = collect(self.params, self.run.profile, self.run.overrides, hashes, self.started, self.run.root)
+        run = self.run
+        found = collect(self.params, run.profile, run.overrides, run.data_hashes, self.started, run.root)
+        found["questions_sha256"] = dict(questions or {})
         write_atomic(self.directory / "provenance.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         rows = {
             "profile": " ".join([self.run.name, *found["overrides"]]),

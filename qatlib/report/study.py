@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,7 +18,7 @@ from qatlib import toyqa
 from qatlib.arguments import TrainingArguments
 from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.layers import LoraSpec
-from qatlib.model import SwitchableModel, load_pretrained
+from qatlib.model import ModelError, SwitchableModel, load_pretrained
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
 from qatlib.report.pipeline import Stage
 from qatlib.schedule import SCHEDULES, Schedule
@@ -23,8 +26,17 @@ from qatlib.spans import Feature, featurize
 from qatlib.squad import Question, load_questions, sample
 from qatlib.training import fit
 
+T = TypeVar("T")
+
 PROBE_WINDOWS = 32
 """Validation windows on which the loss of every bit-width is looked at while training."""
+
+
+def spread(items: Sequence[T], n: int | None) -> list[T]:
+    """`n` items at equal distances (all if there are no more): neighbours in SQuAD's files are of one article."""
+    if n is None or n >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, n).astype(int)]
 
 
 class Study:
@@ -44,6 +56,7 @@ class Study:
         if self.params.compute.threads:
             torch.set_num_threads(self.params.compute.threads)
         torch.use_deterministic_algorithms(self.device.type == "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads memory that it did not write
         self.train = self._questions("train")
         self.validation = self._questions("validation")
 
@@ -64,6 +77,12 @@ class Study:
             row = {"part": name, "questions": len(questions), "paragraphs": len({q.paragraph for q in questions})}
             rows.append(row | {"windows": len(features), "mean tokens": np.mean(tokens), "longest": max(tokens)})
         return pd.DataFrame(rows)
+
+    @property
+    def questions_sha256(self) -> dict[str, str]:
+        """SHA-256 over the questions of both parts as they were used, wherever they came from."""
+        parts = {"train": self.train, "validation": self.validation}
+        return {name: hashlib.sha256(repr(questions).encode()).hexdigest() for name, questions in parts.items()}
 
     # -- models ---------------------------------------------------------------------------------------------------
 
@@ -87,9 +106,7 @@ class Study:
         """A fresh copy of the model before fine-tuning: the weights of `model.source`, or the embedded one, pre-trained here."""
         model, source = self.params.model, self._source[0]
         if source is not None:
-            lm = type(source)(source.config)
-            lm.load_state_dict(source.state_dict())
-            return self._switchable(lm)
+            return self._switchable(copy.deepcopy(source))
         assert model.n_layer and model.n_head and model.n_embd and model.pretraining
         fresh = self._switchable(toyqa.build_model(model.n_layer, model.n_head, model.n_embd, self.params.seed))
         fresh.unfreeze_base()
@@ -127,6 +144,9 @@ class Study:
         return self._placed(SwitchableModel.load(path)[0])
 
     def _placed(self, model: SwitchableModel) -> SwitchableModel:
+        positions = getattr(model.lm.config, "max_position_embeddings", None)
+        if positions and self.params.data.max_length > positions:
+            raise ModelError(f"data.max_length is {self.params.data.max_length}; this model has {positions} positions")
         if self.device.type == "cpu" and self.params.compute.mixed_precision == "bf16":
             # the fused attention's bf16 backward on a CPU took a third of a LoRA step of SmolLM2-135M (5.3 s against 4.0 s)
             model.lm.set_attn_implementation("eager")
@@ -171,7 +191,7 @@ class Study:
         Returns:
             The metrics of `qatlib.training.fit`, also written to the results; probes are in columns `loss@<precision>`.
         """
-        windows = [f for f in self.validation_features if f.start >= 0][:PROBE_WINDOWS]
+        windows = spread([f for f in self.validation_features if f.start >= 0], PROBE_WINDOWS)
 
         def probe() -> dict[str, float]:
             losses = {}
@@ -198,7 +218,7 @@ class Study:
 
     def probe(self, model: SwitchableModel, precisions: Sequence[Precision]) -> dict[str, float]:
         """Mean span loss of a few validation windows at each precision, in `loss@<precision>`."""
-        windows = [f for f in self.validation_features if f.start >= 0][:PROBE_WINDOWS]
+        windows = spread([f for f in self.validation_features if f.start >= 0], PROBE_WINDOWS)
         losses = {}
         for p in precisions:
             with model.at(p):
@@ -212,7 +232,7 @@ class Study:
     def paragraphs(self) -> list[str]:
         """The validation paragraphs that perplexity is measured on."""
         unique = list(dict.fromkeys(q.context for q in self.validation))
-        return unique[: self.params.data.perplexity_paragraphs]
+        return spread(unique, self.params.data.perplexity_paragraphs)
 
     def scores(
         self, model: SwitchableModel, label: str, precisions: Sequence[Precision], questions: int | None = None
@@ -221,10 +241,10 @@ class Study:
 
         Args:
             label: what the model is called in the result files.
-            questions: the first so many validation questions; all of them if left out.
+            questions: so many of the validation questions; all of them if left out.
         """
-        chosen = self.validation[:questions]
-        features = [f for f in self.validation_features if f.question < len(chosen)]
+        chosen = spread(self.validation, questions)
+        features = self._featurize(chosen) if questions else self.validation_features
         settings = self.params.evaluation
 
         def measure(p: Precision) -> pd.DataFrame:
@@ -250,7 +270,7 @@ class Study:
             return evaluate_perplexity(
                 model,
                 self.tokenizer,
-                self.paragraphs[:paragraphs],
+                spread(self.paragraphs, paragraphs),
                 pad_id=self.pad_id,
                 max_length=self.params.data.max_length,
                 batch_size=self.params.evaluation.batch_size,

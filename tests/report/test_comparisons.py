@@ -23,7 +23,7 @@ class Watcher:
     """A study that writes down under which settings it was asked to measure."""
 
     def __init__(self, monkeypatch):
-        self.params, self.pad_id, self.train_features, self.seen = load_params("smoke"), 1, [], []
+        self.params, self.train_features, self.seen = load_params("smoke"), [], []
         monkeypatch.setattr(comparisons, "calibrate", lambda model, *a, **k: comparisons.set_static_range(model, 7.0))
 
     def scores(self, model, label, precisions, questions):
@@ -56,6 +56,7 @@ def test_activation_scales_use_the_range_their_name_says(model, monkeypatch):
         "carried_over": ("per_tensor_static", 7.0),
         "uncalibrated": ("per_tensor_static", 1.0),
     }
+    assert {layer.observer.absmax for layer in model.layers} == {None}
     assert model.quantizer == study.params.quantizer
 
 

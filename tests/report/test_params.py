@@ -53,7 +53,27 @@ WRONG = {
         "precisions=[8, w8a4]",
         'precisions is [8, "w8a4"]; allowed is a list with each weight bit-width once',
     ),
-    "short list": ("lora.ranks=[8]", "lora.ranks is [8]; allowed is a list of 5 values, one for each of precisions"),
+    "bits twice": (
+        "post_training.comparison.bits=[4, 4]",
+        "post_training.comparison.bits is [4, 4]; allowed is a list with each bit-width once, which 4 is not",
+    ),
+    "post-training at 32": (
+        "post_training.precisions=[8, 32]",
+        "post_training.precisions is [8, 32]; allowed is a list with each precision once and without 32",
+    ),
+    "not measured untrained": (
+        "post_training.precisions=[8, 6]",
+        'post_training.precisions is ["8", "6"]; allowed is a list that holds every one of precisions but 32, such as 4',
+    ),
+    "static scales": (
+        "quantizer.activations=per_tensor_static",
+        "quantizer.activations is \"per_tensor_static\"; allowed is 'per_token': static scales are compared in 01_build",
+    ),
+    "few questions": (
+        "data.validation_questions=5",
+        "data.validation_questions is 5; allowed is an integer of at least 10",
+    ),
+    "short list": ("lora.ranks=[8]", "lora.ranks is [8]; allowed is a list of 6 values, one for each of precisions"),
     "rank of 0": ("lora.ranks=[8,8,0,8,8]", "lora.ranks[2] is 0; allowed is an integer of at least 1"),
     "choice": ("teacher.base=best", "teacher.base is \"best\"; allowed is 'full' or 'lora'"),
     "int for bool": ("quantizer.narrow_range=1", "quantizer.narrow_range is 1; allowed is true or false"),
@@ -186,7 +206,7 @@ def test_profile_path_must_not_shadow_a_profile(tmp_path: Path) -> None:
 
 
 def test_error_names_file_where_the_override_is_elsewhere() -> None:
-    with pytest.raises(ParamsError, match=r"^params/quick.yaml: lora.ranks is \[8, 8, 8, 8, 8\]; allowed is a list of 1 "):
+    with pytest.raises(ParamsError, match=r"^params/quick.yaml: lora.ranks is \[8, 8, 8, 8, 8, 8\]; allowed is a list of 1 "):
         load_params("quick", ["precisions=[8]"])
 
 
@@ -243,9 +263,11 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
     def per_precision(values: st.SearchStrategy[Any]) -> list[Any]:
         return data.draw(st.lists(values, min_size=len(widths), max_size=len(widths)))
 
+    precisions = [Precision(w, data.draw(st.sampled_from([4, 8, 32]))).name for w in widths]
     changes: Mapping[str, Any] = {
         "seed": seed,
-        "precisions": [Precision(w, data.draw(st.sampled_from([4, 8, 32]))).name for w in widths],
+        "precisions": precisions,
+        "post_training.precisions": [p for p in precisions if p != "32"] or ["8"],
         "lora.ranks": per_precision(st.integers(1, 64)),
         "lora.alphas": per_precision(st.floats(0, 1e9, exclude_min=True)),
         "lora.dropouts": per_precision(st.floats(0, 1, exclude_max=True)),

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
+from qatlib.model import ModelError
 from qatlib.precision import Precision
 from qatlib.report.params import load_params
-from qatlib.report.study import Study
+from qatlib.report.study import Study, spread
 
 
 class Desk:
@@ -47,6 +48,16 @@ def study(desk):
 @pytest.fixture(scope="module")
 def teacher(study):
     return study.teacher("full")[0]
+
+
+def test_spread_takes_first_last_and_even_steps_between():
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread("abc", None) == spread("abc", 5) == list("abc")
+
+
+def test_a_window_longer_than_the_models_positions_is_refused_before_training(tmp_path):
+    with pytest.raises(ModelError, match=r"data.max_length is 200; this model has 128 positions"):
+        Study(Desk(tmp_path, "data.max_length=200")).pretrained_model()
 
 
 def test_the_parts_are_the_params_and_apart(study):
