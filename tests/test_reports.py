@@ -32,15 +32,31 @@ def start(root: Path, target: str) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output.decode()[-2000:]
 
 
+def kill_when(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Kill a run, its kernels and all, as soon as a file is there."""
+    deadline = time.monotonic() + 300
+    while not path.is_file():
+        assert process.poll() is None and time.monotonic() < deadline, f"{path.name} never came"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = copy(tmp_path_factory.mktemp("unbroken"))
-    finish(start(root, "report"))
-    return root
+def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One run to the pages; beside it, on the other core, one killed in both of the stages that compute."""
+    unbroken, killed = copy(tmp_path_factory.mktemp("unbroken")), copy(tmp_path_factory.mktemp("killed"))
+    whole = start(unbroken, "report")
+    last = "runs/smoke/02_switchable_train"
+    for moment in ("01_build/checkpoints/pretraining/checkpoint.safetensors", "02_switchable_train/memo/scores_switchable_8.csv"):
+        kill_when(killed / "runs" / "smoke" / moment, start(killed, f"{last}/done"))
+    finish(start(killed, f"{last}/done"))
+    finish(whole)
+    return unbroken, killed
 
 
 def results(root: Path) -> dict[str, bytes]:
@@ -49,7 +65,8 @@ def results(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(unbroken: Path) -> None:
+def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(roots: tuple[Path, Path]) -> None:
+    unbroken, _ = roots
     report = unbroken / "reports" / "smoke"
     assert sorted(p.stem for p in report.glob("*.html")) == sorted(["index", *STAGES])
     index = (report / "index.html").read_text()
@@ -59,18 +76,7 @@ def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(unbroken: P
         assert page.count("<img ") >= 2 and page.count("<table") >= 3 and str(unbroken) not in page
 
 
-def test_a_run_killed_twice_ends_with_the_same_result_files(unbroken: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_ends_with_the_same_result_files(roots: tuple[Path, Path]) -> None:
     """This is also the same seed twice: the two runs share nothing but their params."""
-    root = copy(tmp_path)
-    moments = ("01_build/checkpoints/pretraining/checkpoint.safetensors", "02_switchable_train/memo/scores_switchable_8.csv")
-    for moment in moments:
-        process = start(root, "runs/smoke/02_switchable_train/done")
-        deadline = time.monotonic() + 240
-        while not (root / "runs" / "smoke" / moment).is_file():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    finish(start(root, "runs/smoke/02_switchable_train/done"))
-    assert results(root) == results(unbroken)
-    assert len(results(root)) > 30
+    unbroken, killed = map(results, roots)
+    assert killed == unbroken and len(unbroken) > 30
