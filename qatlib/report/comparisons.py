@@ -42,14 +42,14 @@ def activation_scales(study: Study, model: SwitchableModel) -> Found:
     windows = spread(study.train_features, CALIBRATION_WINDOWS)
     found = [_measure(study, model, "per_token", [FULL_PRECISION, *widths])]
     model.set_quantizer(replace(study.params.quantizer, activations="per_tensor_static"))
+    carried: list[Found] = []
     for p in widths:
         with model.at(p):
             calibrate(model, windows)
         found.append(_measure(study, model, "calibrated", [p]))
-    with model.at(widths[0]):
-        calibrate(model, windows)
-    if widths[1:]:
-        found.append(_measure(study, model, "carried_over", widths[1:]))
+        if p == widths[0] and widths[1:]:
+            carried.append(_measure(study, model, "carried_over", widths[1:]))
+    found += carried
     set_static_range(model, 1.0)
     found.append(_measure(study, model, "uncalibrated", widths))
     set_static_range(model, None)

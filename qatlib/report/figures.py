@@ -7,7 +7,6 @@ are relative to the report's pages, `results/<stage>/<name>.csv`, and work there
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from html import escape
 from numbers import Integral, Real
@@ -22,6 +21,8 @@ import seaborn as sns  # type: ignore[import-untyped]
 from cycler import cycler
 from IPython.display import HTML
 from matplotlib.figure import Figure
+
+from qatlib.report.keys import write_atomic
 
 Format = str | Callable[[object], str]
 
@@ -67,21 +68,6 @@ def set_style() -> None:
     )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, making its folder; whoever reads meanwhile sees the old file or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    scratch = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        scratch.chmod(0o644)
-        scratch.replace(path)
-    except BaseException:
-        scratch.unlink()
-        raise
-
-
 def figure_html(fig: Figure, path_svg: str | os.PathLike[str], alt: str, caption: str, csv_href: str | None = None) -> HTML:
     """Save `fig` as an SVG, the same bytes for the same figure, close it, and return it as an accessible <figure>.
 
@@ -95,7 +81,7 @@ def figure_html(fig: Figure, path_svg: str | os.PathLike[str], alt: str, caption
     with mpl.rc_context(_SVG):
         fig.savefig(buffer, format="svg", metadata=_NO_STAMP, bbox_inches="tight", facecolor="white")
     plt.close(fig)
-    write_atomically(Path(path_svg), buffer.getvalue())
+    write_atomic(Path(path_svg), buffer.getvalue().decode())
     source = base64.b64encode(buffer.getvalue()).decode("ascii")
     return HTML(
         '<figure class="qat-figure" style="margin:1.5em 0"><div class="qat-scroll" style="overflow-x:auto">'

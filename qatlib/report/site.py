@@ -23,7 +23,7 @@ from markupsafe import Markup
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 
 from qatlib.report.cells import TEMPLATES, Cells, read_cells
-from qatlib.report.figures import write_atomically
+from qatlib.report.keys import write_atomic
 
 STAGES = ("01_build", "02_switchable_train", "03_sensitivity_heatmaps", "04_cpt", "05_adversarial")
 
@@ -155,7 +155,7 @@ def _render(report: Path, profile: str) -> None:
             common, here=stage.name, stage=stage, previous=previous, next=following
         )
     for name, page in pages.items():
-        write_atomically(report / name, page.encode())
+        write_atomic(report / name, page)
     for path in report.glob("*.html"):
         if path.name not in pages:
             path.unlink()

@@ -191,16 +191,6 @@ class Study:
         Returns:
             The metrics of `qatlib.training.fit`, also written to the results; probes are in columns `loss@<precision>`.
         """
-        windows = spread([f for f in self.validation_features if f.start >= 0], PROBE_WINDOWS)
-
-        def probe() -> dict[str, float]:
-            losses = {}
-            for p in precisions:
-                with model.at(p):
-                    loss = mean_span_loss(model, windows, pad_id=self.pad_id, batch_size=self.params.evaluation.batch_size)
-                losses[f"loss@{p.name}"] = loss
-            return losses
-
         with self.stage.timed(f"fit_{name}"):
             metrics = fit(
                 model,
