@@ -268,6 +268,14 @@ def test_other_params_clear_what_was_kept(fresh: Path) -> None:
     assert not stage.results.joinpath("figures").exists()
 
 
+def test_unpublished_table_is_for_later_stages_only(fresh: Path) -> None:
+    frame = pd.DataFrame({"x": [1.5]})
+    stage = Stage("01_build", "smoke", [], fresh)
+    stage.table("parts", lambda: frame, published=False)
+    assert not (stage.results / "parts.csv").exists()
+    pd.testing.assert_frame_equal(stage.upstream_table("01_build", "parts"), frame)
+
+
 def test_data_counts_by_content(fresh: Path) -> None:
     def key(file: str) -> str:
         return Run("mine.yaml", [f"data.train=[{file}]", "data.validation=hub:squad"], fresh).keys["01_build"].results

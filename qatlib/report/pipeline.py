@@ -88,11 +88,14 @@ class Stage:
         """What `table(name, …)` returned in another stage of the same run."""
         return read_table(self.upstream(stage) / "memo" / _checked(name))
 
-    def table(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    def table(self, name: str, compute: Callable[[], pd.DataFrame], published: bool = True) -> pd.DataFrame:
         """The frame that `compute` returns, computed once: from then on it is read from disk, with the same dtypes.
 
-        Also written as `results/<name>.csv`. The index must be the default one and the columns of integers, floats,
-        booleans or text, in which a missing value is an empty string.
+        The index must be the default one and the columns of integers, floats, booleans or text, in which a missing
+        value is an empty string.
+
+        Args:
+            published: also written as `results/<name>.csv`; False where other tables have the same rows.
 
         Raises:
             TypeError: another index or another kind of column.
@@ -100,7 +103,8 @@ class Stage:
         memo = self.directory / "memo" / _checked(name)
         if not memo.with_suffix(".dtypes").is_file():
             write_table(memo, compute())
-        write_atomic(self.results / f"{name}.csv", memo.with_suffix(".csv").read_bytes().decode())
+        if published:
+            write_atomic(self.results / f"{name}.csv", memo.with_suffix(".csv").read_bytes().decode())
         return read_table(memo)
 
     def record(self, name: str, compute: Callable[[], Any]) -> Any:
