@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+Grid = Literal["narrow", "full", "midrise"]
+
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -17,12 +19,24 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 class QuantizerArguments:
     """How numbers are put on a grid; the bit-widths are chosen elsewhere."""
 
-    weights: Literal["per_channel", "per_tensor"] = "per_channel"
-    """One weight scale an output channel, or one for the whole matrix."""
+    weights: Literal["per_channel", "per_tensor", "per_group"] = "per_channel"
+    """One weight scale an output channel, one for the whole matrix, or one for `group_size` neighbours in a channel."""
     activations: Literal["per_token", "per_tensor_static"] = "per_token"
     """One dynamic scale a token, or one calibrated scale a layer (EMA observer)."""
-    narrow_range: bool = True
-    """Grid of 2^b − 1 levels, ±(2^(b−1) − 1) (LLM-QAT), or of all 2^b levels, −2^(b−1) … 2^(b−1) − 1 (torchao)."""
+    grid: Grid = "narrow"
+    """Of 2^b − 1 levels, ±(2^(b−1) − 1) (`narrow`, LLM-QAT); of all 2^b, −2^(b−1) … 2^(b−1) − 1 (`full`, torchao); of all
+    2^b without a zero, for weights of 2 to 4 bits, narrow for the rest (`midrise`)."""
+    clipping: Literal["minmax", "mse"] = "minmax"
+    """The grid ends at the largest magnitude, or where the squared error is least: found for each weight scale by search,
+    for the activations of a layer as a share of each token's largest magnitude by calibration."""
+    learned_steps: bool = False
+    """Whether training goes on to learn what `clipping` starts from (LSQ, Esser et al. 2020)."""
+    rotation: Literal["none", "hadamard"] = "none"
+    """Whether inputs and weights are quantized in a basis rotated by blocks of a Hadamard matrix."""
+    nested: bool = False
+    """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that those alone are stored."""
+    group_size: Annotated[int, Field(ge=8)] = 64
+    """Weights that share a scale under `per_group`; must divide the inputs of every layer."""
 
 
 @dataclass(frozen=True, config=_STRICT)

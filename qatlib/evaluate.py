@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, collate, next_token_nll, span_nll
-from qatlib.quantizer import EMAObserver
+from qatlib.precision import FULL
+from qatlib.quantizer import ClipObserver, EMAObserver, activation_grid
 from qatlib.spans import Feature, best_spans
 from qatlib.squad import Question, exact_match, f1
 
@@ -143,6 +144,30 @@ def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: 
     model.set_precision(before)
     for layer in model.layers:
         layer.observing = False
+
+
+@torch.no_grad()
+def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits: Sequence[int]) -> None:
+    """Find, for every layer and activation bit-width, the share of a token's largest magnitude with least squared error.
+
+    Every layer sees the windows one by one at full precision. One share a layer serves all its tokens, so that at run
+    time a clipped scale costs what a min-max scale does (`QuantizerArguments.clipping`).
+    """
+    model.eval()
+    kept = [layer.observer for layer in model.layers]
+    grid = activation_grid(model.quantizer.grid)
+    for layer in model.layers:
+        layer.observer, layer.observing = ClipObserver(a_bits, grid), True
+    with model.at(FULL):
+        for feature in features:
+            model(torch.tensor([feature.input_ids], device=_device(model)))
+    for layer, observer in zip(model.layers, kept, strict=True):
+        found = layer.observer
+        assert isinstance(found, ClipObserver)
+        for bits in a_bits:
+            clip = torch.tensor(found.best(bits), device=layer.weight.device).log()
+            layer.clips[str(bits)] = torch.nn.Parameter(clip, requires_grad=False)
+        layer.observer, layer.observing = observer, False
 
 
 def set_static_range(model: SwitchableModel, absmax: float | None, momentum: float = 0.9) -> None:

@@ -1,9 +1,9 @@
-"""A linear layer whose precision is switched by writing an attribute, with a LoRA adapter for every weight bit-width."""
+"""A linear layer whose precision is switched by writing an attribute, with LoRA adapters for each weight bit-width or for all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,23 @@ from qatlib.arguments import QuantizerArguments
 from qatlib.precision import FULL, FULL_PRECISION
 from qatlib.quantizer import (
     EMAObserver,
+    Observer,
+    activation_grid,
     dequantize,
     fake_quantize,
     fake_quantize_dynamic,
     minmax_scale,
+    mse_scale,
     quantize,
+    rotate,
     scale_from_absmax,
 )
+
+SHARED = 0
+"""In the place of a weight bit-width: the adapter that all of them share."""
+
+NESTED_IN = 8
+"""The bit-width whose codes those of fewer bits are derived from, with `QuantizerArguments.nested`."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,19 @@ class SwitchableLinear(nn.Module):
 
     At precision (w, a): y = Q_w(W) Q_a(x) + b + LoRA_w(Q_a(x)). Everything that enters the layer passes the
     activation quantizer, the adapter's input too, so that an adapter is no way around it. The base weight W is frozen,
-    so the codes of a bit-width are computed once; a step reads them back where its width is another than the last. Where W is
-    trainable (full fine-tuning) it is fake-quantized at every call, with a straight-through gradient.
+    so the codes of a bit-width are computed once; a step reads them back where its width is another than the last.
+    Where W or its step sizes are trained it is fake-quantized at every call, with a straight-through gradient.
+
+    With `QuantizerArguments.rotation` W and x are quantized as rotate(W) and rotate(x), and adapters see rotate(x) at
+    every precision; at full precision the product itself is left as it was.
 
     Attributes:
         weight: the base weight in the replaced layer's own layout: (out, in) of `nn.Linear`, (in, out) of `Conv1D`.
         precision: the active `Precision`; switching writes this and nothing else.
-        adapters: one `Lora` a weight bit-width, keyed by its decimal string.
-        observer: magnitude for static activation scales, one a layer, written by calibration.
-        observing: while True, `observer` takes in what the layer is given.
+        adapters: one `Lora` a weight bit-width, keyed by its decimal string, or a single one under `SHARED`.
+        clips: by activation bit-width, the log of the share of a token's largest magnitude at which the grid ends.
+        steps: by weight bit-width, the log of the factor by which training has changed its scale, of the scale's shape.
+        observer: takes in what the layer is given while `observing`; an `EMAObserver` gives static activation scales.
     """
 
     def __init__(self, base: nn.Linear | Conv1D, quantizer: QuantizerArguments) -> None:
@@ -77,77 +91,147 @@ class SwitchableLinear(nn.Module):
         self.quantizer = quantizer
         self.precision = FULL_PRECISION
         self.adapters = nn.ModuleDict()
-        self.observer = EMAObserver()
+        self.clips = nn.ParameterDict()
+        self.steps = nn.ParameterDict()
+        self.observer: Observer = EMAObserver()
         self.observing = False
-        self._codes: dict[int, tuple[Tensor, Tensor]] = {}
-        self._codes_of = 0  # the version of the weight that the codes were computed of
-        self._dequantized: tuple[int, Tensor] | None = None
+        self._scales: dict[int, Tensor] = {}
+        self._scales_of = 0  # the version of the weight that they were computed of
+        self._codes: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        self._dequantized: tuple[tuple[int, ...], Tensor] | None = None
 
     @property
     def oriented_weight(self) -> Tensor:
         """The base weight as (out, in), a view: `F.linear` on it runs the very kernel the replaced layer ran."""
         return self.weight.t() if self.fan_in_fan_out else self.weight
 
+    @property
+    def rotated(self) -> bool:
+        """Whether the layer is quantized in the rotated basis."""
+        return self.quantizer.rotation == "hadamard"
+
     def add_adapters(self, specs: Mapping[int, LoraSpec]) -> None:
-        """Add a fresh adapter for each weight bit-width, replacing what was there."""
+        """Add a fresh adapter for each weight bit-width, or for `SHARED`, replacing what was there."""
         self.adapters = nn.ModuleDict({str(w): Lora(self.in_features, self.out_features, s) for w, s in specs.items()})
         self.adapters.to(self.weight.device).train(self.training)
+
+    def learn_steps(self, w_bits: Iterable[int], a_bits: Iterable[int]) -> None:
+        """Make the scales of these bit-widths parameters that start where they are: their logs, so that none turns negative."""
+        for bits in w_bits:
+            self.steps[str(bits)] = nn.Parameter(torch.zeros_like(self.scale(bits)))
+        for bits in a_bits:
+            start = self.clips.get(str(bits), self.weight.new_zeros(()))
+            self.clips[str(bits)] = nn.Parameter(start.detach().clone())
 
     @torch.no_grad()
     def merge_adapter(self, w_bits: int) -> None:
         """Add the adapter of that weight bit-width to the base weight; the adapter itself stays."""
         adapter = self.adapters[str(w_bits)]
         assert isinstance(adapter, Lora)
-        self.oriented_weight.add_(adapter.lora_B @ (adapter.lora_A * adapter.scaling))
+        a = rotate(adapter.lora_A) if self.rotated else adapter.lora_A
+        self.oriented_weight.add_(adapter.lora_B @ (a * adapter.scaling))
         self.forget_codes()
 
     def codes(self, w_bits: int) -> tuple[Tensor, Tensor]:
-        """Integer codes (out, in) and scale ((out, 1) or a scalar) of the base weight, computed once a bit-width."""
-        if self._codes_of != self.weight._version:
+        """Integer codes (out, in) and scale of the base weight, computed once a bit-width.
+
+        Under `nested` the codes of fewer than `NESTED_IN` bits are derived anew at every call.
+
+        Returns:
+            int8 codes (int16 above 8 bits), and a scale: (out, 1), a scalar (per tensor) or (out, groups, 1).
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            scale, version = self.scale(w_bits), self._version(w_bits)
+            if w_bits not in self._codes or self._codes[w_bits][0] != version:
+                weight = self._grouped(self._before_rounding(w_bits))
+                codes = quantize(weight, scale, w_bits, self.quantizer.grid).reshape(self.out_features, -1)
+                if self.quantizer.nested and w_bits < NESTED_IN:
+                    return codes, scale
+                self._codes[w_bits] = version, codes
+            return self._codes[w_bits][1], scale
+
+    def scale(self, w_bits: int) -> Tensor:
+        """The scale of a bit-width's codes, with what training has made of it."""
+        if self._scales_of != self.weight._version:
             self.forget_codes()
-        if w_bits not in self._codes:
+        if w_bits not in self._scales:
             with torch.inference_mode(False), torch.no_grad():
-                weight = self.oriented_weight
-                scale = self._weight_scale(weight, w_bits)
-                self._codes[w_bits] = quantize(weight, scale, w_bits, self.quantizer.narrow_range), scale
-        return self._codes[w_bits]
+                self._scales[w_bits] = self._found_scale(self._in_basis(self.oriented_weight), w_bits)
+        found, key = self._scales[w_bits], str(w_bits)
+        return found * self.steps[key].exp() if key in self.steps else found
 
     def forget_codes(self) -> None:
         """Drop what was computed of the base weight; changes in place are noticed, writes to `.data` are not."""
-        self._codes_of = self.weight._version
+        self._scales_of = self.weight._version
+        self._scales.clear()
         self._codes.clear()
         self._dequantized = None
 
-    def _weight_scale(self, weight: Tensor, w_bits: int) -> Tensor:
-        dims = 1 if self.quantizer.weights == "per_channel" else None
-        return minmax_scale(weight, w_bits, dims, self.quantizer.narrow_range)
+    def _version(self, w_bits: int) -> tuple[int, ...]:
+        """Changes whenever the codes of this width do."""
+        widths = {str(w_bits), str(NESTED_IN)} if self.quantizer.nested else {str(w_bits)}
+        return (self.weight._version, *(step._version for key, step in self.steps.items() if key in widths))
+
+    def _found_scale(self, weight: Tensor, w_bits: int) -> Tensor:
+        find = mse_scale if self.quantizer.clipping == "mse" else minmax_scale
+        return find(self._grouped(weight), w_bits, None if self.quantizer.weights == "per_tensor" else -1, self.quantizer.grid)
+
+    def _in_basis(self, x: Tensor) -> Tensor:
+        return rotate(x) if self.rotated else x
+
+    def _before_rounding(self, w_bits: int) -> Tensor:
+        """What the codes of a width are the rounding of, (out, in)."""
+        nested = self.quantizer.nested and w_bits < NESTED_IN
+        return self._read_back(*self.codes(NESTED_IN)) if nested else self._in_basis(self.oriented_weight)
+
+    def _grouped(self, weight: Tensor) -> Tensor:
+        """(out, in) → (out, groups, group size) where groups have scales of their own."""
+        return weight.unflatten(1, (-1, self.quantizer.group_size)) if self.quantizer.weights == "per_group" else weight
+
+    def _read_back(self, codes: Tensor, scale: Tensor) -> Tensor:
+        return dequantize(self._grouped(codes), scale, self.weight.dtype).view_as(codes)
 
     def _quantized_weight(self, w_bits: int) -> Tensor:
-        weight = self.oriented_weight
-        if w_bits == FULL:
-            return weight
-        if self.weight.requires_grad:
-            narrow = self.quantizer.narrow_range
-            return fake_quantize(weight, self._weight_scale(weight, w_bits), w_bits, narrow, clips=False)
+        trained = self.weight.requires_grad or (self.training and torch.is_grad_enabled() and str(w_bits) in self.steps)
+        if trained or (w_bits == FULL and not self.rotated):
+            return self._trained_weight(w_bits)
         # The codes are the store; the floats of the width in use are kept until another width is used,
         # so that a pass over a data set dequantizes once and a switch still writes a single attribute.
-        codes, scale = self.codes(w_bits)
-        if self._dequantized is None or self._dequantized[0] != w_bits:
-            with torch.inference_mode(False):
-                self._dequantized = w_bits, dequantize(codes, scale, weight.dtype)
+        version = (w_bits, *self._version(w_bits))
+        if self._dequantized is None or self._dequantized[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                full = w_bits == FULL
+                floats = self._in_basis(self.oriented_weight) if full else self._read_back(*self.codes(w_bits))
+                self._dequantized = version, floats
         return self._dequantized[1]
+
+    def _trained_weight(self, w_bits: int) -> Tensor:
+        """Fake-quantized at this very call, with gradients to the weight and to the step sizes that are trained."""
+        weight = self._in_basis(self.oriented_weight)
+        if w_bits == FULL:
+            return weight
+        if self.weight.requires_grad:  # its scale follows it
+            scale = self._found_scale(weight, w_bits)
+            if str(w_bits) in self.steps:
+                scale = scale * self.steps[str(w_bits)].exp()
+        else:
+            weight, scale = self._before_rounding(w_bits), self.scale(w_bits)
+        clips = self.quantizer.clipping != "minmax" or str(w_bits) in self.steps
+        return fake_quantize(self._grouped(weight), scale, w_bits, self.quantizer.grid, clips=clips).reshape(weight.shape)
 
     def _quantized_input(self, x: Tensor, a_bits: int) -> Tensor:
         if self.observing:
             self.observer.observe(x)
         if a_bits == FULL:
             return x
-        narrow = self.quantizer.narrow_range
+        grid = activation_grid(self.quantizer.grid)
         if self.quantizer.activations == "per_token":
-            return fake_quantize_dynamic(x, a_bits, -1, narrow)
-        if self.observer.absmax is None:
+            clip = self.clips.get(str(a_bits), None)
+            return fake_quantize_dynamic(x, a_bits, -1, grid, None if clip is None else clip.exp())
+        absmax = getattr(self.observer, "absmax", None)
+        if absmax is None:
             raise RuntimeError("static activation scales need a calibration pass: call qatlib.evaluate.calibrate first")
-        return fake_quantize(x, scale_from_absmax(self.observer.absmax, a_bits, narrow), a_bits, narrow)
+        return fake_quantize(x, scale_from_absmax(absmax, a_bits, grid), a_bits, grid)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (…, in_features) → (…, out_features).
@@ -157,23 +241,22 @@ class SwitchableLinear(nn.Module):
             ValueError: a weight bit-width that has no adapter while other bit-widths have one.
         """
         w_bits, a_bits = self.precision
-        x = self._quantized_input(x, a_bits)
-        y = F.linear(x, self._quantized_weight(w_bits), self.bias)
-        if self.adapters:
-            y = self._adapt(x, y, w_bits)
-        return y
+        full = w_bits == a_bits == FULL
+        seen = self._quantized_input(x if full and not (self.adapters or self.observing) else self._in_basis(x), a_bits)
+        y = F.linear(x, self.oriented_weight, self.bias) if full else F.linear(seen, self._quantized_weight(w_bits), self.bias)
+        return self._adapt(seen, y, w_bits) if self.adapters else y
 
     def _adapt(self, x: Tensor, y: Tensor, w_bits: int) -> Tensor:
-        key = str(w_bits)
-        if key in self.adapters:
-            return y + self.adapters[key](x)
+        for key in (str(w_bits), str(SHARED)):
+            if key in self.adapters:
+                return y + self.adapters[key](x)
         if w_bits == FULL:  # the base model itself
             return y
         raise ValueError(f"no adapter for {w_bits}-bit weights; there is one for {', '.join(self.adapters)} bits")
 
     def _apply(self, fn: Any, recurse: bool = True) -> SwitchableLinear:
         self.forget_codes()
-        if self.observer.absmax is not None:
+        if isinstance(self.observer, EMAObserver) and self.observer.absmax is not None:
             self.observer.absmax = fn(self.observer.absmax)
         return super()._apply(fn, recurse)
 

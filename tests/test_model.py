@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qatlib.arguments import QuantizerArguments
 from qatlib.layers import LoraSpec, SwitchableLinear
 from qatlib.model import ModelError, SwitchableModel, load_pretrained
-from qatlib.precision import ROLES
+from qatlib.precision import ROLES, Precision
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 6), 32: LoraSpec(4, 4)}
 FAMILIES = {
@@ -163,3 +164,28 @@ def test_a_plain_model_directory_is_no_switchable_model(tmp_path, byte_level_tok
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(ModelError, match="no list of decoder blocks"):
         SwitchableModel(torch.nn.Linear(3, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_groups_must_divide_the_inputs_of_every_layer(kind, tiny_lm):
+    arguments = QuantizerArguments(weights="per_group", group_size=24)
+    with pytest.raises(ModelError, match=r"group_size is 24; it must divide the \d+ inputs of .*\.0\."):
+        SwitchableModel(tiny_lm(kind), arguments)
+    model = SwitchableModel(tiny_lm(kind))
+    with pytest.raises(ModelError, match="must divide"):
+        model.set_quantizer(arguments)
+    assert model.quantizer == model.layers[0].quantizer == QuantizerArguments()
+
+
+def test_learned_steps_are_the_only_new_parameters_and_go_with_the_quantizer(tokens, switchable):
+    model = switchable()
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    model.learn_steps([Precision(4, 8), Precision(2, 8), Precision(32, 32)])
+    new = {name for name, p in model.named_parameters() if p.requires_grad} - before
+    assert {name.rpartition(".")[0].rpartition(".")[2] + "." + name.rpartition(".")[2] for name in new} == {
+        "steps.2",
+        "steps.4",
+        "clips.8",
+    }
+    model.set_quantizer(QuantizerArguments(rotation="hadamard"))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before

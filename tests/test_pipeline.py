@@ -300,7 +300,7 @@ _columns = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rows=st.lists(_columns, min_size=1, max_size=5).filter(lambda rows: bool(rows[0])))
 def test_tables_come_back_exactly(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
     names = sorted(rows[0])

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatlib.quantizer import (
+    CLIP_RATIOS,
+    ClipObserver,
     EMAObserver,
     absmax,
     code_dtype,
@@ -15,13 +17,17 @@ from qatlib.quantizer import (
     dequantize,
     fake_quantize,
     fake_quantize_dynamic,
+    hadamard,
     minmax_scale,
+    mse_scale,
     quantize,
+    rotate,
     sqnr_db,
 )
 
 BITS = st.integers(2, 16)
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+GRIDS = st.sampled_from(["narrow", "full", "midrise"])
 DIMS = st.sampled_from([None, 0, 1, -1])
 
 
@@ -34,11 +40,11 @@ def matrices(draw: st.DrawFn) -> torch.Tensor:
     return x.to(draw(DTYPES))
 
 
-@given(matrices(), BITS, DIMS, st.booleans(), st.floats(0.1, 2))
-def test_fake_is_real_to_the_last_bit(x, bits, dims, narrow, shrink):
-    scale = minmax_scale(x, bits, dims, narrow) * shrink  # below 1 values are clamped
-    real = dequantize(quantize(x, scale, bits, narrow), scale, x.dtype)
-    assert torch.equal(fake_quantize(x, scale, bits, narrow), real)
+@given(matrices(), BITS, DIMS, GRIDS, st.floats(0.1, 2))
+def test_fake_is_real_to_the_last_bit(x, bits, dims, grid, shrink):
+    scale = minmax_scale(x, bits, dims, grid) * shrink  # below 1 values are clamped
+    real = dequantize(quantize(x, scale, bits, grid), scale, x.dtype)
+    assert torch.equal(fake_quantize(x, scale, bits, grid), real)
 
 
 @given(matrices(), BITS, DIMS)
@@ -50,10 +56,10 @@ def test_minmax_never_clips_and_errs_by_half_a_step_at_most(x, bits, dims):
     assert bool(((fake_quantize(x, scale, bits) - x).abs() <= scale / 2 * (1 + 1e-9)).all())
 
 
-@given(matrices(), BITS, st.booleans())
-def test_codes_stay_in_their_range_and_type(x, bits, narrow):
-    codes = quantize(x, minmax_scale(x, bits, None, narrow) / 3, bits, narrow)
-    q_min, q_max = code_range(bits, narrow)
+@given(matrices(), BITS, GRIDS)
+def test_codes_stay_in_their_range_and_type(x, bits, grid):
+    codes = quantize(x, minmax_scale(x, bits, None, grid) / 3, bits, grid)
+    q_min, q_max = code_range(bits, grid)
     assert codes.dtype == code_dtype(bits) and q_min <= int(codes.min()) and int(codes.max()) <= q_max
 
 
@@ -76,18 +82,81 @@ def test_a_scale_a_token_does_not_see_other_tokens(x, bits):
 
 def test_levels_at_two_bits():
     x = torch.linspace(-1, 1, 1001)
-    assert fake_quantize_dynamic(x, 2, None, narrow_range=True).unique().numel() == 3
-    assert fake_quantize_dynamic(x, 2, None, narrow_range=False).unique().numel() == 4
+    assert fake_quantize_dynamic(x, 2, None, grid="narrow").unique().numel() == 3
+    assert fake_quantize_dynamic(x, 2, None, grid="full").unique().numel() == 4
+    midrise = fake_quantize_dynamic(x, 2, None, grid="midrise").unique()
+    assert torch.allclose(midrise, torch.tensor([-1, -1 / 3, 1 / 3, 1]))
 
 
-@given(matrices(), BITS, st.booleans())
-def test_gradient_is_one_inside_and_zero_where_clamped(x, bits, narrow):
+@given(matrices(), st.integers(2, 8), DIMS, GRIDS)
+def test_mse_scale_is_the_best_of_the_shrunken_minmax_scales(x, bits, dims, grid):
+    x = x.float()
+
+    def error(scale: torch.Tensor) -> torch.Tensor:
+        return (fake_quantize(x, scale, bits, grid) - x).square().sum(dims, keepdim=dims is not None)
+
+    widest = minmax_scale(x, bits, dims, grid)
+    tried = torch.stack([error(widest * ratio) for ratio in CLIP_RATIOS])
+    assert torch.equal(error(mse_scale(x, bits, dims, grid)), tried.min(0).values)
+
+
+def test_four_levels_without_a_zero_beat_three_with_one_at_two_bits():
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    noise = {grid: sqnr_db(x, fake_quantize(x, mse_scale(x, 2, None, grid), 2, grid)) for grid in ("narrow", "midrise")}
+    assert noise["narrow"] == pytest.approx(7.22, abs=0.1) and noise["midrise"] == pytest.approx(9.25, abs=0.1)  # Max 1960
+
+
+@given(st.sampled_from([1, 3, 24, 64, 96, 576]), st.integers(0, 2**31))
+def test_rotation_keeps_products_and_undoes_itself(size, seed):
+    a, b = torch.randn(2, 5, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert torch.allclose(rotate(rotate(a)), a, atol=1e-6)
+    assert torch.allclose(rotate(a) @ rotate(b).t(), a @ b.t(), atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 64])
+def test_rotation_spreads_an_outlier_over_its_block(n):
+    assert torch.allclose(hadamard(n) @ hadamard(n), torch.eye(n), atol=1e-6)
+    assert torch.allclose(rotate(torch.eye(n)).abs(), torch.full((n, n), n**-0.5))
+
+
+def test_clip_observer_finds_the_ratio_of_least_error():
+    batches = torch.randn(3, 10, 128, generator=torch.Generator().manual_seed(1))
+    observer = ClipObserver([3, 8])
+    for x in batches:
+        observer.observe(x)
+    for bits in (3, 8):
+        errors = [
+            float((fake_quantize_dynamic(batches, bits, -1, clip=torch.tensor(r)) - batches).square().sum()) for r in CLIP_RATIOS
+        ]
+        assert observer.best(bits) == CLIP_RATIOS[errors.index(min(errors))]
+    assert observer.best(3) < 0.9 < observer.best(8)
+
+
+@given(matrices(), BITS, GRIDS)
+def test_gradient_is_one_inside_and_zero_where_clamped(x, bits, grid):
     x = x.double().requires_grad_()
-    scale = minmax_scale(x, bits, None, narrow) / 3
-    fake_quantize(x, scale, bits, narrow).sum().backward()
-    q_min, q_max = code_range(bits, narrow)
-    codes = (x.detach() / scale).round()
-    assert torch.equal(x.grad, ((codes >= q_min) & (codes <= q_max)).double())
+    scale = minmax_scale(x, bits, None, grid) / 3
+    fake_quantize(x, scale, bits, grid).sum().backward()
+    halfway = scale if grid == "midrise" and bits <= 4 else scale / 2  # half of what lies between two levels
+    within = (fake_quantize(x, scale, bits, grid) - x).abs() <= halfway * (1 + 1e-9)
+    assert torch.equal(x.grad, within.double())
+
+
+@given(matrices(), BITS, DIMS, GRIDS)
+def test_gradient_of_a_learned_scale_is_that_of_lsq(x, bits, dims, grid):
+    x = x.double()
+    scale = (minmax_scale(x, bits, dims, grid) / 2).requires_grad_()
+    weights = torch.linspace(-1, 1, x.numel()).double().view_as(x)
+    (fake_quantize(x, scale, bits, grid) * weights).sum().backward()
+    codes = quantize(x, scale.detach(), bits, grid).double()
+    ends = [code_range(bits, grid)[i] for i in (0, 1)]
+    reference = scale.detach().clone().requires_grad_()
+    ratio = x / reference
+    margin = 1 if grid == "midrise" and bits <= 4 else 0.5
+    inside = (ratio >= ends[0] - margin) & (ratio <= ends[1] + margin)
+    rounded = torch.where(inside, ratio + (codes - ratio).detach(), codes)  # straight through the rounding (Esser et al., eq. 3)
+    (rounded * reference * weights).sum().backward()
+    assert torch.allclose(scale.grad, reference.grad, rtol=1e-9, atol=1e-9 * float(weights.abs().sum()) * 2**bits)
 
 
 def test_unclipped_backward_keeps_nothing():

@@ -72,7 +72,7 @@ context_words = st.lists(st.text(st.sampled_from("abé 漢字😀\u00a0\n-.'\"ñ
 
 
 @given(words=context_words, picks=st.tuples(st.integers(0, 99), st.integers(0, 99)), stride=st.integers(0, 12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_answer_of_whole_words_is_decoded_exactly(byte_level_tokenizer, words, picks, stride):
     context = " ".join(words)
     places = [(i, i + len(word)) for i, word in _words(context)]
@@ -133,7 +133,7 @@ def window(n: int, question: int = 0, blank: int | None = None) -> spans.Feature
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 12), longest=st.integers(1, 15))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_best_span_is_the_best_of_all_spans(seed, n, longest):
     rng = np.random.default_rng(seed)
     # Few different values, so that ties are common.

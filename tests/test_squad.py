@@ -53,7 +53,7 @@ def question_lists(draw) -> list[Question]:
 
 
 @given(question_lists())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_text_survives_writing_and_reading(tmp_path_factory, questions):
     path = tmp_path_factory.mktemp("any") / "data.json"
     squad.write_squad(questions, path)
@@ -111,7 +111,7 @@ def test_a_malformed_file_is_one_sentence_naming_it(tmp_path, content, message, 
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_gzip_file_cut_anywhere_is_refused(tmp_path_factory, make_question, data):
     path = tmp_path_factory.mktemp("cut") / "data.json.gz"
     squad.write_squad([make_question("Anna sang.", "Anna")], path)

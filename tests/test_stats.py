@@ -12,7 +12,7 @@ from qatlib import stats
 VALUES = st.lists(st.floats(-100, 100), min_size=4, max_size=40)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(VALUES, st.integers(2, 4))
 def test_the_estimate_is_the_mean_and_lies_in_range(values, clusters):
     groups = np.arange(len(values)) % clusters

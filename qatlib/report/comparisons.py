@@ -75,7 +75,7 @@ def weight_noise(model: SwitchableModel, bits: Sequence[int]) -> pd.DataFrame:
         weight = layer.oriented_weight.detach()
         for b in bits:
             for scales, dims in {"per channel": 1, "per tensor": None}.items():
-                noise = sqnr_db(weight, fake_quantize_dynamic(weight, b, dims, model.quantizer.narrow_range))
+                noise = sqnr_db(weight, fake_quantize_dynamic(weight, b, dims, model.quantizer.grid))
                 rows.append({"layer": info.name, "role": info.role, "bits": b, "scales": scales, "sqnr_db": noise})
     return pd.DataFrame(rows)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qatlib.precision import Precision
@@ -257,7 +257,6 @@ def test_stages_depend_on_every_section_once() -> None:
 _widths = st.lists(st.sampled_from([*range(2, 17), 32]), min_size=1, unique=True)
 
 
-@settings(deadline=None)
 @given(data=st.data(), widths=_widths, seed=st.integers(0, 2**40))
 def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     def per_precision(values: st.SearchStrategy[Any]) -> list[Any]:
