@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from qatlib import stats
@@ -53,9 +54,19 @@ def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **opt
         ValueError: the two were not measured on the same questions.
     """
     mine, other = pick(scores, cell), pick(scores, reference)
-    if list(mine["id"]) != list(other["id"]):
+    against = _beside(mine, other, "id", metric)
+    if against is None:
         raise ValueError(f"{cell} and {reference} answer different questions: no paired difference")
-    return stats.mean(mine[metric] - other[metric], mine["paragraph"], **options)
+    return stats.mean(mine[metric] - against, mine["paragraph"], seeds=mine["seed"], **options)
+
+
+def _beside(mine: pd.DataFrame, other: pd.DataFrame, key: str, column: str) -> np.ndarray | None:
+    """`other`'s values in the order of `mine`: of the same seed, or of the only one there is; None if some have no pair."""
+    keys = [key] if other["seed"].nunique() == 1 else ["seed", key]
+    pairs = other.set_index(keys)[column].reindex(pd.MultiIndex.from_frame(mine[keys]) if len(keys) > 1 else mine[key])
+    if set(other[key]) != set(mine[key]) or not pairs.index.isin(other.set_index(keys).index).all():
+        return None
+    return pairs.to_numpy()
 
 
 def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.DataFrame:
@@ -68,7 +79,7 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
 
     Returns:
         One row a cell: `model`, `precision`, `f1`, `em`, `f1_change`, `em_change` (points, each with `_low`, `_high`),
-        `f1_kept` (percent of the reference's F1, likewise), `loss`, `n`, `paragraphs`.
+        `f1_kept` (percent of the reference's F1, likewise), `loss`, `n`, `paragraphs`, `seeds`.
 
     Raises:
         ValueError: a cell answers other questions than the reference.
@@ -79,13 +90,14 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
         mine = pick(scores, cell)
         row: dict[str, Any] = cell._asdict()
         for metric in ("f1", "em"):
-            row |= _spread(metric, stats.mean(mine[metric], mine["paragraph"], **options))
+            row |= _spread(metric, stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], **options))
         for metric in ("f1", "em"):
             row |= _spread(f"{metric}_change", paired(scores, cell, reference, metric, **options))
-        pair = [mine["f1"], base["f1"]]
-        row |= _spread("f1_kept", stats.cluster_bootstrap(pair, mine["paragraph"], _percent, **options))
+        pair = [mine["f1"], _beside(mine, base, "id", "f1")]
+        kept = stats.cluster_bootstrap(pair, mine["paragraph"], _percent, seeds=mine["seed"], **options)
+        row |= _spread("f1_kept", kept)
         row["loss"] = mine["loss"].mean()
-        rows.append(row | {"n": len(mine), "paragraphs": mine["paragraph"].nunique()})
+        rows.append(row | {"n": kept.n, "paragraphs": kept.clusters, "seeds": kept.seeds})
     return pd.DataFrame(rows)
 
 
@@ -119,16 +131,17 @@ def gap_table(scores: pd.DataFrame, model: str, other: str, metric: str, **optio
 
     Returns:
         One row a precision: `precision`, `difference` (`model` minus `other`, in the metric's unit, with `_low`,
-        `_high`), `n`, `paragraphs`.
+        `_high`), `p` (Holm-corrected within the table), `n`, `paragraphs`, `seeds`.
     """
     known = set(cells(scores))
     shared = [c for c in cells(scores) if c.model == model and Cell(other, c.precision) in known]
     rows = []
     for cell in shared:
         gap = paired(scores, cell, Cell(other, cell.precision), metric, **options)
-        row = {"precision": cell.precision, **_spread("difference", gap)}
-        rows.append(row | {"n": gap.n, "paragraphs": gap.clusters})
-    return pd.DataFrame(rows)
+        row = {"precision": cell.precision, **_spread("difference", gap), "p": gap.p}
+        rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
+    table = pd.DataFrame(rows)
+    return table.assign(p=stats.holm(table["p"])) if rows else table
 
 
 def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1) -> pd.DataFrame:
@@ -138,6 +151,8 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
         triples = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
         shown[name] = [f"{v:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−") for v, low, high in triples]
         shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
+    if "p" in shown:
+        shown["p"] = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in shown["p"]]
     words = {"f1": "F1", "em": "EM"}
     shown.columns = [" ".join(words.get(part, part) for part in str(c).split("_")) for c in shown]
     return shown

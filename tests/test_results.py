@@ -54,6 +54,26 @@ def test_gaps_are_at_shared_precisions_only():
     assert gaps["precision"].tolist() == ["4"] and gaps["difference"].iloc[0] == pytest.approx(15, abs=0.5)
 
 
+def test_seeds_are_paired_with_their_own_or_with_the_only_one():
+    def seeded(model: str, shifts: tuple[float, ...]) -> pd.DataFrame:
+        return pd.concat([scores(model, "4", shift).assign(seed=i) for i, shift in enumerate(shifts)])
+
+    frame = pd.concat([scores("teacher", "32"), seeded("a", (-9, -10, -11)), seeded("b", (-4, -5, -6))], ignore_index=True)
+    gap = gap_table(frame, "b", "a", "f1", **OPTIONS).iloc[0]
+    assert gap["difference_low"] == pytest.approx(5) == gap["difference_high"] and gap["seeds"] == 3 and gap["n"] == 24
+    table = accuracy_table(frame, TEACHER, **OPTIONS).set_index("model")
+    assert table.loc["a", "f1_change"] == pytest.approx(-10) and table.loc["a", "f1_change_low"] < -10.5
+    assert table["seeds"].tolist() == [1, 3, 3]
+
+
+def test_gaps_of_one_table_are_corrected_together():
+    rng = np.random.default_rng(0)
+    noisy = [scores("b", p).assign(f1=lambda t: t["f1"] + rng.normal(2, 3, len(t))) for p in ("8", "4", "3")]
+    frame = pd.concat([*(scores("a", p) for p in ("8", "4", "3")), *noisy], ignore_index=True)
+    alone = [paired(frame, Cell("b", p), Cell("a", p), "f1", **OPTIONS).p for p in ("8", "4", "3")]
+    assert all(q >= p for p, q in zip(alone, gap_table(frame, "b", "a", "f1", **OPTIONS)["p"], strict=True))
+
+
 def test_perplexity_changes_are_paired_percentages():
     base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4]})
     frame = pd.concat(
@@ -77,7 +97,7 @@ def test_other_text_is_no_pair():
 
 def test_readable_folds_intervals_and_names():
     shown = readable(accuracy_table(BOTH, TEACHER, **OPTIONS), ["loss", "paragraphs"])
-    assert list(shown) == ["model", "precision", "F1", "EM", "F1 change", "EM change", "F1 kept", "n"]
+    assert list(shown) == ["model", "precision", "F1", "EM", "F1 change", "EM change", "F1 kept", "n", "seeds"]
     assert shown["F1 change"].iloc[1] == "−10.0 [−10.0, −10.0]"
 
 

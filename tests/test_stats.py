@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from qatlib import stats
 
@@ -64,6 +65,54 @@ def test_perplexity_is_of_tokens_not_of_paragraphs():
 def test_one_paragraph_gives_no_interval():
     with pytest.raises(ValueError, match="at least two paragraphs, there is 1"):
         stats.mean([1.0, 2.0], [0, 0])
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000))
+def test_one_seed_is_scipys_bootstrap_of_the_clusters(seed):
+    rng = np.random.default_rng(seed)
+    totals = rng.normal(size=40)
+    ours = stats.mean(totals, np.arange(40), resamples=4000)
+    theirs = bootstrap((totals,), np.mean, n_resamples=4000, method="percentile", rng=rng).confidence_interval
+    width = ours.high - ours.low
+    assert abs(ours.low - theirs.low) < 0.1 * width and abs(ours.high - theirs.high) < 0.1 * width
+
+
+def test_seeds_that_differ_widen_the_interval_and_do_not_multiply_the_questions():
+    rng = np.random.default_rng(2)
+    questions = rng.normal(size=200)
+    groups, seeds = np.tile(np.arange(200) // 4, 3), np.repeat([0, 1, 2], 200)
+    alike = stats.mean(np.tile(questions, 3), groups, seeds=seeds)
+    apart = stats.mean(np.tile(questions, 3) + np.repeat([-1.0, 0, 1], 200), groups, seeds=seeds)
+    alone = stats.mean(questions, np.arange(200) // 4)
+    assert alike.high - alike.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    assert apart.high - apart.low > 3 * (alike.high - alike.low)
+    assert (apart.n, apart.clusters, apart.seeds) == (200, 50, 3)
+
+
+def test_seeds_must_have_answered_the_same():
+    with pytest.raises(ValueError, match="different questions"):
+        stats.mean([1.0, 2, 3], [0, 1, 0], seeds=[0, 0, 1])
+
+
+def test_p_is_small_where_the_interval_excludes_zero_and_about_uniform_where_there_is_nothing():
+    rng = np.random.default_rng(3)
+    assert stats.mean(rng.normal(1, 1, 100), np.arange(100)).p == pytest.approx(2 / 2001)
+    nothing = [stats.mean(rng.normal(size=50), np.arange(50), resamples=300).p for _ in range(300)]
+    assert 0.4 < np.mean(nothing) < 0.6 and np.mean(np.array(nothing) < 0.05) < 0.1
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_by_its_definition(p):
+    corrected = stats.holm(p)
+    for alpha in (0.01, 0.05, 0.5):
+        rejected = set()
+        for k, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):  # step down until one fails
+            if p[i] * (len(p) - k) > alpha:
+                break
+            rejected.add(i)
+        assert {i for i, q in enumerate(corrected) if q <= alpha} == rejected
 
 
 def test_format():
