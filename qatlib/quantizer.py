@@ -248,9 +248,13 @@ class EMAObserver:
 class ClipObserver:
     """Squared error of per-token quantization at every clipping ratio, summed over what is observed.
 
+    Of a batch some `SAMPLED` tokens are looked at, spread evenly over it.
+
     Args:
         bits: the activation bit-widths that ratios are sought for.
     """
+
+    SAMPLED = 64
 
     def __init__(self, bits: Sequence[int], grid: Grid = "narrow") -> None:
         self.grid = grid
@@ -258,6 +262,8 @@ class ClipObserver:
 
     def observe(self, x: Tensor) -> None:
         """Take in one batch (…, features)."""
+        x = x.flatten(0, -2)
+        x = x[:: max(1, len(x) // self.SAMPLED)]
         for bits, errors in self.errors.items():
             widest = minmax_scale(x, bits, -1, self.grid)
             for i, ratio in enumerate(CLIP_RATIOS):
