@@ -32,13 +32,15 @@ def cost_table(model: SwitchableModel, configurations: Mapping[str, Any]) -> pd.
 
     Returns:
         One row a configuration: `configuration`; `w_bits`, `a_bits`, averages by weights; `layer_bits`, the plain mean of
-        the weight bits over the layers, the figure the studies print; `switchable_bytes` (codes and scales); `rest_bytes`,
+        the weight bits over the layers, as S4 prints it; `switchable_bytes` (codes and scales); `rest_bytes`,
         embeddings, norms, biases and the language model's head in fp32, a tied one counted once; `bytes`, their sum;
         `switchable_compression` and `compression`, how many times smaller than in fp32. Adapters and span head are left out.
     """
     layers = model.infos
     weights = sum(info.weights for info in layers)
-    rest = 4 * (sum(p.numel() for name, p in model.lm.named_parameters() if ".adapters." not in name) - weights)
+    inside = tuple(f"{info.name}." for info in layers)
+    outside = sum(p.numel() for name, p in model.lm.named_parameters() if not name.startswith(inside))
+    rest = FULL // 8 * (outside + sum(layer.out_features for layer in model.layers if layer.bias is not None))
     rows = []
     for name, spec in configurations.items():
         configuration = Configuration.resolve(spec, layers)
