@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, collate, next_token_nll, span_nll
+from qatlib.objectives import Batch, collate, span_nll
 from qatlib.precision import FULL
 from qatlib.quantizer import ClipObserver, EMAObserver, activation_grid
 from qatlib.spans import Feature, best_spans
@@ -109,8 +110,9 @@ def evaluate_perplexity(
     tokens; the first token of all is not predicted.
 
     Returns:
-        One row a paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (predicted ones).
-        Perplexity is exp(Σ nll / Σ tokens).
+        One row a paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (predicted ones),
+        `correct` (tokens that were the most probable). Perplexity is exp(Σ nll / Σ tokens), token accuracy
+        Σ correct / Σ tokens.
     """
     model.eval()
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -119,10 +121,20 @@ def evaluate_perplexity(
         ids = bos + tokenizer(text, add_special_tokens=False)["input_ids"]
         features.append(Feature(0, tuple(ids[:max_length]), 0, (), -1, -1))
         keys.append(Question("", "", text, "", ()).paragraph)
-    nll = np.zeros(len(features))
+    nll, correct = np.zeros(len(features)), np.zeros(len(features), dtype=np.int64)
     for indices, batch in batches(features, batch_size, pad_id, _device(model), description):
-        nll[indices] = next_token_nll(model, model(batch.input_ids), batch).double().sum(1).cpu().numpy()
-    return pd.DataFrame({"paragraph": keys, "nll": nll, "tokens": [len(f.input_ids) - 1 for f in features]})
+        nll[indices], correct[indices] = _next_token_figures(model, batch)
+    tokens = [len(f.input_ids) - 1 for f in features]
+    return pd.DataFrame({"paragraph": keys, "nll": nll, "tokens": tokens, "correct": correct})
+
+
+def _next_token_figures(model: SwitchableModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Summed next-token NLL (batch,) in nats and tokens predicted right (batch,), from one pass through model and head."""
+    logits = model.next_token_logits(model(batch.input_ids).hidden[:, :-1]).float()
+    target, real = batch.input_ids[:, 1:], batch.real[:, 1:]
+    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * real
+    correct = (logits.argmax(-1) == target) & real
+    return nll.double().sum(1).cpu().numpy(), correct.sum(1).cpu().numpy()
 
 
 @torch.no_grad()

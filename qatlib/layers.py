@@ -118,7 +118,8 @@ class SwitchableLinear(nn.Module):
     def learn_steps(self, w_bits: Iterable[int], a_bits: Iterable[int]) -> None:
         """Make the scales of these bit-widths parameters that start where they are: their logs, so that none turns negative."""
         for bits in w_bits:
-            self.steps[str(bits)] = nn.Parameter(torch.zeros_like(self.scale(bits)))
+            start = self.steps.get(str(bits), torch.zeros_like(self.scale(bits)))
+            self.steps[str(bits)] = nn.Parameter(start.detach().clone())
         for bits in a_bits:
             start = self.clips.get(str(bits), self.weight.new_zeros(()))
             self.clips[str(bits)] = nn.Parameter(start.detach().clone())
@@ -159,6 +160,10 @@ class SwitchableLinear(nn.Module):
                 self._scales[w_bits] = self._found_scale(self._in_basis(self.oriented_weight), w_bits)
         found, key = self._scales[w_bits], str(w_bits)
         return found * self.steps[key].exp() if key in self.steps else found
+
+    def read_back(self, w_bits: int) -> Tensor:
+        """The base weight (out, in) as its codes of a bit-width say, in the basis of the weight itself."""
+        return self._in_basis(self._read_back(*self.codes(w_bits)))
 
     def forget_codes(self) -> None:
         """Drop what was computed of the base weight; changes in place are noticed, writes to `.data` are not."""

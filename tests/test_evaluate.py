@@ -66,6 +66,22 @@ def test_perplexity_agrees_with_the_language_models_own_loss(model):
     assert found["nll"][0] / found["tokens"][0] == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
+def test_correct_tokens_are_those_greedy_decoding_would_have_written(model):
+    texts = [q.context for q in QUESTIONS[:9]]
+    found = evaluate_perplexity(model, TOKENIZER, texts, **HOW, max_length=20)
+    for text, tokens, correct in zip(texts, found["tokens"], found["correct"], strict=True):
+        ids = [TOKENIZER.bos_token_id, *TOKENIZER(text, add_special_tokens=False)["input_ids"]][:20]
+        guesses = model.lm(torch.tensor([ids])).logits[0, :-1].argmax(-1).tolist()
+        assert tokens == len(ids) - 1 and correct == sum(a == b for a, b in zip(guesses, ids[1:], strict=True))
+    always = ids[1]  # a head that always says one token
+    torch.nn.init.zeros_(model.lm.get_output_embeddings().weight)
+    model.lm.transformer.ln_f.bias.data.fill_(1)
+    model.lm.get_output_embeddings().weight.data[always] = 1
+    found = evaluate_perplexity(model, TOKENIZER, texts, **HOW, max_length=20)
+    said = [TOKENIZER(t, add_special_tokens=False)["input_ids"][:19].count(always) for t in texts]
+    assert found["correct"].tolist() == said and sum(said) > 0
+
+
 def test_calibration_sees_what_every_layer_is_given_and_keeps_the_configuration(model):
     model.set_quantizer(QuantizerArguments(activations="per_tensor_static"))
     model.set_precision({"*": 8, "mlp": 4})

@@ -89,22 +89,72 @@ def test_a_wrong_switch_switches_nothing(switchable):
     assert model.configuration == before
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_saved_models_reload_equal_here_and_by_from_pretrained(kind, tokens, tmp_path, byte_level_tokenizer, switchable):
-    model = switchable(kind)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("gpt2", {}), ("llama", {}), ("llama", {"tie_word_embeddings": True}), ("gpt_neox", {}), ("phi", {}), ("opt", {})],
+)
+def test_saved_models_reload_equal_here_and_by_from_pretrained(kind, changes, tokens, tmp_path, byte_level_tokenizer, tiny_lm):
+    lm = tiny_lm(kind, **changes)
+    lm.generation_config.max_new_tokens = 7
+    model = SwitchableModel(lm, QuantizerArguments(grid="full")).eval()
+    model.add_adapters(SPECS)
     for p in model.parameters():
         p.data.add_(torch.randn_like(p) * 0.05)
     model.save(tmp_path, byte_level_tokenizer)
-    again, _ = SwitchableModel.load(tmp_path)
+    again, tokenizer = SwitchableModel.load(tmp_path)
     again.eval()
+    assert again.lora == SPECS and again.quantizer == model.quantizer
+    assert tokenizer("the king")["input_ids"] == byte_level_tokenizer("the king")["input_ids"]
     for bits in (32, 8, 4):
         with model.at(bits), again.at(bits):
             assert torch.equal(model(tokens).start, again(tokens).start)
             assert torch.equal(model.lm(tokens).logits, again.lm(tokens).logits)
-    base = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    base, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info  # neither missing nor unexpected keys
+    assert base.generation_config.max_new_tokens == 7 and base.config.architectures == [type(lm).__name__]
     model.add_adapters({})
-    assert torch.equal(base(tokens).logits, model.lm(tokens).logits)
-    assert not [p.name for p in tmp_path.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+    assert torch.equal(base.eval()(tokens).logits, model.lm(tokens).logits)
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert {f"adapters/w{w}/adapter_model.safetensors" for w in SPECS} < files
+    assert {f.rsplit(".", 1)[1] for f in files} <= {"safetensors", "json", "jinja", "txt"}
+
+
+def test_a_model_saved_over_another_leaves_none_of_its_adapters(tmp_path, byte_level_tokenizer, switchable):
+    model = switchable()
+    model.save(tmp_path, byte_level_tokenizer)
+    model.add_adapters({8: SPECS[8]})
+    model.save(tmp_path, byte_level_tokenizer)
+    assert [p.name for p in (tmp_path / "adapters").iterdir()] == ["w8"]
+    assert set(SwitchableModel.load(tmp_path)[0].lora) == {8}
+    (tmp_path / "adapters" / "w8").rename(tmp_path / "adapters" / "w7")
+    with pytest.raises(ModelError, match="w8: no such directory"):
+        SwitchableModel.load(tmp_path)
+
+
+def test_the_state_at_a_width_is_what_the_layers_compute_with(tokens, switchable, tiny_lm):
+    model = switchable()
+    model.add_adapters({})
+    plain = tiny_lm()
+    plain.load_state_dict(model.base_state("C14"))
+    with model.at({role: f"w{b}a32" for role, b in zip(ROLES, (8, 8, 6, 8), strict=True)}):
+        assert torch.allclose(plain(tokens).logits, model.lm(tokens).logits, atol=1e-5)
+    assert not torch.allclose(plain(tokens).logits, model.lm(tokens).logits, atol=1e-5)
+
+
+def test_a_deeper_variant_in_the_hubs_layout(tokens, tmp_path, byte_level_tokenizer, tiny_lm):
+    """GPT-2 medium's shape, 24 blocks of 16 heads, in small: loading, switching by name, saving."""
+    lm = tiny_lm(n_layer=24, n_head=16)
+    lm.save_pretrained(tmp_path / "hub")
+    byte_level_tokenizer.save_pretrained(tmp_path / "hub")
+    model = SwitchableModel(load_pretrained(f"dir:{tmp_path / 'hub'}")[0]).eval()
+    assert len(model.infos) == 96 and torch.equal(model.lm(tokens).logits, lm(tokens).logits)
+    model.save(tmp_path / "ours", byte_level_tokenizer)
+    again = SwitchableModel.load(tmp_path / "ours")[0].eval()
+    for name in ("optimal", "C3", "C14", "mixed8648"):
+        with model.at(name), again.at(name):
+            assert torch.equal(model(tokens).start, again(tokens).start)
+    model.set_precision("C3")
+    assert {info.block for info in model.infos if model.configuration[info.name].w_bits == 8} == set(range(8))
 
 
 def test_merging_keeps_the_full_precision_function(tokens, switchable):

@@ -34,6 +34,9 @@ def test_what_is_no_precision_is_refused(value):
     [
         (8, lambda x: True, "8"),
         ("w4a8", lambda x: True, "w4a8"),
+        ("16", lambda x: True, "16"),
+        ("int4", lambda x: True, "4"),
+        ("C14", lambda x: x.role == "mlp_in", "6"),
         ({"mlp_in": 4}, lambda x: x.role == "mlp_in", "4"),
         ({"attn": 6}, lambda x: x.role in ("qkv", "attn_out"), "6"),
         ({"attn.*": 8}, lambda x: ".attn." in x.name, "8"),
@@ -60,6 +63,8 @@ def test_what_a_mapping_does_not_name_stays():
     ("spec", "message"),
     [
         ({"mlp_inn": 4}, "'mlp_inn' names no layer"),
+        ("C99", "'C99' names no configuration: allowed are fp32, .*C24, a precision"),
+        ("w1a8", "bit-width of 1"),
         ({"mlp_in": 1}, "bit-width of 1"),
         ([{"attn_bits": 8, "mlp_bits": 4}], "1 entries, the model has 3 blocks"),
         ([{"attn_bits": 8}] * 3, "block 0"),

@@ -1,0 +1,121 @@
+"""What configurations cost by formula, and what a bit buys: average bits, bytes, compression, accuracy per bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qatlib import stats
+from qatlib.model import SwitchableModel
+from qatlib.named import NAMED
+from qatlib.precision import FULL, Configuration, LayerInfo
+
+
+def named_table(layers: Sequence[LayerInfo], names: Iterable[str] = NAMED) -> pd.DataFrame:
+    """The named configurations on a model: `configuration`, `study`, `meaning`, and `w_bits`, `layer_bits` as in `cost_table`."""
+    rows = []
+    for name in names:
+        known, configuration = NAMED[name], Configuration.resolve(name, layers)
+        row = {"configuration": name, "study": known.study, "meaning": known.meaning}
+        rows.append(row | {"w_bits": configuration.average_bits(layers)[0], "layer_bits": _layer_bits(configuration)})
+    return pd.DataFrame(rows)
+
+
+def cost_table(model: SwitchableModel, configurations: Mapping[str, Any]) -> pd.DataFrame:
+    """Bits and bytes by formula; nothing here is measured.
+
+    Args:
+        configurations: by name, anything that `Configuration.resolve` reads.
+
+    Returns:
+        One row a configuration: `configuration`; `w_bits`, `a_bits`, averages by weights; `layer_bits`, the plain mean of
+        the weight bits over the layers, as S4 prints it; `switchable_bytes` (codes and scales); `rest_bytes`,
+        embeddings, norms, biases and the language model's head in fp32, a tied one counted once; `bytes`, their sum;
+        `switchable_compression` and `compression`, how many times smaller than in fp32. Adapters and span head are left out.
+    """
+    layers = model.infos
+    weights = sum(info.weights for info in layers)
+    inside = tuple(f"{info.name}." for info in layers)
+    outside = sum(p.numel() for name, p in model.lm.named_parameters() if not name.startswith(inside))
+    rest = FULL // 8 * (outside + sum(layer.out_features for layer in model.layers if layer.bias is not None))
+    rows = []
+    for name, spec in configurations.items():
+        configuration = Configuration.resolve(spec, layers)
+        w_bits, a_bits = configuration.average_bits(layers)
+        codes = configuration.storage_bytes(layers)
+        rows.append(
+            {
+                "configuration": name,
+                "w_bits": w_bits,
+                "a_bits": a_bits,
+                "layer_bits": _layer_bits(configuration),
+                "switchable_bytes": codes,
+                "rest_bytes": rest,
+                "bytes": codes + rest,
+                "switchable_compression": FULL / 8 * weights / codes,
+                "compression": (FULL / 8 * weights + rest) / (codes + rest),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _layer_bits(configuration: Configuration) -> float:
+    return sum(p.w_bits for p in configuration.values()) / len(configuration)
+
+
+def per_bit(costs: pd.DataFrame, accuracy: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:
+    """`cost_table` with a metric beside it, and that metric for each average weight bit.
+
+    Args:
+        accuracy: `results.accuracy_table`, its `precision` the configurations' names.
+
+    Returns:
+        The rows of `costs` with `f1` and `f1_per_bit`, each with `_low` and `_high`.
+
+    Raises:
+        KeyError: a configuration without a score.
+    """
+    scored = accuracy.set_index("precision").loc[costs["configuration"]].reset_index(drop=True)
+    table = costs.copy()
+    for side in ("", "_low", "_high"):
+        table[f"{metric}{side}"] = scored[f"{metric}{side}"]
+        table[f"{metric}_per_bit{side}"] = scored[f"{metric}{side}"] / costs["w_bits"]
+    return table
+
+
+def linear_trend(
+    scores: pd.DataFrame, bits: Mapping[str, float], metric: str = "f1", **options: Any
+) -> tuple[stats.Estimate, stats.Estimate]:
+    """The least-squares line of a metric over the average bits of configurations (S4's figure 2), bootstrapped by paragraph.
+
+    The interval covers the questions drawn, not the choice of configurations, which is given.
+
+    Args:
+        scores: `scores` rows of one model (`qatlib.results`), every configuration on the same questions.
+        bits: average bits of each configuration, by the name in `precision`: at least three, not all equal.
+        options: of `stats.cluster_bootstrap`.
+
+    Returns:
+        The slope in points a bit, and R², the share of the configurations' variance that the line explains.
+
+    Raises:
+        ValueError: the configurations answer different questions.
+    """
+    answers = scores.pivot(index="id", columns="precision", values=metric)[list(bits)]
+    if answers.isna().any(axis=None):
+        raise ValueError("the configurations answer different questions: no line through their scores")
+    paragraph = scores.drop_duplicates("id").set_index("id")["paragraph"][answers.index]
+    x = np.array(list(bits.values())) - np.mean(list(bits.values()))
+    columns = [np.ones(len(answers)), *answers.to_numpy().T]
+
+    def line(n: Any, *totals: Any) -> tuple[Any, Any]:
+        y = np.stack(totals) / n
+        y = y - y.mean(axis=0)
+        slope = np.tensordot(x, y, 1) / (x @ x)
+        return slope, slope**2 * (x @ x) / (y**2).sum(axis=0)
+
+    slope = stats.cluster_bootstrap(columns, paragraph, lambda *totals: line(*totals)[0], **options)
+    return slope, stats.cluster_bootstrap(columns, paragraph, lambda *totals: line(*totals)[1], **options)

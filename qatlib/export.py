@@ -1,0 +1,96 @@
+"""Adapters in PEFT's own format, one folder a bit-width, written and read without PEFT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qatlib.layers import SHARED, Lora, LoraSpec, SwitchableLinear
+from qatlib.quantizer import rotate
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+def adapter_folder(path: Path, w_bits: int) -> Path:
+    """Where a saved model keeps the adapter of a weight bit-width, `adapters/w4`, or the one of all, `adapters/shared`."""
+    return path / "adapters" / ("shared" if w_bits == SHARED else f"w{w_bits}")
+
+
+def save_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: int, spec: LoraSpec) -> None:
+    """Write one bit-width's adapter of every layer: `PeftModel.from_pretrained(base, folder)` reads it.
+
+    On the saved base PEFT gives the outputs of the 32-bit adapter; a narrower one was trained on quantized weights, which
+    `SwitchableModel.base_state(w_bits)` puts in the base's place. PEFT has no activation quantizer.
+
+    Args:
+        layers: by module name, as the language model has them.
+        spec: with which the adapters were added.
+    """
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,  # the directory it stands in, wherever that is moved to
+        "inference_mode": True,
+        "target_modules": list(layers),  # whole names: PEFT takes a short one for the end of any name
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
+        "fan_in_fan_out": next(iter(layers.values())).fan_in_fan_out,
+        "bias": "none",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {key: value for name, layer in layers.items() for key, value in _to_peft(name, layer, w_bits).items()}
+    save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
+
+
+def read_spec(folder: Path) -> LoraSpec:
+    """Rank, alpha and dropout of a saved adapter."""
+    config = json.loads((folder / _CONFIG).read_text())
+    return LoraSpec(config["r"], config["lora_alpha"], config["lora_dropout"])
+
+
+@torch.no_grad()
+def load_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: int) -> None:
+    """Read a saved adapter into the one that every layer has at that bit-width.
+
+    Raises:
+        ValueError: a file of another model's layers, or of another rank.
+    """
+    tensors = load_file(folder / _WEIGHTS)
+    for name, layer in layers.items():
+        for key, mine in _to_peft(name, layer, w_bits).items():
+            if key not in tensors or tensors[key].shape != mine.shape:
+                raise ValueError(f"{folder / _WEIGHTS}: does not fit the model, which has {key} of shape {tuple(mine.shape)}")
+        _from_peft(name, layer, w_bits, tensors)
+    if len(tensors) != 2 * len(layers):
+        raise ValueError(f"{folder / _WEIGHTS}: holds {len(tensors)} tensors, the model's {len(layers)} layers have two each")
+
+
+def _lora(layer: SwitchableLinear, w_bits: int) -> Lora:
+    adapter = layer.adapters[str(w_bits)]
+    assert isinstance(adapter, Lora)
+    return adapter
+
+
+# PEFT's A sees what the layer is given. An adapter that sees a rotated input is turned back on its way out, and again on
+# its way in, in the two functions below and nowhere else.
+
+
+def _to_peft(name: str, layer: SwitchableLinear, w_bits: int) -> dict[str, Tensor]:
+    """A (rank, in) and B (out, rank) of one adapter under PEFT's names."""
+    lora = _lora(layer, w_bits)
+    parts = {"lora_A": rotate(lora.lora_A) if layer.rotated else lora.lora_A, "lora_B": lora.lora_B}
+    return {f"{_PREFIX}{name}.{part}.weight": value.detach().contiguous() for part, value in parts.items()}
+
+
+def _from_peft(name: str, layer: SwitchableLinear, w_bits: int, tensors: Mapping[str, Tensor]) -> None:
+    lora, a = _lora(layer, w_bits), tensors[f"{_PREFIX}{name}.lora_A.weight"]
+    lora.lora_A.copy_(rotate(a) if layer.rotated else a)
+    lora.lora_B.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])

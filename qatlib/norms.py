@@ -1,0 +1,62 @@
+"""Layer norms at low precision, as an exception: everywhere else in this library norms are unquantized.
+
+S4's C9, 'layernorm fp32', scored exactly as its C2, every layer at 4 bits. With norms always in fp32 the two are one
+configuration. `with quantized_norms(model, 4)` around C2 is the configuration that C9 could have differed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qatlib.model import SwitchableModel
+from qatlib.precision import FULL, Precision
+from qatlib.quantizer import fake_quantize_dynamic
+
+
+@contextmanager
+def quantized_norms(model: SwitchableModel, bits: int) -> Iterator[list[str]]:
+    """Fake-quantize the language model's norms for the length of a `with` block; afterwards they are what they were.
+
+    A norm's gain gets one min-max scale, its output one a token; its bias stays, as those of linear layers do. Gradients
+    pass straight through the outputs. A layer behind a norm finds its input on a grid already, so at equal bit-widths its
+    own activation quantizer changes it no further (but for rounding).
+
+    Args:
+        bits: 2..16, or 32 for nothing at all.
+
+    Yields:
+        The names of the norms, the one before the heads included; none at 32 bits.
+
+    Raises:
+        ValueError: no bit-width, norms that are being trained (what they learn would be lost with the block), or none.
+    """
+    Precision.parse(bits)
+    norms = {name: m for name, m in model.lm.named_modules() if type(m).__name__.endswith("Norm")} if bits != FULL else {}
+    gains = [p for norm in norms.values() for name, p in norm.named_parameters() if name == "weight"]  # a norm may have none
+    if bits != FULL and not norms:
+        raise ValueError(f"{type(model.lm).__name__} has no norms to quantize")
+    if any(gain.requires_grad for gain in gains):
+        raise ValueError("the norms are being trained: freeze the base before quantizing them")
+    narrow = model.quantizer.narrow_range
+
+    def on_grid(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return fake_quantize_dynamic(output, bits, -1, narrow)
+
+    exact = [gain.detach().clone() for gain in gains]
+    hooks = [norm.register_forward_hook(on_grid) for norm in norms.values()]
+    try:
+        with torch.no_grad():
+            for gain in gains:
+                gain.copy_(fake_quantize_dynamic(gain, bits, None, narrow))
+        yield list(norms)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for gain, value in zip(gains, exact, strict=True):
+                gain.copy_(value)
