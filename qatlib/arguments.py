@@ -38,6 +38,11 @@ class QuantizerArguments:
     group_size: Annotated[int, Field(ge=8)] = 64
     """Weights that share a scale under `per_group`; must divide the inputs of every layer."""
 
+    @property
+    def scale_group(self) -> int | None:
+        """`group_size` where it is in use."""
+        return self.group_size if self.weights == "per_group" else None
+
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainingArguments:

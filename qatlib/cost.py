@@ -45,7 +45,7 @@ def cost_table(model: SwitchableModel, configurations: Mapping[str, Any]) -> pd.
     for name, spec in configurations.items():
         configuration = Configuration.resolve(spec, layers)
         w_bits, a_bits = configuration.average_bits(layers)
-        codes = configuration.storage_bytes(layers)
+        codes = configuration.storage_bytes(layers, model.quantizer.scale_group)
         rows.append(
             {
                 "configuration": name,

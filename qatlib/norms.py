@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, Precision
-from qatlib.quantizer import fake_quantize_dynamic
+from qatlib.quantizer import activation_grid, fake_quantize_dynamic
 
 
 @contextmanager
@@ -42,17 +42,17 @@ def quantized_norms(model: SwitchableModel, bits: int) -> Iterator[list[str]]:
         raise ValueError(f"{type(model.lm).__name__} has no norms to quantize")
     if any(gain.requires_grad for gain in gains):
         raise ValueError("the norms are being trained: freeze the base before quantizing them")
-    narrow = model.quantizer.narrow_range
+    grid = activation_grid(model.quantizer.grid)
 
     def on_grid(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return fake_quantize_dynamic(output, bits, -1, narrow)
+        return fake_quantize_dynamic(output, bits, -1, grid)
 
     exact = [gain.detach().clone() for gain in gains]
     hooks = [norm.register_forward_hook(on_grid) for norm in norms.values()]
     try:
         with torch.no_grad():
             for gain in gains:
-                gain.copy_(fake_quantize_dynamic(gain, bits, None, narrow))
+                gain.copy_(fake_quantize_dynamic(gain, bits, None, grid))
         yield list(norms)
     finally:
         for hook in hooks:

@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qatlib.arguments import QuantizerArguments
 from qatlib.cost import cost_table, linear_trend, named_table, per_bit
 from qatlib.model import SwitchableModel
 from qatlib.named import NAMED
-from qatlib.precision import Precision
-from qatlib.report.comparisons import sizes
 
 
 @pytest.fixture
@@ -18,13 +17,21 @@ def model(tiny_lm):
     return SwitchableModel(tiny_lm())
 
 
-def test_uniform_configurations_cost_what_the_sizes_say(model):
+def test_sizes_add_up_and_at_full_precision_nothing_is_smaller(model):
     costs = cost_table(model, {"32": 32, "8": 8, "w4a8": "w4a8"})
-    known = sizes(model, [Precision.parse(p) for p in ("32", "8", "w4a8")])
-    assert np.allclose(costs["bytes"] / 1e6, known["whole MB"])
-    assert np.allclose(costs["switchable_compression"], known["switchable, times smaller"])
-    assert np.allclose(costs["compression"], known["whole, times smaller"])
-    assert costs["compression"][0] == 1 and costs["a_bits"].tolist() == [32, 8, 8]
+    parameters = sum(p.numel() for p in model.lm.parameters())
+    assert costs["bytes"][0] == 4 * parameters and costs["compression"][0] == 1
+    assert (costs["bytes"] == costs["switchable_bytes"] + costs["rest_bytes"]).all()
+    assert 3 < costs["switchable_compression"][1] < 4 and costs["a_bits"].tolist() == [32, 8, 8]
+
+
+def test_groups_have_scales_of_their_own(model):
+    layers, grouped = (
+        model.infos,
+        SwitchableModel(model.lm.__class__(model.lm.config), QuantizerArguments("per_group", group_size=8)),
+    )
+    difference = cost_table(grouped, {"4": 4})["switchable_bytes"][0] - cost_table(model, {"4": 4})["switchable_bytes"][0]
+    assert difference == 4 * sum(info.weights / 8 - info.channels for info in layers)
 
 
 def test_averages_by_weights_and_by_layers_differ_where_sizes_do(model):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from qatlib.evaluate import calibrate, set_static_range
 from qatlib.model import SwitchableModel
-from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
+from qatlib.precision import FULL, FULL_PRECISION, Precision
 from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
 from qatlib.report.study import Study, spread
 
@@ -77,21 +77,4 @@ def weight_noise(model: SwitchableModel, bits: Sequence[int]) -> pd.DataFrame:
             for scales, dims in {"per channel": 1, "per tensor": None}.items():
                 noise = sqnr_db(weight, fake_quantize_dynamic(weight, b, dims, model.quantizer.grid))
                 rows.append({"layer": info.name, "role": info.role, "bits": b, "scales": scales, "sqnr_db": noise})
-    return pd.DataFrame(rows)
-
-
-def sizes(model: SwitchableModel, precisions: Sequence[Precision]) -> pd.DataFrame:
-    """Bytes by formula at uniform precisions, in MB (10^6): the switchable weights, and everything else in fp32.
-
-    Adapters and span head are left out; a tied embedding is counted once.
-    """
-    linear = sum(info.weights for info in model.infos)
-    everything = sum(p.numel() for name, p in model.lm.named_parameters() if ".adapters." not in name)
-    rest = 4 * (everything - linear)
-    rows = []
-    for p in precisions:
-        codes = Configuration.uniform(p, model.infos).storage_bytes(model.infos)
-        megabytes = {"switchable MB": codes / 1e6, "the rest MB": rest / 1e6, "whole MB": (codes + rest) / 1e6}
-        smaller = {"switchable, times smaller": 4 * linear / codes, "whole, times smaller": 4 * everything / (codes + rest)}
-        rows.append({"precision": p.name} | megabytes | smaller)
     return pd.DataFrame(rows)

@@ -76,7 +76,7 @@ WRONG = {
     "short list": ("lora.ranks=[8]", "lora.ranks is [8]; allowed is a list of 6 values, one for each of precisions"),
     "rank of 0": ("lora.ranks=[8,8,0,8,8]", "lora.ranks[2] is 0; allowed is an integer of at least 1"),
     "choice": ("teacher.base=best", "teacher.base is \"best\"; allowed is 'full' or 'lora'"),
-    "int for bool": ("quantizer.narrow_range=1", "quantizer.narrow_range is 1; allowed is true or false"),
+    "int for bool": ("quantizer.nested=1", "quantizer.nested is 1; allowed is true or false"),
     "few resamples": ("evaluation.resamples=99", "evaluation.resamples is 99; allowed is an integer of at least 100"),
     "sure": (
         "evaluation.confidence=1",
