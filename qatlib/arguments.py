@@ -5,14 +5,33 @@ Free of torch, so that a params file is checked before anything heavy is importe
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 from pydantic.dataclasses import dataclass
+
+from qatlib.precision import Precision
 
 Grid = Literal["narrow", "full", "midrise"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
+
+
+def _precision(value: Any) -> Precision:
+    try:
+        return Precision.parse(value)
+    except ValueError:
+        raise ValueError(_PRECISION) from None
+
+
+PrecisionField = Annotated[
+    Precision,
+    PlainValidator(_precision),
+    PlainSerializer(lambda p: p.name, return_type=str),
+    WithJsonSchema({"description": _PRECISION}),
+]
+"""A `Precision` in a params file: whatever `Precision.parse` reads, written back by its name."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -58,6 +77,8 @@ class TrainingArguments:
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     lm_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the next-token loss beside the span loss: keeps the language model and so the meaning of perplexity."""
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone and compute the rest anew in the backward pass: less memory for one more forward pass."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints."""
 
@@ -66,4 +87,87 @@ class TrainingArguments:
     def _within_steps(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("steps", value):
             raise ValueError(f"an integer from 0 to steps ({info.data['steps']})")
+        return value
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScheduleArguments:
+    """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is."""
+
+    name: Literal["random_per_layer", "random_uniform", "all", "sandwich", "cyclic", "progressive", "scheduled"]
+    passes: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
+    """Configurations a step, where they are drawn: 1 if left out, 4 for `sandwich`, which takes at least 2."""
+    pattern: Annotated[tuple[PrecisionField, ...] | None, Field(validate_default=True)] = None
+    """The precisions that `scheduled` goes through, round and round: [8, 6, 4, 2, 4, 6, 8]."""
+    interval: Annotated[int, Field(ge=1)] = 1
+    """Steps for which a draw, or a place in a pattern, is held."""
+
+    @field_validator("passes")
+    @classmethod
+    def _drawn(cls, value: int | None, info: ValidationInfo) -> int | None:
+        name = info.data.get("name")
+        if value is not None and name in ("all", "cyclic", "progressive", "scheduled"):
+            count = "every precision" if name == "all" else "one precision"
+            raise ValueError(f"null, because {name} trains {count} a step")
+        if value == 1 and name == "sandwich":
+            raise ValueError("an integer of at least 2, because sandwich trains the widest and the narrowest precision")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _listed(cls, value: tuple[Precision, ...] | None, info: ValidationInfo) -> tuple[Precision, ...] | None:
+        name = info.data.get("name")
+        if name == "scheduled" and not value:
+            raise ValueError("a list of at least one of precisions, which scheduled goes through")
+        if name not in (None, "scheduled") and value is not None:
+            raise ValueError(f"null, because {name} goes through no pattern")
+        return value
+
+    @field_validator("interval")
+    @classmethod
+    def _held(cls, value: int, info: ValidationInfo) -> int:
+        reasons = {
+            "all": "all trains every precision at every step",
+            "progressive": "progressive gives every precision an equal share of the steps",
+        }
+        if value > 1 and (reason := reasons.get(info.data.get("name", ""))):
+            raise ValueError(f"1, because {reason}")
+        return value
+
+    def passes_a_step(self, precisions: int) -> int:
+        """Forward-backward passes of one step over so many precisions."""
+        if self.name == "random_per_layer":
+            return self.passes or 1
+        if self.name == "all":
+            return precisions
+        return min(self.passes or (4 if self.name == "sandwich" else 1), precisions)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ObjectiveArguments:
+    """What a training step minimises; `qatlib.objectives` says what each objective adds and whose it is."""
+
+    name: Literal["average", "joint", "cascaded", "distillation", "consistency"]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the term that `cascaded`, `distillation` and `consistency` add to the task's loss."""
+    divergence: Literal["kl", "js", "mse"] = "kl"
+    """Between distributions over context tokens, or between their centred logits (`mse`)."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softening of both distributions in `distillation`."""
+
+    @field_validator("weight", "divergence")
+    @classmethod
+    def _added(cls, value: float | str, info: ValidationInfo) -> float | str:
+        default = {"weight": 1.0, "divergence": "kl"}[str(info.field_name)]
+        if value != default and (name := info.data.get("name")) in ("average", "joint"):
+            raise ValueError(f"{default!r} or nothing, because {name} adds no term to the task's loss")
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _softened(cls, value: float, info: ValidationInfo) -> float:
+        if value != 1 and (name := info.data.get("name")) != "distillation":
+            raise ValueError(f"1 or nothing, because {name} softens no distribution")
+        if value != 1 and info.data.get("divergence") == "mse":
+            raise ValueError("1 or nothing, because it cancels out in the mse of logits")
         return value

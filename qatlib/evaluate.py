@@ -1,13 +1,22 @@
-"""A model at a configuration on data: per-question scores, per-paragraph perplexity, calibration of static scales."""
+"""A model at a configuration on data: per-question scores, per-paragraph perplexity, calibration of static scales.
+
+Under `accelerate launch` or `notebook_launcher` the processes share the batches out, and every one returns all figures:
+those of one process, since the batches are the same ones. All must ask for the same things in the same order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -18,20 +27,39 @@ from qatlib.quantizer import ClipObserver, EMAObserver, activation_grid
 from qatlib.spans import Feature, best_spans
 from qatlib.squad import Question, exact_match, f1
 
+T = TypeVar("T")
 
-def batches(
+
+def over_batches(
     features: Sequence[Feature],
     batch_size: int,
     pad_id: int,
-    device: torch.device | str,
+    device: torch.device,
+    measure: Callable[[Batch], T],
     description: str | None = None,
-) -> Iterator[tuple[list[int], Batch]]:
-    """Indices and padded batch, longest first: little padding, and a memory that is too small shows at once."""
+) -> list[tuple[list[int], T]]:
+    """Indices of the features of every batch, and what `measure` (on the CPU) makes of the batch.
+
+    Longest first: little padding, and a memory that is too small shows at once.
+    """
     order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
     starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=description, mininterval=5, disable=description is None):
+    rank, processes = _processes(device)
+    found = []
+    for start in tqdm(starts[rank::processes], desc=description, mininterval=5, disable=description is None or rank > 0):
         indices = order[start : start + batch_size]
-        yield indices, collate([features[i] for i in indices], pad_id, device)
+        found.append((start, indices, measure(collate([features[i] for i in indices], pad_id, device))))
+    if processes > 1:
+        found = sorted(gather_object(found), key=lambda item: item[0])
+    return [(indices, figures) for _, indices, figures in found]
+
+
+def _processes(device: torch.device) -> tuple[int, int]:
+    """This process's number among those a launcher started, and how many there are."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1  # and leave accelerate's state alone: notebook_launcher's processes would inherit it
+    state = PartialState(cpu=device.type == "cpu")
+    return state.process_index, state.num_processes
 
 
 def _device(model: SwitchableModel) -> torch.device:
@@ -58,10 +86,14 @@ def evaluate_spans(
     model.eval()
     start: list[torch.Tensor] = [torch.empty(0)] * len(features)
     end, loss = list(start), np.full(len(features), np.nan)
-    for indices, batch in batches(features, batch_size, pad_id, _device(model), description):
+
+    def answer(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         output = model(batch.input_ids)
-        loss[indices] = span_nll(output, batch).cpu().numpy()
-        starts, ends = output.start.float().cpu(), output.end.float().cpu()
+        return span_nll(output, batch).cpu(), output.start.float().cpu(), output.end.float().cpu()
+
+    found = over_batches(features, batch_size, pad_id, _device(model), answer, description)
+    for indices, (losses, starts, ends) in found:
+        loss[indices] = losses.numpy()
         for row, index in enumerate(indices):
             tokens = len(features[index].input_ids)
             start[index], end[index] = starts[row, :tokens], ends[row, :tokens]
@@ -88,9 +120,9 @@ def mean_span_loss(model: SwitchableModel, features: Sequence[Feature], *, pad_i
     """Mean span NLL in nats over the windows that hold their answer: a quick look during training."""
     was_training = model.training
     model.eval()
-    losses = [span_nll(model(b.input_ids), b) for _, b in batches(features, batch_size, pad_id, _device(model))]
+    found = over_batches(features, batch_size, pad_id, _device(model), lambda b: span_nll(model(b.input_ids), b).cpu())
     model.train(was_training)
-    return float(torch.cat(losses).nanmean())
+    return float(torch.cat([losses for _, losses in found]).nanmean())
 
 
 @torch.no_grad()
@@ -121,20 +153,21 @@ def evaluate_perplexity(
         ids = bos + tokenizer(text, add_special_tokens=False)["input_ids"]
         features.append(Feature(0, tuple(ids[:max_length]), 0, (), -1, -1))
         keys.append(Question("", "", text, "", ()).paragraph)
-    nll, correct = np.zeros(len(features)), np.zeros(len(features), dtype=np.int64)
-    for indices, batch in batches(features, batch_size, pad_id, _device(model), description):
-        nll[indices], correct[indices] = _next_token_figures(model, batch)
+    figures = np.zeros((len(features), 2))
+    measure = partial(_next_token_figures, model)
+    for indices, sums in over_batches(features, batch_size, pad_id, _device(model), measure, description):
+        figures[indices] = sums.numpy()
     tokens = [len(f.input_ids) - 1 for f in features]
-    return pd.DataFrame({"paragraph": keys, "nll": nll, "tokens": tokens, "correct": correct})
+    return pd.DataFrame({"paragraph": keys, "nll": figures[:, 0], "tokens": tokens, "correct": figures[:, 1].astype(int)})
 
 
-def _next_token_figures(model: SwitchableModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Summed next-token NLL (batch,) in nats and tokens predicted right (batch,), from one pass through model and head."""
+def _next_token_figures(model: SwitchableModel, batch: Batch) -> torch.Tensor:
+    """(batch, 2) in fp64: summed next-token NLL in nats, and tokens predicted right, from one pass through model and head."""
     logits = model.next_token_logits(model(batch.input_ids).hidden[:, :-1]).float()
     target, real = batch.input_ids[:, 1:], batch.real[:, 1:]
     nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * real
     correct = (logits.argmax(-1) == target) & real
-    return nll.double().sum(1).cpu().numpy(), correct.sum(1).cpu().numpy()
+    return torch.stack([nll.double().sum(1), correct.double().sum(1)], 1).cpu()
 
 
 @torch.no_grad()

@@ -1,22 +1,35 @@
-"""The loop: data order, learning rate, resuming to the same bits, learning at all."""
+"""The loop: data order, learning rate, objectives, resuming to the same bits, logs, several processes, learning at all."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qatlib import training
-from qatlib.arguments import TrainingArguments
+from qatlib.arguments import ObjectiveArguments, TrainingArguments
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel
-from qatlib.precision import Precision
-from qatlib.schedule import random_per_layer
-from qatlib.spans import featurize
+from qatlib.objectives import collate, span_nll
+from qatlib.precision import Configuration, Precision
+from qatlib.schedule import every_precision, random_per_layer
+from qatlib.spans import Feature, featurize
 from qatlib.toyqa import build_model, build_tokenizer, generate
-from qatlib.training import batch_plan, fit, learning_rate
+from qatlib.training import batch_plan, fit, learning_rate, learning_rate_factor
 
 ARGS = TrainingArguments(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, lm_weight=0.5, checkpoint_every=2)
 WIDTHS = [Precision(8, 8), Precision(4, 4)]
@@ -32,6 +45,11 @@ def model(dropout: float = 0.3) -> SwitchableModel:
     made = SwitchableModel(build_model(1, 2, 16, 0))
     made.add_adapters({p.w_bits: LoraSpec(2, 4, dropout) for p in WIDTHS})
     return made
+
+
+def teacher() -> SwitchableModel:
+    torch.manual_seed(7)
+    return SwitchableModel(build_model(1, 2, 16, 1)).eval()
 
 
 def train(made: SwitchableModel, features, path, **changes):
@@ -87,9 +105,18 @@ def test_training_learns_and_leaves_the_base_alone(features, tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in made.named_parameters() if n in before)
 
 
-@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_a_killed_run_ends_with_the_same_weights_and_metrics(features, tmp_path, monkeypatch, mixed_precision):
-    options = {"mixed_precision": mixed_precision, "probe": lambda: {"loss@8": 1.5}}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mixed_precision": "bf16", "objective": ObjectiveArguments("consistency", divergence="mse")},
+        {"objective": ObjectiveArguments("distillation", temperature=2.0), "args": replace(ARGS, gradient_checkpointing=True)},
+        {"objective": ObjectiveArguments("cascaded", divergence="js"), "learning_rate_factors": {WIDTHS[0]: 1.0, WIDTHS[1]: 0.5}},
+    ],
+    ids=["average", "bf16 consistency", "distillation", "cascaded"],
+)
+def test_a_killed_run_ends_with_the_same_weights_and_metrics(features, tmp_path, monkeypatch, options):
+    options = {"probe": lambda: {"loss@8": 1.5}, "teacher": teacher(), **options}
     whole, broken, resumed = model(), model(), model()
     expected = train(whole, features, tmp_path / "whole.safetensors", **options)
     path = tmp_path / "broken.safetensors"
@@ -123,8 +150,6 @@ def test_an_adapter_that_was_not_drawn_stays_as_it_was(features, tmp_path):
 
 
 def test_no_answers_no_training(features, tmp_path):
-    from dataclasses import replace
-
     blank = [replace(f, start=-1, end=-1) for f in features]
     with pytest.raises(ValueError, match="no training window holds an answer"):
         train(model(), blank, tmp_path / "c.safetensors")
@@ -140,3 +165,177 @@ def test_probes_are_in_full_precision_while_training_is_in_bf16(features, tmp_pa
         probe=lambda: seen.append(made(torch.ones(1, 5, dtype=int)).start.dtype) or {},
     )
     assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["average", "joint", "cascaded", "distillation", "consistency"])
+def test_a_step_is_the_loss_that_the_objective_is_defined_by(features, tmp_path, name):
+    """Against autograd on the whole loss at once, of every configuration, with teachers detached by hand."""
+    batch = collate([f for f in features if f.start >= 0][:3], pad_id=1)
+    weight = 1.0 if name in ("average", "joint") else 0.7
+    made, guide = model(0.0), teacher()
+
+    def answers(output):
+        return [x.masked_fill(~batch.context, -torch.inf).log_softmax(-1)[batch.context] for x in (output.start, output.end)]
+
+    def kl(reference, mine):
+        return sum((r.detach().exp() * (r.detach() - m)).sum() for r, m in zip(reference, mine, strict=True)) / 2 / 3
+
+    outputs = {}
+    for p in (8, 4):
+        with made.at(p):
+            outputs[p] = made(batch.input_ids)
+    losses = torch.stack([span_nll(output, batch).mean() for output in outputs.values()])
+    wide, narrow = map(answers, outputs.values())
+    taught, nothing = answers(guide(batch.input_ids)), torch.tensor(0.0)
+    between = torch.stack([nothing, kl(wide, narrow)])
+    own = {"distillation": torch.stack([kl(taught, wide), kl(taught, narrow)]), "cascaded": between, "consistency": between}
+    added = own.get(name, torch.zeros(2))
+    total = (losses + weight * added).sum() / (1 if name == "joint" else 2)
+    gradients = torch.autograd.grad(total, [p for p in made.parameters() if p.requires_grad])
+
+    args = TrainingArguments(steps=1, batch_size=3, learning_rate=1e-3)
+    schedule = every_precision(WIDTHS[::-1], made.infos)
+    options = {"objective": ObjectiveArguments(name, weight=weight), "teacher": guide}
+    first = [f for f in features if f.start >= 0][:3]
+    row = fit(made, first, args, schedule, pad_id=1, seed=0, checkpoint=tmp_path / "c", **options).iloc[1]
+    assert row["grad_norm"] == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-4)
+    assert [row["span_loss@8"], row["span_loss@4"]] == pytest.approx(losses.tolist(), rel=1e-5)
+    assert row["span_loss"] == pytest.approx((row["span_loss@8"] + row["span_loss@4"]) / 2)
+    assert row["passes"] == 2 and row.get("teacher_passes") == (1 if name == "distillation" else None)
+    assert row.get("divergence", 0) == pytest.approx(float(added.detach().mean()), rel=1e-4)
+    assert ("divergence" in row) == (name not in ("average", "joint"))
+
+
+def test_distillation_alone_needs_a_teacher_and_leaves_it_as_it_was(features, tmp_path):
+    with pytest.raises(ValueError, match="the objective distillation needs a teacher"):
+        train(model(), features, tmp_path / "c", objective=ObjectiveArguments("distillation"))
+    guide = teacher()
+    before = [p.clone() for p in guide.parameters()]
+    train(model(), features, tmp_path / "c", objective=ObjectiveArguments("distillation"), teacher=guide)
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(guide.parameters(), before, strict=True))
+
+
+def test_learning_rates_are_adapted_to_the_widths_of_the_step(features, tmp_path):
+    made, factors = model(0.0), {WIDTHS[0]: 1.0, WIDTHS[1]: 0.25}
+    rows = train(made, features, tmp_path / "c", learning_rate_factors=factors)
+    schedule = random_per_layer(WIDTHS, made.infos, seed=5, passes=2)
+    for step in range(ARGS.steps):
+        widths = [p.w_bits for configuration in schedule(step) for p in configuration.values()]
+        share = widths.count(8) / len(widths)
+        expected = learning_rate(step, ARGS) * (share + 0.25 * (1 - share))
+        assert rows["learning_rate"][step + 1] == pytest.approx(expected)
+    mixed = Configuration({"a": WIDTHS[0], "b": WIDTHS[1]})
+    assert learning_rate_factor([mixed], factors) == 0.625 and learning_rate_factor([mixed], None) == 1
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "phi", "opt"])
+def test_activations_computed_again_give_the_same_weights(tiny_lm, tmp_path, kind):
+    """To the last bit, with dropout and several precisions a step."""
+    ids = np.random.default_rng(0).integers(1, 97, (8, 12)).tolist()
+    windows = [Feature(i, tuple(row), 2, ((0, 1),) * 10, 3, 4) for i, row in enumerate(ids)]
+    calls, weights = [0, 0], []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        made = SwitchableModel(tiny_lm(kind))
+        made.add_adapters({p.w_bits: LoraSpec(2, 4, 0.3) for p in WIDTHS})
+
+        def count(*_, enabled=enabled):
+            calls[enabled] += 1
+
+        made.layers[0].register_forward_hook(count)
+        train(made, windows, tmp_path / f"{enabled}", args=replace(ARGS, steps=3, gradient_checkpointing=enabled))
+        weights.append([p.detach() for p in made.parameters()])
+    assert calls == [6, 12]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    made.train()
+    made(torch.ones(1, 5, dtype=int)).start.sum().backward()
+    assert calls == [6, 13]  # switched off again
+
+
+def test_a_model_without_blocks_can_not_compute_them_again(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "GradientCheckpointingLayer", SwitchableModel)
+    made = model()
+    monkeypatch.setattr(made, "modules", lambda: iter(()))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has no blocks that can be computed again"):
+        train(made, features, tmp_path / "c", args=replace(ARGS, gradient_checkpointing=True))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a log."""
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def test_a_resumed_run_goes_on_in_the_same_log(features, tmp_path, monkeypatch):
+    options = {"trackers": ["tensorboard"], "log_dir": tmp_path / "logs", "probe": lambda: {"loss@8": 1.5}, "description": "run"}
+    schedule, calls = random_per_layer(WIDTHS, model().infos, seed=5), []
+
+    def killed(step):
+        calls.append(step)
+        if len(calls) == 4:  # in step 4, when 1 to 3 are logged and the checkpoint is of 2
+            raise KeyboardInterrupt
+        return schedule(step)
+
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            rows = fit(model(), features, ARGS, killed, pad_id=1, seed=3, checkpoint=tmp_path / "c", **options)
+    assert calls == [0, 1, 2, 3, 2, 3, 4, 5]
+    found = scalars(tmp_path / "logs" / "run")
+    assert set(found) == set(rows.columns)
+    for tag, column in rows.set_index("step", drop=False).items():
+        expected = column.dropna()
+        assert [step for step, _ in found[tag]] == expected.index.tolist()
+        assert [value for _, value in found[tag]] == pytest.approx(expected.tolist(), rel=1e-6)
+    logged = [*(tmp_path / "logs" / "run").iterdir()]
+    fit(model(), features, ARGS, killed, pad_id=1, seed=3, checkpoint=tmp_path / "c", **options)
+    assert [*(tmp_path / "logs" / "run").iterdir()] == logged  # a finished run has nothing to log
+
+
+def test_a_tracker_that_is_not_there_is_missed(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"tracker tensorboard is not installed: pip install 'qatlib\[tensorboard\]'"):
+        train(model(), features, tmp_path / "c", trackers=["tensorboard"])
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> tuple[Path, Path]:
+    """What tests/processes.py finds in one process, and in two."""
+    script = Path(__file__).with_name("processes.py")
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    runpy.run_path(str(script))["measure"](one)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        command = [sys.executable, str(script), str(two), str(free.getsockname()[1])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return one, two
+
+
+def test_two_processes_train_to_the_figures_and_weights_of_one(processes):
+    one, two = processes
+    expected, weights = pd.read_csv(one / "0.plain.csv"), load_file(one / "0.plain.weights")
+    del weights["qa_outputs.bias"]  # it moves no softmax: its gradient is rounding alone, and Adam makes a step of that
+    for rank in "01":
+        pd.testing.assert_frame_equal(pd.read_csv(two / f"{rank}.plain.csv"), expected, rtol=1e-5)
+        found = load_file(two / f"{rank}.plain.weights")
+        assert all(torch.allclose(found[name], weights[name], atol=1e-5) for name in weights)
+
+
+def test_two_processes_agree_and_resume_to_the_last_bit(processes):
+    for folder in processes:
+        for suffix in ("csv", "weights"):
+            assert len({path.read_bytes() for run in ("whole", "broken") for path in folder.glob(f"?.{run}.{suffix}")}) == 1
+            assert (folder / f"0.whole.{suffix}").read_bytes() != (folder / f"0.plain.{suffix}").read_bytes()  # dropout
+
+
+def test_two_processes_evaluate_as_one(processes):
+    for name in ("scores.csv", "perplexity.csv"):
+        found = [path.read_bytes() for folder in processes for path in sorted(folder.glob(f"?.{name}"))]
+        assert len(found) == 3 and len(set(found)) == 1
+
+
+def test_the_main_process_alone_writes(processes):
+    for folder in processes:
+        assert [len([*(folder / "logs" / run).iterdir()]) for run in ("plain", "whole", "broken")] == [1, 1, 2]

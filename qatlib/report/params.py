@@ -13,7 +13,7 @@ from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
-from qatlib.arguments import QuantizerArguments, TrainingArguments
+from qatlib.arguments import ObjectiveArguments, PrecisionField, QuantizerArguments, ScheduleArguments, TrainingArguments
 from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.report.complaints import complaint
 from qatlib.report.strict_yaml import ParamsError, given, read_yaml
@@ -74,14 +74,6 @@ def _source(value: Any, info: Info) -> Any:
     return tuple(paths)
 
 
-def _precision(value: Any) -> Precision:
-    try:
-        return Precision.parse(value)
-    except ValueError:
-        raise ValueError(_PRECISION) from None
-
-
-_PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
 _SOURCE = "'embedded', 'hub:ID', 'dir:PATH' or 'pip:smollm2-135m'"
 _SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.json, .json.gz)"
 _Count = Annotated[int, Field(ge=1)]
@@ -92,12 +84,6 @@ _Sources = Annotated[
     PlainValidator(_source),
     PlainSerializer(lambda source: source if isinstance(source, str) else list(source)),
     WithJsonSchema({"description": _SOURCES}),
-]
-_Precision = Annotated[
-    Precision,
-    PlainValidator(_precision),
-    PlainSerializer(lambda p: p.name, return_type=str),
-    WithJsonSchema({"description": _PRECISION}),
 ]
 
 
@@ -203,7 +189,7 @@ class Comparison(_Section):
 class PostTraining(_Section):
     """Precisions the teacher is evaluated at without further training."""
 
-    precisions: Annotated[tuple[_Precision, ...], Field(min_length=1)]
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
     comparison: Comparison
 
     @check("precisions")
@@ -215,11 +201,12 @@ class PostTraining(_Section):
 
 
 class Switchable(_Section):
-    """Training of the switchable model: which configuration a step sees, and what it minimises."""
+    """Training of the switchable model: which configurations a step sees, what it minimises, and how fast it learns."""
 
-    schedule: Literal["random_per_layer", "random_uniform"]
-    objective: Literal["average"]
-    configurations_per_step: _Count
+    schedule: ScheduleArguments
+    objective: ObjectiveArguments
+    learning_rate_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Factors on the learning rate, one for each of `precisions`; null for none."""
     training: TrainingArguments
 
 
@@ -234,10 +221,12 @@ class Evaluation(_Section):
 
 
 class Compute(_Section):
-    """Arithmetic and CPU threads; null leaves the number of threads to torch."""
+    """Arithmetic, CPU threads (null leaves their number to torch), and who follows a training."""
 
     mixed_precision: Literal["no", "bf16"]
     threads: _Count | None = None
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+    """Where training metrics go beside their files."""
 
 
 class Params(_Section):
@@ -247,7 +236,7 @@ class Params(_Section):
     model: Model
     data: Data
     quantizer: QuantizerArguments
-    precisions: Annotated[tuple[_Precision, ...], Field(min_length=1)]
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
     """Precisions of the switchable model, one adapter each."""
     lora: Lora
     teacher: Teacher
@@ -307,12 +296,32 @@ class Params(_Section):
 
     @check("switchable")
     @classmethod
-    def _drawn_once(cls, switchable: Switchable, info: Info) -> Switchable:
-        count, asked = len(info.data.get("precisions", ())), switchable.configurations_per_step
-        if count and switchable.schedule == "random_uniform" and asked > count:
-            allowed = f"an integer from 1 to {count}, since random_uniform draws each of precisions once a step"
-            raise PydanticCustomError("inner", "{key}", {"key": "configurations_per_step", "given": asked, "allowed": allowed})
+    def _fits_precisions(cls, switchable: Switchable, info: Info) -> Switchable:
+        if wrong := _misfit(switchable, info.data.get("precisions", ())):
+            key, value, allowed = wrong
+            raise PydanticCustomError("inner", "{key}", {"key": key, "given": value, "allowed": allowed})
         return switchable
+
+
+def _misfit(switchable: Switchable, precisions: Sequence[Precision]) -> tuple[str, Any, str] | None:
+    """The key, the value and what is allowed of the first setting that `precisions` rule out."""
+    schedule, objective, count = switchable.schedule, switchable.objective, len(precisions)
+    if not count:  # wrong themselves
+        return None
+    if schedule.name == "random_uniform" and (schedule.passes or 1) > count:
+        allowed = f"an integer from 1 to {count}, since random_uniform draws each of precisions once a step"
+        return "schedule.passes", schedule.passes, allowed
+    if unknown := [p.name for p in schedule.pattern or () if p not in precisions]:
+        return "schedule.pattern", [p.name for p in schedule.pattern or ()], f"a list of precisions, which {unknown[0]} is not of"
+    if schedule.name == "progressive" and switchable.training.steps < count:
+        return "training.steps", switchable.training.steps, f"at least {count}, a step for each of precisions"
+    if objective.name in ("cascaded", "consistency") and schedule.passes_a_step(count) < 2:
+        allowed = f"'average', 'joint' or 'distillation', because {schedule.name} trains one configuration a step here"
+        return "objective.name", objective.name, allowed
+    factors = switchable.learning_rate_factors
+    if factors is not None and len(factors) != count:
+        return "learning_rate_factors", list(factors), f"a list of {count} values, one for each of precisions, or null"
+    return None
 
 
 def profile_path(profile: str, root: Path = ROOT) -> Path:

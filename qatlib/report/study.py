@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,9 @@ from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.layers import LoraSpec
 from qatlib.model import ModelError, SwitchableModel, load_pretrained
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
+from qatlib.report.params import Switchable
 from qatlib.report.pipeline import Stage
-from qatlib.schedule import SCHEDULES, Schedule
+from qatlib.schedule import Schedule, make_schedule
 from qatlib.spans import Feature, featurize
 from qatlib.squad import Question, load_questions, sample
 from qatlib.training import fit
@@ -52,7 +54,8 @@ class Study:
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.params = stage, stage.params
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one of its own for each process that accelerate launches
+        self.device = torch.device(gpu if torch.cuda.is_available() else "cpu")
         if self.params.compute.threads:
             torch.set_num_threads(self.params.compute.threads)
         torch.use_deterministic_algorithms(self.device.type == "cpu")
@@ -172,11 +175,27 @@ class Study:
         configuration = Configuration.uniform(FULL, model.infos)
         return lambda step: [configuration]
 
-    def switchable_schedule(self, model: SwitchableModel) -> Schedule:
-        """The schedule of `switchable.schedule`."""
-        settings = self.params.switchable
-        make = SCHEDULES[settings.schedule]
-        return make(self.params.precisions, model.infos, self.params.seed, settings.configurations_per_step)
+    def fit_switchable(self, model: SwitchableModel, settings: Switchable, name: str, teacher: Path) -> pd.DataFrame:
+        """Train a model of `switchable_model` as `settings` say (the params' `switchable`, or a variation of it) under `name`.
+
+        Args:
+            teacher: the saved teacher, read where the objective learns from it.
+
+        Returns:
+            As `fit`, probed at every precision of `precisions`.
+        """
+        precisions, factors = self.params.precisions, settings.learning_rate_factors
+        steps, seed = settings.training.steps, self.params.seed
+        return self.fit(
+            model,
+            settings.training,
+            name,
+            make_schedule(settings.schedule, precisions, model.infos, seed=seed, steps=steps),
+            precisions,
+            objective=settings.objective,
+            teacher=self.saved_model(teacher) if settings.objective.name == "distillation" else None,
+            learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
+        )
 
     def fit(
         self,
@@ -185,8 +204,13 @@ class Study:
         name: str,
         schedule: Schedule | None = None,
         precisions: Sequence[Precision] = (FULL_PRECISION,),
+        **options: Any,
     ) -> pd.DataFrame:
         """Train under `name`, from its checkpoint if there is one; every checkpoint probes the loss at `precisions`.
+
+        Args:
+            schedule: unquantized training if left out.
+            options: further arguments of `qatlib.training.fit`.
 
         Returns:
             The metrics of `qatlib.training.fit`, also written to the results; probes are in columns `loss@<precision>`.
@@ -201,8 +225,11 @@ class Study:
                 seed=self.params.seed,
                 checkpoint=self.stage.checkpoints(name) / "checkpoint.safetensors",
                 mixed_precision=self.params.compute.mixed_precision,
+                trackers=self.params.compute.trackers,
+                log_dir=self.stage.checkpoints("logs"),
                 probe=lambda: self.probe(model, precisions),
                 description=name,
+                **options,
             )
         return self.stage.table(f"training_{name}", lambda: metrics)
 

@@ -83,6 +83,100 @@ WRONG = {
         "evaluation.confidence is 1; allowed is a number of more than 0 and less than 1",
     ),
     "threads": ("compute.threads=0", "compute.threads is 0; allowed is an integer of at least 1 or null"),
+    "unknown schedule": (
+        "switchable.schedule={name: random}",
+        "switchable.schedule.name is \"random\"; allowed is 'random_per_layer' or 'random_uniform' or 'all' or 'sandwich' or ",
+    ),
+    "bare schedule": (
+        "switchable.schedule=cyclic",
+        'switchable.schedule is "cyclic"; allowed is a section with name, passes, pattern, interval',
+    ),
+    "more passes than precisions": (
+        "switchable.schedule={name: random_uniform, passes: 7}",
+        "switchable.schedule.passes is 7; allowed is an integer from 1 to 6, since random_uniform draws each of precisions once",
+    ),
+    "no pass": (
+        "switchable.schedule={name: random_per_layer, passes: 0}",
+        "switchable.schedule.passes is 0; allowed is an integer of at least 1 or null",
+    ),
+    "open sandwich": (
+        "switchable.schedule={name: sandwich, passes: 1}",
+        "switchable.schedule.passes is 1; allowed is an integer of at least 2, because sandwich trains the widest and the narr",
+    ),
+    "passes of all": (
+        "switchable.schedule={name: all, passes: 6}",
+        "switchable.schedule.passes is 6; allowed is null, because all trains every precision a step",
+    ),
+    "passes of cyclic": (
+        "switchable.schedule={name: cyclic, passes: 2}",
+        "switchable.schedule.passes is 2; allowed is null, because cyclic trains one precision a step",
+    ),
+    "interval of all": (
+        "switchable.schedule={name: all, interval: 2}",
+        "switchable.schedule.interval is 2; allowed is 1, because all trains every precision at every step",
+    ),
+    "interval of progressive": (
+        "switchable.schedule={name: progressive, interval: 2}",
+        "switchable.schedule.interval is 2; allowed is 1, because progressive gives every precision an equal share of the steps",
+    ),
+    "no pattern": (
+        "switchable.schedule={name: scheduled}",
+        "switchable.schedule.pattern is null; allowed is a list of at least one of precisions, which scheduled goes through",
+    ),
+    "pattern of cyclic": (
+        "switchable.schedule={name: cyclic, pattern: [8, 4]}",
+        "switchable.schedule.pattern is [8, 4]; allowed is null, because cyclic goes through no pattern",
+    ),
+    "pattern of others": (
+        "switchable.schedule={name: scheduled, pattern: [8, w4a8]}",
+        'switchable.schedule.pattern is ["8", "w4a8"]; allowed is a list of precisions, which w4a8 is not of',
+    ),
+    "pattern of 1 bit": (
+        "switchable.schedule={name: scheduled, pattern: [8, 1]}",
+        f"switchable.schedule.pattern[1] is 1; allowed is {BIT_WIDTH}",
+    ),
+    "too few steps to progress": (
+        "switchable={schedule: {name: progressive}, objective: {name: average}, training: {steps: 5, batch_size: 1, "
+        "learning_rate: 1}}",
+        "switchable.training.steps is 5; allowed is at least 6, a step for each of precisions",
+    ),
+    "unknown objective": (
+        "switchable.objective.name=mean",
+        "switchable.objective.name is \"mean\"; allowed is 'average' or 'joint' or 'cascaded' or 'distillation' or 'consis",
+    ),
+    "nobody to learn from": (
+        "switchable.objective={name: cascaded}",
+        "switchable.objective.name is \"cascaded\"; allowed is 'average', 'joint' or 'distillation', because random_per_layer "
+        "trains one configuration a step",
+    ),
+    "weight of nothing": (
+        "switchable.objective.weight=0.5",
+        "switchable.objective.weight is 0.5; allowed is 1.0 or nothing, because average adds no term to the task's loss",
+    ),
+    "divergence of nothing": (
+        "switchable.objective={name: joint, divergence: js}",
+        "switchable.objective.divergence is \"js\"; allowed is 'kl' or nothing, because joint adds no term to the task's loss",
+    ),
+    "temperature of no teacher": (
+        "switchable={schedule: {name: all}, objective: {name: cascaded, temperature: 2}}",
+        "switchable.objective.temperature is 2; allowed is 1 or nothing, because cascaded softens no distribution",
+    ),
+    "temperature of mse": (
+        "switchable.objective={name: distillation, divergence: mse, temperature: 2}",
+        "switchable.objective.temperature is 2; allowed is 1 or nothing, because it cancels out in the mse of logits",
+    ),
+    "few factors": (
+        "switchable.learning_rate_factors=[1, 0.5]",
+        "switchable.learning_rate_factors is [1.0, 0.5]; allowed is a list of 6 values, one for each of precisions, or null",
+    ),
+    "factor of 0": (
+        "switchable.learning_rate_factors=[1, 1, 1, 1, 1, 0]",
+        "switchable.learning_rate_factors[5] is 0; allowed is a number of more than 0",
+    ),
+    "other tracker": (
+        "compute.trackers=[wandb]",
+        "compute.trackers[0] is \"wandb\"; allowed is 'tensorboard'",
+    ),
     "stride": (
         "data.stride=64",
         "data.stride is 64; allowed is an integer from 0 to less than half of data.max_length (128)",
@@ -249,6 +343,16 @@ def test_aliases_are_copies(tmp_path: Path) -> None:
     assert (params.teacher.full.steps, params.teacher.lora.steps) == (9, 6)
 
 
+@pytest.mark.parametrize("name", ["cascaded", "consistency"])
+def test_learning_from_wider_ones_takes_several_configurations_a_step(name: str) -> None:
+    chosen = f"switchable.objective.name={name}"
+    for schedule in ("{name: all}", "{name: sandwich}", "{name: random_uniform, passes: 2}"):
+        assert load_params("quick", [chosen, f"switchable.schedule={schedule}"]).switchable.objective.name == name
+    one = ["precisions=[8]", "lora.ranks=[8]", "lora.alphas=[8]", "lora.dropouts=[0]", "switchable.schedule={name: all}"]
+    with pytest.raises(ParamsError, match="because all trains one configuration a step here"):
+        load_params("quick", [*one, chosen])
+
+
 def test_stages_depend_on_every_section_once() -> None:
     assert sorted(name for sections in SECTIONS.values() for name in sections) == sorted(Params.model_fields)
     assert tuple(SECTIONS) == tuple(UPSTREAM) == STAGES
@@ -271,6 +375,18 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
         "lora.alphas": per_precision(st.floats(0, 1e9, exclude_min=True)),
         "lora.dropouts": per_precision(st.floats(0, 1, exclude_max=True)),
         "compute.mixed_precision": data.draw(st.sampled_from(["no", "bf16"])),
+        "compute.trackers": data.draw(st.sampled_from([[], ["tensorboard"]])),
+        "switchable.learning_rate_factors": data.draw(st.none() | st.just([0.5] * len(widths))),
+        "switchable.schedule": data.draw(
+            st.sampled_from(
+                [
+                    {"name": "all"},
+                    {"name": "sandwich", "passes": 3, "interval": 2},
+                    {"name": "scheduled", "pattern": [precisions[0], precisions[-1]]},
+                ]
+            )
+        ),
+        "switchable.objective": {"name": "distillation", "divergence": "js", "temperature": data.draw(st.floats(0.1, 9))},
     }
     params = load_params("quick", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     path = tmp_path_factory.mktemp("params") / "mine.yaml"

@@ -102,6 +102,20 @@ def test_a_switchable_model_has_an_adapter_a_width_on_the_saved_teacher(study, t
     assert torch.equal(model(x).start, teacher(x).start)
 
 
+@pytest.mark.parametrize("objective", ["joint", "distillation"])
+def test_a_switchable_model_is_trained_as_the_settings_say(teacher, tmp_path, objective):
+    chosen = ["switchable.schedule={name: sandwich, passes: 3}", f"switchable.objective.name={objective}"]
+    chosen += ["switchable.learning_rate_factors=[1, 0.5, 0.5, 0.5]", "compute.trackers=[tensorboard]"]
+    study = Study(Desk(tmp_path, *chosen))
+    teacher.save(tmp_path / "t", study.tokenizer)
+    model = study.switchable_model(tmp_path / "t")
+    rows = study.fit_switchable(model, study.params.switchable, "mine", tmp_path / "t")[1:]
+    assert set(rows["passes"]) == {3} and ("divergence" in rows) == ("teacher_passes" in rows) == (objective == "distillation")
+    assert rows[["span_loss@32", "span_loss@2"]].notna().all(axis=None)
+    assert rows["learning_rate"].max() == pytest.approx(study.params.switchable.training.learning_rate * (1 + 0.5 + 0.5) / 3)
+    assert {"loss@32", "loss@8", "loss@4", "loss@2"} < set(rows) and any((tmp_path / "logs/mine").iterdir())
+
+
 def test_bf16_on_a_cpu_trains_with_eager_attention(tmp_path):
     study = Study(Desk(tmp_path, "compute.mixed_precision=bf16"))
     assert study._placed(study._switchable(_lm(study))).lm.config._attn_implementation == "eager"
