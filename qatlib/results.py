@@ -3,7 +3,8 @@
 Scores are kept per question and per paragraph, so that any two models can be compared in pairs later:
 
     scores       model, precision, seed, id, paragraph, em, f1, loss        em and f1 in percent, loss in nats
-    perplexity   model, precision, seed, paragraph, nll, tokens             nll summed over the tokens, in nats
+    perplexity   model, precision, seed, paragraph, nll, tokens, correct    nll summed over the tokens, in nats; correct:
+                                                                            how many of them were predicted right
 """
 
 from __future__ import annotations
@@ -126,20 +127,23 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
     return pd.DataFrame(rows)
 
 
-def gap_table(scores: pd.DataFrame, model: str, other: str, metric: str, **options: Any) -> pd.DataFrame:
-    """Paired difference between two models at every precision both were measured at.
+def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str, **options: Any) -> pd.DataFrame:
+    """Paired differences between two models at every precision both were measured at.
+
+    Args:
+        pairs: names of models; the second is what the first is compared with.
 
     Returns:
-        One row a precision: `precision`, `difference` (`model` minus `other`, in the metric's unit, with `_low`,
-        `_high`), `p` (Holm-corrected within the table), `n`, `paragraphs`, `seeds`.
+        One row a pair and precision: `model`, `over` (the second), `precision`, `difference` (`model` minus `over`, in the
+        metric's unit, with `_low`, `_high`), `p` (Holm-corrected within the table), `n`, `paragraphs`, `seeds`.
     """
     known = set(cells(scores))
-    shared = [c for c in cells(scores) if c.model == model and Cell(other, c.precision) in known]
     rows = []
-    for cell in shared:
-        gap = paired(scores, cell, Cell(other, cell.precision), metric, **options)
-        row = {"precision": cell.precision, **_spread("difference", gap), "p": gap.p}
-        rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
+    for model, over in pairs:
+        for cell in (c for c in cells(scores) if c.model == model and Cell(over, c.precision) in known):
+            gap = paired(scores, cell, Cell(over, cell.precision), metric, **options)
+            row = {"model": model, "over": over, "precision": cell.precision, **_spread("difference", gap), "p": gap.p}
+            rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
     table = pd.DataFrame(rows)
     return table.assign(p=stats.holm(table["p"])) if rows else table
 

@@ -50,7 +50,7 @@ def test_other_questions_are_no_pair():
 
 def test_gaps_are_at_shared_precisions_only():
     frame = pd.concat([BOTH, scores("other", "4", 5)], ignore_index=True)
-    gaps = gap_table(frame, "other", "low", "f1", **OPTIONS)
+    gaps = gap_table(frame, [("other", "low")], "f1", **OPTIONS)
     assert gaps["precision"].tolist() == ["4"] and gaps["difference"].iloc[0] == pytest.approx(15, abs=0.5)
 
 
@@ -59,7 +59,7 @@ def test_seeds_are_paired_with_their_own_or_with_the_only_one():
         return pd.concat([scores(model, "4", shift).assign(seed=i) for i, shift in enumerate(shifts)])
 
     frame = pd.concat([scores("teacher", "32"), seeded("a", (-9, -10, -11)), seeded("b", (-4, -5, -6))], ignore_index=True)
-    gap = gap_table(frame, "b", "a", "f1", **OPTIONS).iloc[0]
+    gap = gap_table(frame, [("b", "a")], "f1", **OPTIONS).iloc[0]
     assert gap["difference_low"] == pytest.approx(5) == gap["difference_high"] and gap["seeds"] == 3 and gap["n"] == 24
     table = accuracy_table(frame, TEACHER, **OPTIONS).set_index("model")
     assert table.loc["a", "f1_change"] == pytest.approx(-10) and table.loc["a", "f1_change_low"] < -10.5
@@ -71,7 +71,7 @@ def test_gaps_of_one_table_are_corrected_together():
     noisy = [scores("b", p).assign(f1=lambda t: t["f1"] + rng.normal(2, 3, len(t))) for p in ("8", "4", "3")]
     frame = pd.concat([*(scores("a", p) for p in ("8", "4", "3")), *noisy], ignore_index=True)
     alone = [paired(frame, Cell("b", p), Cell("a", p), "f1", **OPTIONS).p for p in ("8", "4", "3")]
-    assert all(q >= p for p, q in zip(alone, gap_table(frame, "b", "a", "f1", **OPTIONS)["p"], strict=True))
+    assert all(q >= p for p, q in zip(alone, gap_table(frame, [("b", "a")], "f1", **OPTIONS)["p"], strict=True))
 
 
 def test_perplexity_changes_are_paired_percentages():
@@ -103,6 +103,9 @@ def test_readable_folds_intervals_and_names():
 
 def test_in_words_lists_every_precision():
     gaps = gap_table(
-        BOTH.assign(model="a")[24:].pipe(lambda t: pd.concat([t, t.assign(model="b", f1=t["f1"] + 2)])), "b", "a", "f1", **OPTIONS
+        BOTH.assign(model="a")[24:].pipe(lambda t: pd.concat([t, t.assign(model="b", f1=t["f1"] + 2)])),
+        [("b", "a")],
+        "f1",
+        **OPTIONS,
     )
     assert in_words(gaps, "difference") == "4: +2.0 [+2.0, +2.0]; 8: +2.0 [+2.0, +2.0]"

@@ -78,5 +78,5 @@ class _Schema:
             return f"a list{least}, each {self.words(node['items'])}"
         limits = {"minimum": "at least", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
         bounds = [f"{word} {node[key]:g}" for key, word in limits.items() if key in node]
-        name = {"integer": "an integer", "number": "a number", "boolean": "true or false"}[node["type"]]
+        name = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}[node["type"]]
         return f"{name} of {' and '.join(bounds)}" if bounds else name

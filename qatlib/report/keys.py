@@ -19,12 +19,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from qatlib.report.params import ROOT, SECTIONS, STAGES, UPSTREAM, load_params, profile_path
+from qatlib.report.params import SECTIONS, STAGES, UPSTREAM, load_params, profile_path
+from qatlib.report.sections import ROOT
 
 _RENDERING = {"site.py", "cells.py"}
 """Modules of this package that only turn finished runs into pages."""
 _SHOWING = {
-    *("params.py", "complaints.py", "strict_yaml.py"),
+    *("sections.py", "schema.py", "params.py", "complaints.py", "strict_yaml.py"),
     *("keys.py", "pipeline.py", "tables.py", "provenance.py", "figures.py"),
 }
 """Modules of this package that no result depends on but by way of the params."""

@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qatlib.report.keys import PipelineError, Run, lock, write_atomic
-from qatlib.report.params import ROOT, STAGES, UPSTREAM, ParamsError
+from qatlib.report.params import STAGES, UPSTREAM
 from qatlib.report.provenance import collect, portable
+from qatlib.report.sections import ROOT
+from qatlib.report.strict_yaml import ParamsError
 from qatlib.report.tables import read_table, to_csv, write_table
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qatlib.report.keys import hash_files
-from qatlib.report.params import ROOT, Params
+from qatlib.report.schema import Params
+from qatlib.report.sections import ROOT
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas", "pydantic")
 

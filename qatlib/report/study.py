@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +21,8 @@ from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.layers import LoraSpec
 from qatlib.model import ModelError, SwitchableModel, load_pretrained
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
-from qatlib.report.params import Switchable
 from qatlib.report.pipeline import Stage
-from qatlib.schedule import Schedule, make_schedule
+from qatlib.schedule import Schedule
 from qatlib.spans import Feature, featurize
 from qatlib.squad import Question, load_questions, sample
 from qatlib.training import fit
@@ -129,15 +128,6 @@ class Study:
         model.freeze_base()
         return model, metrics
 
-    def switchable_model(self, path: Path) -> SwitchableModel:
-        """The saved teacher with a fresh adapter for every precision of `precisions`."""
-        model = self.saved_model(path)
-        lora = self.params.lora
-        columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
-        torch.manual_seed(self.params.seed)
-        model.add_adapters({p.w_bits: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns})
-        return model
-
     def _switchable(self, lm: PreTrainedModel) -> SwitchableModel:
         torch.manual_seed(self.params.seed)
         return self._placed(SwitchableModel(lm, self.params.quantizer))
@@ -175,28 +165,6 @@ class Study:
         configuration = Configuration.uniform(FULL, model.infos)
         return lambda step: [configuration]
 
-    def fit_switchable(self, model: SwitchableModel, settings: Switchable, name: str, teacher: Path) -> pd.DataFrame:
-        """Train a model of `switchable_model` as `settings` say (the params' `switchable`, or a variation of it) under `name`.
-
-        Args:
-            teacher: the saved teacher, read where the objective learns from it.
-
-        Returns:
-            As `fit`, probed at every precision of `precisions`.
-        """
-        precisions, factors = self.params.precisions, settings.learning_rate_factors
-        steps, seed = settings.training.steps, self.params.seed
-        return self.fit(
-            model,
-            settings.training,
-            name,
-            make_schedule(settings.schedule, precisions, model.infos, seed=seed, steps=steps),
-            precisions,
-            objective=settings.objective,
-            teacher=self.saved_model(teacher) if settings.objective.name == "distillation" else None,
-            learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
-        )
-
     def fit(
         self,
         model: SwitchableModel,
@@ -204,12 +172,14 @@ class Study:
         name: str,
         schedule: Schedule | None = None,
         precisions: Sequence[Precision] = (FULL_PRECISION,),
+        seed: int | None = None,
         **options: Any,
     ) -> pd.DataFrame:
         """Train under `name`, from its checkpoint if there is one; every checkpoint probes the loss at `precisions`.
 
         Args:
             schedule: unquantized training if left out.
+            seed: of the order of the data and of dropout; the params' own if left out.
             options: further arguments of `qatlib.training.fit`.
 
         Returns:
@@ -222,7 +192,7 @@ class Study:
                 args,
                 schedule or self.full_precision(model),
                 pad_id=self.pad_id,
-                seed=self.params.seed,
+                seed=self.params.seed if seed is None else seed,
                 checkpoint=self.stage.checkpoints(name) / "checkpoint.safetensors",
                 mixed_precision=self.params.compute.mixed_precision,
                 trackers=self.params.compute.trackers,
@@ -252,19 +222,20 @@ class Study:
         return spread(unique, self.params.data.perplexity_paragraphs)
 
     def scores(
-        self, model: SwitchableModel, label: str, precisions: Sequence[Precision], questions: int | None = None
+        self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], questions: int | None = None
     ) -> pd.DataFrame:
         """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
 
         Args:
             label: what the model is called in the result files.
+            at: precisions, or anything that `Configuration.resolve` reads, by the name that `precision` shall have.
             questions: so many of the validation questions; all of them if left out.
         """
         chosen = spread(self.validation, questions)
         features = self._featurize(chosen) if questions else self.validation_features
         settings = self.params.evaluation
 
-        def measure(p: Precision) -> pd.DataFrame:
+        def measure(name: str) -> pd.DataFrame:
             frame = evaluate_spans(
                 model,
                 chosen,
@@ -272,18 +243,18 @@ class Study:
                 pad_id=self.pad_id,
                 batch_size=settings.batch_size,
                 max_answer_tokens=settings.max_answer_tokens,
-                description=f"{label} at {p.name}",
+                description=f"{label} at {name}",
             )
             return frame.drop(columns="prediction")
 
-        return self._each(model, f"scores_{label}", label, precisions, measure)
+        return self._each(model, f"scores_{label}", label, at, measure)
 
     def perplexities(
-        self, model: SwitchableModel, label: str, precisions: Sequence[Precision], paragraphs: int | None = None
+        self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], paragraphs: int | None = None
     ) -> pd.DataFrame:
-        """Per-paragraph next-token loss at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`."""
+        """Per-paragraph figures at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`, `correct`."""
 
-        def measure(p: Precision) -> pd.DataFrame:
+        def measure(name: str) -> pd.DataFrame:
             return evaluate_perplexity(
                 model,
                 self.tokenizer,
@@ -291,25 +262,25 @@ class Study:
                 pad_id=self.pad_id,
                 max_length=self.params.data.max_length,
                 batch_size=self.params.evaluation.batch_size,
-                description=f"perplexity of {label} at {p.name}",
+                description=f"perplexity of {label} at {name}",
             )
 
-        return self._each(model, f"perplexity_{label}", label, precisions, measure)
+        return self._each(model, f"perplexity_{label}", label, at, measure)
 
     def _each(
         self,
         model: SwitchableModel,
-        name: str,
+        file: str,
         label: str,
-        precisions: Sequence[Precision],
-        measure: Callable[[Precision], pd.DataFrame],
+        at: Sequence[Precision] | Mapping[str, Any],
+        measure: Callable[[str], pd.DataFrame],
     ) -> pd.DataFrame:
         """One result file a precision, so that a killed run has lost one evaluation at most; all of them in one frame."""
         parts = []
-        for p in precisions:
-            with model.at(p):
-                part = self.stage.table(f"{name}_{p.name}", partial(measure, p))
-            for column, value in (("seed", self.params.seed), ("precision", p.name), ("model", label)):
+        for name, spec in (at if isinstance(at, Mapping) else {p.name: p for p in at}).items():
+            with model.at(spec):
+                part = self.stage.table(f"{file}_{name}", partial(measure, name))
+            for column, value in (("seed", self.params.seed), ("precision", name), ("model", label)):
                 part.insert(0, column, value)
             parts.append(part)
         return pd.concat(parts, ignore_index=True)

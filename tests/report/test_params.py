@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatlib.precision import Precision
-from qatlib.report.params import ROOT, SECTIONS, STAGES, UPSTREAM, Params, load_params, profile_path
+from qatlib.report.params import SECTIONS, STAGES, UPSTREAM, load_params, profile_path
+from qatlib.report.schema import Params
+from qatlib.report.sections import ROOT
 from qatlib.report.strict_yaml import ParamsError
 
 PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
@@ -76,6 +78,51 @@ WRONG = {
     "short list": ("lora.ranks=[8]", "lora.ranks is [8]; allowed is a list of 6 values, one for each of precisions"),
     "rank of 0": ("lora.ranks=[8,8,0,8,8]", "lora.ranks[2] is 0; allowed is an integer of at least 1"),
     "choice": ("teacher.base=best", "teacher.base is \"best\"; allowed is 'full' or 'lora'"),
+    "method without passes for its objective": (
+        "comparisons.methods=[{name: x, objective: {name: cascaded}}]",
+        "comparisons.methods[0].objective.name is \"cascaded\"; allowed is 'average', 'joint' or 'distillation', "
+        "because random_per_layer trains one configuration a step here",
+    ),
+    "budget below a step": (
+        "comparisons.passes=2",
+        "comparisons.passes is 2; allowed is an integer of at least 4, what a step of cascaded costs",
+    ),
+    "name twice": (
+        "comparisons.quantizers=[{name: first}]",
+        'comparisons.quantizers is [{"name": "first"}]; allowed is a list in which every name is another, here and in methods, '
+        'unlike "first"',
+    ),
+    "name with a slash": (
+        "comparisons.methods=[{name: a/b}]",
+        "comparisons.methods[0].name is \"a/b\"; allowed is a name of up to 40 letters, digits, blanks, '.', '+' and '-', "
+        "and not switchable or specialist",
+    ),
+    "unknown key of a method": (
+        "comparisons.methods=[{nme: x}]",
+        'comparisons.methods[0].nme is an unknown key, given "x"; allowed are adapters, name, objective, quantizer, schedule '
+        "(did you mean name?)",
+    ),
+    "static scales of a method": (
+        "comparisons.methods=[{name: x, quantizer: {activations: per_tensor_static}}]",
+        "comparisons.methods[0].quantizer.activations is \"per_tensor_static\"; allowed is 'per_token': static scales are "
+        "compared in 01_build, and nothing calibrates them elsewhere",
+    ),
+    "specialist of a width not trained": (
+        "comparisons.specialists=[5]",
+        'comparisons.specialists is ["5"]; allowed is a list of some of precisions',
+    ),
+    "seed twice": (
+        "comparisons.seeds=[1, 1]",
+        "comparisons.seeds is [1, 1]; allowed is a list with each seed once, which 1 is not",
+    ),
+    "configuration of a width not trained": (
+        "configurations.names=[C1, C24]",
+        'configurations.names is "C24"; allowed is names whose bit-widths are all in precisions, unlike 6',
+    ),
+    "deployment of floats": (
+        "deployment.precisions=[32]",
+        'deployment.precisions is ["32"]; allowed is a list of some of precisions, of 8 bits at most',
+    ),
     "int for bool": ("quantizer.nested=1", "quantizer.nested is 1; allowed is true or false"),
     "few resamples": ("evaluation.resamples=99", "evaluation.resamples is 99; allowed is an integer of at least 100"),
     "sure": (

@@ -1,0 +1,159 @@
+"""The schema of a params file: its sections together, and what they rule out in one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic import ValidationInfo as Info
+from pydantic import field_validator as check
+from pydantic_core import PydanticCustomError
+
+from qatlib.arguments import PrecisionField
+from qatlib.named import NAMED
+from qatlib.precision import FULL, FULL_PRECISION, Precision
+from qatlib.report.sections import (
+    Comparisons,
+    Compute,
+    Data,
+    Deployment,
+    DynamicQuantizer,
+    Evaluation,
+    Generative,
+    Lora,
+    Model,
+    Named,
+    PostTraining,
+    Section,
+    Switchable,
+    Teacher,
+)
+
+
+class Params(Section):
+    """Everything a run is told: one params file with its overrides, resolved."""
+
+    seed: Annotated[int, Field(ge=0)]
+    model: Model
+    data: Data
+    quantizer: DynamicQuantizer
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
+    """Precisions of the switchable model, one adapter each."""
+    lora: Lora
+    teacher: Teacher
+    post_training: PostTraining
+    switchable: Switchable
+    comparisons: Comparisons
+    configurations: Named
+    deployment: Deployment
+    generative: Generative | None = None
+    """Null for none: the embedded model has never seen a prompt."""
+    evaluation: Evaluation
+    compute: Compute
+
+    @check("data")
+    @classmethod
+    def _words_known(cls, data: Data, info: Info) -> Data:
+        model = info.data.get("model")
+        for key in ("train", "validation"):
+            source = getattr(data, key)
+            if model and model.source == "embedded" and source != "embedded":
+                allowed = "'embedded', because model.source is 'embedded' and knows the generated words only"
+                raise PydanticCustomError("inner", "{key}", {"key": key, "given": source, "allowed": allowed})
+        return data
+
+    @check("precisions")
+    @classmethod
+    def _unique_widths(cls, value: tuple[Precision, ...]) -> tuple[Precision, ...]:
+        widths = [p.w_bits for p in value]
+        if twice := sorted({w for w in widths if widths.count(w) > 1}):
+            raise ValueError(f"a list with each weight bit-width once, which {twice[0]} is not")
+        return value
+
+    @check("lora")
+    @classmethod
+    def _one_a_precision(cls, lora: Lora, info: Info) -> Lora:
+        count = len(info.data.get("precisions", ()))
+        for key, values in lora:
+            if count and len(values) != count:
+                allowed = f"a list of {count} values, one for each of precisions"
+                raise PydanticCustomError("inner", "{key}", {"key": key, "given": list(values), "allowed": allowed})
+        return lora
+
+    @check("post_training")
+    @classmethod
+    def _covers(cls, post_training: PostTraining, info: Info) -> PostTraining:
+        wanted = [p for p in info.data.get("precisions", ()) if p != FULL_PRECISION]
+        if missing := [p.name for p in wanted if p not in post_training.precisions]:
+            allowed = f"a list that holds every one of precisions but 32, such as {missing[0]}"
+            named = [p.name for p in post_training.precisions]
+            raise PydanticCustomError("inner", "{key}", {"key": "precisions", "given": named, "allowed": allowed})
+        return post_training
+
+    @check("switchable")
+    @classmethod
+    def _fits_precisions(cls, switchable: Switchable, info: Info) -> Switchable:
+        _refuse(_misfit(switchable, info.data.get("precisions", ())))
+        return switchable
+
+    @check("comparisons")
+    @classmethod
+    def _can_be_trained(cls, comparisons: Comparisons, info: Info) -> Comparisons:
+        precisions, switchable = info.data.get("precisions", ()), info.data.get("switchable")
+        if not precisions or switchable is None:  # wrong themselves
+            return comparisons
+        for kind in ("methods", "quantizers"):
+            for i, method in enumerate(getattr(comparisons, kind)):
+                settings = method.applied(switchable)
+                if wrong := _misfit(settings, precisions):
+                    _refuse((f"{kind}[{i}].{wrong[0]}", *wrong[1:]))
+                if (cost := settings.schedule.passes_a_step(len(precisions))) > comparisons.passes:
+                    _refuse(("passes", comparisons.passes, f"an integer of at least {cost}, what a step of {method.name} costs"))
+        if strange := [p.name for p in comparisons.specialists if p not in precisions]:
+            _refuse(("specialists", strange, "a list of some of precisions"))
+        return comparisons
+
+    @check("configurations", "deployment")
+    @classmethod
+    def _trained_widths(cls, section: Any, info: Info) -> Any:
+        precisions, switchable = info.data.get("precisions", ()), info.data.get("switchable")
+        if not precisions or switchable is None:
+            return section
+        widths = {p.w_bits for p in precisions} | {FULL}
+        if isinstance(section, Deployment):
+            wide = [p.name for p in section.precisions if p not in precisions or max(p) > 8]
+            _refuse(("precisions", wide, "a list of some of precisions, of 8 bits at most") if wide else None)
+        elif switchable.adapters == "separate":
+            for name in section.names:
+                if lacking := {b for bits in NAMED[name].bits.values() for b in bits} - widths:
+                    allowed = f"names whose bit-widths are all in precisions, unlike {min(lacking)}"
+                    _refuse(("names", name, allowed))
+        return section
+
+
+def _refuse(wrong: tuple[str, Any, str] | None) -> None:
+    """Raise for a key inside a section, with what was given and what is allowed."""
+    if wrong:
+        raise PydanticCustomError("inner", "{key}", dict(zip(("key", "given", "allowed"), wrong, strict=True)))
+
+
+def _misfit(switchable: Switchable, precisions: Sequence[Precision]) -> tuple[str, Any, str] | None:
+    """The key, the value and what is allowed of the first setting that `precisions` rule out."""
+    schedule, objective, count = switchable.schedule, switchable.objective, len(precisions)
+    if not count:  # wrong themselves
+        return None
+    if schedule.name == "random_uniform" and (schedule.passes or 1) > count:
+        allowed = f"an integer from 1 to {count}, since random_uniform draws each of precisions once a step"
+        return "schedule.passes", schedule.passes, allowed
+    if unknown := [p.name for p in schedule.pattern or () if p not in precisions]:
+        return "schedule.pattern", [p.name for p in schedule.pattern or ()], f"a list of precisions, which {unknown[0]} is not of"
+    if schedule.name == "progressive" and switchable.training.steps < count:
+        return "training.steps", switchable.training.steps, f"at least {count}, a step for each of precisions"
+    if objective.name in ("cascaded", "consistency") and schedule.passes_a_step(count) < 2:
+        allowed = f"'average', 'joint' or 'distillation', because {schedule.name} trains one configuration a step here"
+        return "objective.name", objective.name, allowed
+    factors = switchable.learning_rate_factors
+    if factors is not None and len(factors) != count:
+        return "learning_rate_factors", list(factors), f"a list of {count} values, one for each of precisions, or null"
+    return None

@@ -1,0 +1,133 @@
+"""Trainings of switchable models on one base: the run's own, and variations of it side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from qatlib.arguments import ObjectiveArguments, QuantizerArguments, ScheduleArguments
+from qatlib.evaluate import calibrate_clips
+from qatlib.layers import SHARED, LoraSpec
+from qatlib.model import SwitchableModel
+from qatlib.precision import FULL, Precision
+from qatlib.report.sections import Method, Switchable
+from qatlib.report.study import Study, spread
+from qatlib.schedule import at_passes, make_schedule
+
+CALIBRATION_WINDOWS = 16
+"""Training windows that clipping ratios of activations are sought on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training of a switchable model."""
+
+    name: str
+    """What the model is called in result files."""
+    precisions: tuple[Precision, ...]
+    settings: Switchable
+    seed: int
+
+
+class Trainings:
+    """Trains models on the saved teacher of a study.
+
+    Args:
+        base: the directory of the saved teacher: what every training starts from, and what `distillation` learns from.
+    """
+
+    def __init__(self, study: Study, base: Path) -> None:
+        self.study, self.params, self.base = study, study.params, base
+
+    @property
+    def own(self) -> Recipe:
+        """The training that the params' `switchable` describes."""
+        return Recipe("switchable", self.params.precisions, self.params.switchable, self.params.seed)
+
+    def variations(self, methods: Sequence[Method]) -> list[Recipe]:
+        """A training for each method and seed, at the passes of `comparisons`."""
+        precisions = self.params.precisions
+        applied = [(m.name, m.applied(self.params.switchable)) for m in methods]
+        return [
+            Recipe(name, precisions, self._at_budget(settings, len(precisions)), seed)
+            for name, settings in applied
+            for seed in self.params.comparisons.seeds
+        ]
+
+    def specialists(self) -> list[Recipe]:
+        """A training for each precision of `comparisons.specialists` alone and each seed, every one with the whole budget."""
+        alone = {"schedule": ScheduleArguments("all"), "objective": ObjectiveArguments("average"), "learning_rate_factors": None}
+        settings = self._at_budget(self.params.switchable.model_copy(update=alone), 1)
+        comparisons = self.params.comparisons
+        return [Recipe("specialist", (p,), settings, seed) for p in comparisons.specialists for seed in comparisons.seeds]
+
+    def _at_budget(self, settings: Switchable, precisions: int) -> Switchable:
+        training = at_passes(settings.training, settings.schedule, precisions, self.params.comparisons.passes)
+        return settings.model_copy(update={"training": training})
+
+    def quantizer(self, settings: Switchable) -> QuantizerArguments:
+        """The quantizer of `settings`, or the run's."""
+        return settings.quantizer or self.params.quantizer
+
+    def prepared(self, recipe: Recipe) -> SwitchableModel:
+        """The teacher with the recipe's quantizer and fresh adapters, not trained yet."""
+        model, lora, quantizer = self.study.saved_model(self.base), self.params.lora, self.quantizer(recipe.settings)
+        model.set_quantizer(quantizer)
+        specs = {
+            p: LoraSpec(*columns)
+            for p, *columns in zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
+        }
+        torch.manual_seed(recipe.seed)
+        if recipe.settings.adapters == "shared":
+            model.add_adapters({SHARED: next(iter(specs.values()))})
+        else:
+            model.add_adapters({p.w_bits: specs[p] for p in recipe.precisions})
+        if quantizer.clipping == "mse":
+            clipped = sorted({p.a_bits for p in recipe.precisions} - {FULL})
+            calibrate_clips(model, spread(self.study.train_features, CALIBRATION_WINDOWS), clipped)
+        if quantizer.learned_steps:
+            model.learn_steps(recipe.precisions)
+        return model
+
+    def fit(self, model: SwitchableModel, recipe: Recipe) -> pd.DataFrame:
+        """Train a prepared model; its metrics, as `Study.fit`, probed at every precision."""
+        settings, precisions = recipe.settings, recipe.precisions
+        factors = settings.learning_rate_factors
+        schedule = make_schedule(settings.schedule, precisions, model.infos, seed=recipe.seed, steps=settings.training.steps)
+        return self.study.fit(
+            model,
+            settings.training,
+            _file_name(recipe),
+            schedule,
+            precisions,
+            seed=recipe.seed,
+            objective=settings.objective,
+            teacher=self.study.saved_model(self.base) if settings.objective.name == "distillation" else None,
+            learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
+        )
+
+    def compared(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
+        """Train every recipe and ask all of them the questions of `comparisons`, each at the precisions it was trained for.
+
+        Returns:
+            Scores in the schema of `qatlib.results`.
+        """
+        found = []
+        for recipe in recipes:
+            model = self.prepared(recipe)
+            self.fit(model, recipe)
+            label = _file_name(recipe)
+            scores = self.study.scores(model, label, recipe.precisions, self.params.comparisons.questions)
+            found.append(scores.assign(model=recipe.name, seed=recipe.seed))
+        return pd.concat(found, ignore_index=True)
+
+
+def _file_name(recipe: Recipe) -> str:
+    if recipe.name == "switchable":
+        return recipe.name
+    alone = f"_{recipe.precisions[0].name}" if recipe.name == "specialist" else ""
+    return f"{recipe.name}{alone}_seed{recipe.seed}".replace(" ", "_")
