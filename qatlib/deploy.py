@@ -1,0 +1,189 @@
+"""A chosen configuration, or several widths at once, as a model that stores integers and multiplies integers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from qatlib.arguments import QuantizerArguments
+from qatlib.integer import IntegerLinear
+from qatlib.model import ModelError, Output, SwitchableModel
+from qatlib.packing import is_odd_grid, pack, unpack
+from qatlib.precision import FULL, Configuration, LayerInfo, Precision
+
+_TIED = "lm.lm_head.weight"
+_WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE = "weights.safetensors", "rest.safetensors", "deployed.json"
+
+
+class DeployedModel(nn.Module):
+    """A causal language model with `IntegerLinear` layers and the span head; answers like the model it was made of.
+
+    Attributes:
+        lm: the language model.
+        qa_outputs: the span head.
+        infos: the deployed layers, in the model's order.
+    """
+
+    def __init__(self, lm: PreTrainedModel, qa_outputs: nn.Linear, infos: Sequence[LayerInfo]) -> None:
+        super().__init__()
+        self.lm, self.qa_outputs, self.infos = lm, qa_outputs, tuple(infos)
+        self._layers: list[IntegerLinear] = [lm.get_submodule(info.name) for info in infos]
+        self.requires_grad_(False).eval()
+
+    @property
+    def layers(self) -> Sequence[IntegerLinear]:
+        """The deployed layers, in the order of `infos`."""
+        return self._layers
+
+    @property
+    def configuration(self) -> Configuration:
+        """The precision of every layer now."""
+        return Configuration({info.name: layer.precision for info, layer in zip(self.infos, self._layers, strict=True)})
+
+    def set_precision(self, spec: Any) -> None:
+        """Switch layers among the widths that were deployed: anything `Configuration.resolve` reads.
+
+        Writes one attribute a layer. Codes of a derived width are computed when a layer first uses them.
+
+        Raises:
+            ValueError: as `Configuration.resolve`, and a weight width that was not deployed; nothing is switched then.
+        """
+        current = self.configuration if isinstance(spec, dict) else None
+        precisions = Configuration.resolve(spec, self.infos, current)
+        for (name, precision), layer in zip(precisions.items(), self._layers, strict=True):
+            if not layer.has(precision.w_bits):
+                have = ", ".join(map(str, layer.scales or [FULL]))
+                raise ValueError(f"{name} was not deployed with {precision.w_bits}-bit weights, only with {have} bits")
+        for precision, layer in zip(precisions.values(), self._layers, strict=True):
+            layer.__dict__["precision"] = precision
+
+    @contextmanager
+    def at(self, spec: Any) -> Iterator[DeployedModel]:
+        """Switch for the length of a `with` block."""
+        before = self.configuration
+        self.set_precision(spec)
+        try:
+            yield self
+        finally:
+            self.set_precision(before)
+
+    def forward(self, input_ids: Tensor) -> Output:
+        """As `SwitchableModel.forward`: `input_ids` (batch, tokens), padded on the right."""
+        hidden = self.lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        start, end = self.qa_outputs(hidden).unbind(-1)
+        return Output(hidden, start, end)
+
+    def next_token_logits(self, hidden: Tensor) -> Tensor:
+        """The language model's logits (…, vocabulary) from `Output.hidden`."""
+        logits: Tensor = self.lm.get_output_embeddings()(hidden)
+        return logits
+
+    def save(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write a directory: `weights.safetensors` with codes packed to their width and their scales, all else in other files."""
+        path.mkdir(parents=True, exist_ok=True)
+        self.lm.config.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        weights: dict[str, Tensor] = {}
+        rest = self.state_dict()
+        if self.lm.config.tie_word_embeddings:
+            rest.pop(_TIED, None)
+        about = []
+        for info, layer in zip(self.infos, self._layers, strict=True):
+            for key, value in layer.stored().items():
+                (weights if key.startswith(("codes", "scale")) else rest)[f"{info.name}.{key}"] = value
+            codes = weights[f"{info.name}.codes"]
+            odd = layer.bits != FULL and is_odd_grid(codes, layer.bits)
+            if layer.bits != FULL:
+                weights[f"{info.name}.codes"] = pack(codes >> 1 if odd else codes, layer.bits)
+            grid = {"bits": layer.bits, "odd": odd, "shape": list(codes.shape)}
+            about.append({"info": asdict(info), "precision": layer.precision.name, **grid})
+        save_file({name: value.contiguous() for name, value in weights.items()}, path / _WEIGHTS_FILE)
+        save_file({name: value.contiguous() for name, value in rest.items()}, path / _REST_FILE)
+        quantizer = asdict(self._layers[0].quantizer)
+        (path / _ABOUT_FILE).write_text(json.dumps({"quantizer": quantizer, "layers": about}, indent=1))
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> tuple[DeployedModel, PreTrainedTokenizerBase]:
+        """Read back what `save` wrote.
+
+        Raises:
+            ModelError: a directory that `save` did not write, or only half of one.
+        """
+        for name in (_WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE):
+            if not (path / name).is_file():
+                raise ModelError(f"{path}: no {name} in it, so no deployed model was saved here")
+        about = json.loads((path / _ABOUT_FILE).read_text())
+        tensors = load_file(path / _WEIGHTS_FILE, str(device)) | load_file(path / _REST_FILE, str(device))
+        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).to(device)
+        quantizer = QuantizerArguments(**about["quantizer"])
+        for layer in about["layers"]:
+            start = layer["info"]["name"] + "."
+            own = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
+            if layer["bits"] != FULL:
+                codes = unpack(own["codes"], layer["bits"], tuple(layer["shape"]))
+                own["codes"] = 2 * codes + 1 if layer["odd"] else codes
+            lm.set_submodule(layer["info"]["name"], IntegerLinear.restore(own, layer["bits"], quantizer))
+        model = cls(lm, nn.Linear(lm.config.hidden_size, 2), [LayerInfo(**layer["info"]) for layer in about["layers"]])
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+        lm.tie_weights()
+        absent = [name for name in missing if name != _TIED or not lm.config.tie_word_embeddings]
+        if absent or unexpected:
+            raise ModelError(f"{path / _REST_FILE}: does not fit the model beside it ({(absent or unexpected)[0]})")
+        model.set_precision(
+            Configuration({layer["info"]["name"]: Precision.parse(layer["precision"]) for layer in about["layers"]})
+        )
+        return model.requires_grad_(False), AutoTokenizer.from_pretrained(path)
+
+    def memory(self) -> dict[str, int]:
+        """`IntegerLinear.memory`, summed over the layers."""
+        each = [layer.memory() for layer in self._layers]
+        return {key: sum(memory[key] for memory in each) for key in each[0]}
+
+
+@torch.no_grad()
+def deploy(model: SwitchableModel, spec: Any) -> DeployedModel:
+    """One configuration of a model on integer storage and kernels; the model itself stays as it is.
+
+    Args:
+        spec: anything `Configuration.resolve` reads; a mapping changes the model's present configuration.
+
+    Raises:
+        ValueError: as `Configuration.resolve`; a width that has no adapter while others have one.
+    """
+    configuration = Configuration.resolve(spec, model.infos, model.configuration)
+    deployed = _with_layers(model, {name: [p.w_bits] for name, p in configuration.items()})
+    deployed.set_precision(configuration)
+    return deployed
+
+
+@torch.no_grad()
+def deploy_nested(model: SwitchableModel, precisions: Sequence[Any]) -> DeployedModel:
+    """Several widths of a model on the codes of the widest alone, at the first of `precisions` to begin with.
+
+    Raises:
+        ValueError: 32 among the weight widths; a width that has no adapter while others have one.
+    """
+    parsed = [Precision.parse(p) for p in precisions]
+    widths = sorted({p.w_bits for p in parsed})
+    if FULL in widths:
+        raise ValueError(f"no codes hold {FULL}-bit weights: deploy widths of 2 to 16 bits, or {FULL} alone")
+    deployed = _with_layers(model, {info.name: widths for info in model.infos})
+    deployed.set_precision(parsed[0])
+    return deployed
+
+
+def _with_layers(model: SwitchableModel, widths: Mapping[str, Sequence[int]]) -> DeployedModel:
+    # What deepcopy finds in the memo it does not copy: the layers' float weights are never doubled.
+    layers = zip(model.infos, model.layers, strict=True)
+    memo: dict[int, Any] = {id(layer): IntegerLinear.of(layer, widths[info.name]) for info, layer in layers}
+    return DeployedModel(copy.deepcopy(model.lm, memo), copy.deepcopy(model.qa_outputs), model.infos)

@@ -1,0 +1,116 @@
+"""Products of int8 codes by the machine's own integer matrix kernels: exact int32 sums, scaled to floats once.
+
+On a CPU that is oneDNN's int8 product (AVX512-VNNI, AMX), called by the operator that inductor uses for it: it keeps the
+matrix in the kernel's blocked layout, where `torch._int_mm` lays it out anew at every call, and scales the sums as it
+writes them. Elsewhere it is `torch._int_mm`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class CodeMatrix:
+    """An int8 code matrix (out, in) with its scales, laid out for the integer kernel of its device.
+
+    Args:
+        codes: (out, in) int8.
+        scale: a scalar, (out, 1), or (out, groups, 1) for as many equal runs of input columns.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.device = codes.device
+        groups = scale.shape[1] if scale.ndim == 3 else 1
+        scales = scale.reshape(-1, groups).expand(len(codes), groups).float()
+        self._parts = [_Part(*pair) for pair in zip(codes.chunk(groups, 1), scales.unbind(1), strict=True)]
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """Σ over groups of scale · (x Cᵀ): int8 codes `x` (tokens, in) → fp32 (tokens, out)."""
+        parts = zip(self._parts, x.chunk(len(self._parts), 1), strict=True)
+        part, columns = next(parts)
+        y = part.matmul(columns)
+        for part, columns in parts:
+            y += part.matmul(columns)
+        return y
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes (out, in) int8 in plain layout."""
+        return torch.cat([part.codes for part in self._parts], 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes as they lie in memory; scales not counted."""
+        return sum(part.matrix.nbytes for part in self._parts)
+
+
+class _Part:
+    """The input columns of one group: one scale for each output."""
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.shape, self.scale = codes.shape, scale.contiguous()
+        self.prepacked = codes.device.type == "cpu" and has_onednn()
+        if self.prepacked:
+            self.matrix = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+            self._no_zero_points = torch.empty(0, dtype=torch.int64)
+        else:
+            self.matrix = _padded(codes, 1, 8, 8)
+
+    @property
+    def codes(self) -> Tensor:
+        if self.prepacked:
+            return self.matrix.to_dense().t()
+        return self.matrix[: self.shape[0], : self.shape[1]]
+
+    def matmul(self, x: Tensor) -> Tensor:
+        if self.prepacked:
+            return torch.ops.onednn.qlinear_pointwise(
+                *(x, 1.0, 0), *(self.matrix, self.scale, self._no_zero_points), None, 1.0, 0, torch.float32, "none", [], ""
+            )
+        sums = torch._int_mm(_padded(x, 17, 1, 8), self.matrix.t())
+        return sums[: len(x), : self.shape[0]] * self.scale
+
+
+def _padded(codes: Tensor, least_rows: int, row_multiple: int, column_multiple: int) -> Tensor:
+    """With rows and columns of zeros, which add nothing to a sum: CUDA's kernel wants K and N to be multiples of 8, M > 16."""
+    rows, columns = codes.shape
+    more = max(least_rows - rows, -rows % row_multiple), -columns % column_multiple
+    return F.pad(codes, (0, more[1], 0, more[0])) if any(more) else codes.contiguous()
+
+
+def three_digits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A float matrix as codes for the integer kernel, without loss: three digits to base 254, most significant first.
+
+    Returns:
+        Codes (3 · out, in) int8 and scale (3 · out, 1) fp32. The three dequantized blocks of rows add up to `weight` within
+        2⁻²⁴ of each row's largest magnitude, which is fp32's own precision.
+    """
+    rest = weight.double()
+    scale = rest.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    digits, scales = [], []
+    for _ in range(3):
+        digits.append(torch.round(rest / scale))
+        scales.append(scale)
+        rest, scale = rest - digits[-1] * scale, scale / 254
+    return torch.cat(digits).to(torch.int8), torch.cat(scales).float()
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether this build of torch has oneDNN's int8 product."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_prepack")
+
+
+@functools.cache
+def is_exact(device: torch.device) -> bool:
+    """Whether the integer kernel's sums are exact where they are largest.
+
+    x86 processors without VNNI add pairs of products in 16 bits, which saturate.
+    """
+    x = torch.full((32, 256), 127, dtype=torch.int8, device=device)
+    matrix = CodeMatrix(x[:8], torch.ones((), device=device))
+    return bool((matrix.matmul(x) == 127 * 127 * 256).all() and (matrix.matmul(-x) == -127 * 127 * 256).all())

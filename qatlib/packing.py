@@ -1,0 +1,96 @@
+"""Integer codes packed to their real width, and the codes of a narrow width taken from those of a wide one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qatlib.quantizer import code_dtype, quantize
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes in two's complement, `bits` of them each, one after the other without a gap, low bits first.
+
+    Above 8 bits the low bytes come first and what is left of each code after them, packed the same way.
+
+    Args:
+        codes: integers of any shape, −2^(bits−1) … 2^(bits−1) − 1.
+
+    Returns:
+        uint8 (bytes,): `bits` bytes for every 8 codes, the last group filled up.
+
+    Raises:
+        ValueError: codes that do not fit.
+    """
+    codes = codes.flatten()
+    if not _fit(codes, bits):
+        raise ValueError(f"codes from {int(codes.min())} to {int(codes.max())} do not fit {bits} bits")
+    if bits > 8:
+        wide = codes.to(torch.int32)
+        return torch.cat([pack((wide & 255) - 128, 8), pack(wide >> 8, bits - 8)])
+    # Eight codes fill the low 8·bits bits of one 64-bit word; its low `bits` bytes are what is kept.
+    groups = torch.nn.functional.pad(codes, (0, -codes.numel() % 8)).view(-1, 8).to(torch.int64) & (2**bits - 1)
+    words = (groups << _shifts(bits, codes.device)).sum(1)
+    return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()
+
+
+def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """What `pack` was given: codes of that shape, int8 up to 8 bits and int16 above.
+
+    Raises:
+        ValueError: another number of bytes than codes of that shape and width take.
+    """
+    count = torch.Size(shape).numel()
+    if packed.numel() != packed_bytes(count, bits):
+        raise ValueError(f"{packed.numel()} bytes are not {count} codes of {bits} bits, which take {packed_bytes(count, bits)}")
+    if bits > 8:
+        low, high = packed.split([packed_bytes(count, 8), packed_bytes(count, bits - 8)])
+        low_bytes, high_bits = (unpack(part, b, shape).to(torch.int32) for part, b in ((low, 8), (high, bits - 8)))
+        return ((high_bits << 8) + low_bytes + 128).to(code_dtype(bits))
+    words = torch.nn.functional.pad(packed.view(-1, bits), (0, 8 - bits)).view(torch.int64)
+    codes = (words >> _shifts(bits, packed.device)).flatten()[:count] & (2**bits - 1)
+    half = 2 ** (bits - 1)
+    return ((codes ^ half) - half).to(code_dtype(bits)).view(shape)
+
+
+def is_odd_grid(codes: Tensor, bits: int) -> bool:
+    """Whether these codes only fit `bits` bits by their rank on a grid of odd integers, 2k + 1 of rank k = `codes >> 1`."""
+    return not _fit(codes, bits) and bool((codes & 1).all())
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `pack` makes of `count` codes."""
+    return -(-count // 8) * bits
+
+
+def _fit(codes: Tensor, bits: int) -> bool:
+    half = 2 ** (bits - 1)
+    return not codes.numel() or (-half <= int(codes.min()) and int(codes.max()) < half)
+
+
+def _shifts(bits: int, device: torch.device) -> Tensor:
+    return bits * torch.arange(8, device=device)
+
+
+def narrowed(codes: Tensor, scale: Tensor, narrow_scale: Tensor, bits: int, narrow_range: bool = True) -> Tensor:
+    """Codes of a narrow width from those of a wide one: q_b = clamp(round(q · s / s_b)).
+
+    The narrow grid's scale is free, so this is more than cutting low bits off (MatQuant, Nair et al. 2025, has
+    s_b = 2^(wide − b) · s); what it costs against quantizing the weights themselves is one more rounding.
+
+    Args:
+        codes: (out, in) integers.
+        scale, narrow_scale: of the wide and of the narrow grid, both a scalar, (out, 1) or (out, groups, 1).
+        bits: the narrow width.
+
+    Returns:
+        (out, in), int8 up to 8 bits and int16 above.
+    """
+    # the quotient of the scales first: where it is a power of two this is exact, ties and all
+    ratio = narrow_scale / scale
+    return quantize(grouped(codes, ratio), ratio, bits, narrow_range).view(codes.shape)
+
+
+def grouped(codes: Tensor, scale: Tensor) -> Tensor:
+    """Codes (out, in) as (out, groups, in / groups) where the scale is one of groups, so that the two broadcast."""
+    return codes.unflatten(1, (scale.shape[1], -1)) if scale.ndim == 3 else codes

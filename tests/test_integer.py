@@ -1,0 +1,137 @@
+"""The deployed layer computes what the switchable layer computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from qatlib.arguments import QuantizerArguments
+from qatlib.integer import IntegerLinear
+from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.precision import Precision
+from qatlib.quantizer import dequantize, fake_quantize_dynamic, minmax_scale, quantize
+
+X = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(3))
+SPECS = {w: LoraSpec(3, 6) for w in (2, 3, 4, 5, 6, 7, 8, 12, 32)}
+
+
+def switchable(kind: str = "linear", adapters: bool = True, bias: bool = True, **quantizer: object) -> SwitchableLinear:
+    torch.manual_seed(0)
+    base = nn.Linear(12, 20, bias) if kind == "linear" else Conv1D(20, 12)
+    for parameter in base.parameters():
+        nn.init.normal_(parameter)
+    layer = SwitchableLinear(base, QuantizerArguments(**quantizer)).eval()  # type: ignore[arg-type]
+    if adapters:
+        layer.add_adapters(SPECS)
+        for adapter in layer.adapters.values():
+            nn.init.normal_(adapter.lora_B)
+    layer.observer.observe(X * 0.7)  # a static range that clips
+    return layer
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Within fp32 rounding of sums of about 20 terms."""
+    return bool(((ours - theirs).abs() <= 3e-6 * theirs.abs().max()).all())
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("w_bits", [2, 3, 4, 5, 6, 7, 8, 12, 32])
+@pytest.mark.parametrize("a_bits", [2, 4, 8, 12, 32])
+def test_every_precision_is_the_switchable_layers(kind, w_bits, a_bits):
+    layer = switchable(kind)
+    deployed = IntegerLinear.of(layer, [w_bits])
+    layer.precision = deployed.precision = Precision(w_bits, a_bits)
+    assert close(deployed(X), layer(X))
+
+
+@pytest.mark.parametrize("quantizer", [{"weights": "per_tensor"}, {"activations": "per_tensor_static"}, {"narrow_range": False}])
+@pytest.mark.parametrize("precision", ["8", "w4a8", "2", "w4a32"])
+@pytest.mark.parametrize("bare", [True, False])
+def test_so_is_every_quantizer_with_and_without_adapters_and_bias(quantizer, precision, bare):
+    layer = switchable(adapters=not bare, bias=not bare, **quantizer)
+    layer.precision = p = Precision.parse(precision)
+    deployed = IntegerLinear.of(layer, [p.w_bits])
+    deployed.precision = p
+    assert close(deployed(X), layer(X))
+
+
+def test_rows_beyond_one_block_are_treated_alike(monkeypatch):
+    layer = switchable()
+    layer.precision = Precision(8, 8)
+    deployed = IntegerLinear.of(layer, [8])
+    deployed.precision = Precision(8, 8)
+    at_once = deployed(X)
+    monkeypatch.setattr("qatlib.integer._BLOCK", 48)
+    assert close(deployed(X), at_once)
+
+
+def test_groups_of_input_columns():
+    weight, bias = torch.randn(20, 12), torch.randn(20)
+    scale = minmax_scale(weight.view(20, 3, 4), 4, 2)
+    codes = quantize(weight.view(20, 3, 4), scale, 4)
+    deployed = IntegerLinear(codes.view(20, 12), 4, {4: scale}, quantizer=QuantizerArguments(), bias=bias)
+    for a_bits, x in ((8, fake_quantize_dynamic(X, 8)), (32, X)):
+        deployed.precision = Precision(4, a_bits)
+        assert close(deployed(X), x @ dequantize(codes, scale).view(20, 12).t() + bias)
+
+
+def test_widths_below_the_widest_are_derived_when_used_and_one_is_kept():
+    deployed = IntegerLinear.of(switchable(), [2, 4, 8])
+    assert deployed.memory() == {"codes": 240, "scales": 3 * 80, "derived": 0}
+    for w_bits, derived in ((4, 240), (2, 240), (8, 0)):
+        deployed.precision = Precision(w_bits, 8)
+        deployed(X)
+        assert deployed.memory()["derived"] == derived
+    codes, scale = switchable().codes(8)
+    assert torch.equal(deployed.codes(4), quantize(codes, minmax_scale(switchable().weight, 4, 1) / scale, 4))
+
+
+def test_derived_widths_switch_exactly_there_and_back():
+    deployed = IntegerLinear.of(switchable(), [2, 4, 8])
+    seen: dict[int, torch.Tensor] = {}
+    for w_bits in (8, 4, 2, 4, 8, 2):
+        deployed.precision = Precision(w_bits, 8)
+        y = deployed(X)
+        assert torch.equal(y, seen.setdefault(w_bits, y))
+
+
+def test_a_layer_is_restored_from_what_it_stores():
+    layer = switchable(activations="per_tensor_static")
+    deployed = IntegerLinear.of(layer, [3, 8])
+    again = IntegerLinear.restore(deployed.stored(), 8, deployed.quantizer)
+    for w_bits in (8, 3):
+        again.precision = deployed.precision = Precision(w_bits, 8)
+        assert torch.equal(again(X), deployed(X))
+
+
+def test_casting_the_model_around_it_leaves_the_layer_as_it_is():
+    deployed = IntegerLinear.of(switchable(), [8])
+    deployed.precision = Precision(8, 8)
+    before = deployed(X)
+    deployed.bfloat16()
+    assert torch.equal(deployed(X), before) and deployed(X.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="move the model before it is deployed"):
+        deployed.to("meta")
+
+
+def test_where_integer_sums_are_not_exact_floats_are_multiplied(monkeypatch):
+    layer = switchable()
+    layer.precision = Precision(8, 8)
+    deployed = IntegerLinear.of(layer, [8])
+    deployed.precision = Precision(8, 8)
+    monkeypatch.setattr("qatlib.integer.is_exact", lambda device: False)
+    assert torch.equal(deployed(X), layer(X))
+
+
+def test_what_is_missing_is_said():
+    layer = switchable(adapters=False, activations="per_tensor_static")
+    layer.add_adapters({4: LoraSpec(2, 2)})
+    with pytest.raises(ValueError, match="no adapter for 5-bit weights; there is one for 4 bits"):
+        IntegerLinear.of(layer, [4, 5])
+    layer.observer.absmax = None
+    deployed = IntegerLinear.of(layer, [4])
+    deployed.precision = Precision(4, 8)
+    with pytest.raises(RuntimeError, match="calibration"):
+        deployed(X)
