@@ -12,9 +12,19 @@ from torch import Tensor, nn
 from qatlib.arguments import QuantizerArguments
 from qatlib.kernels import CodeMatrix, is_exact, three_digits
 from qatlib.layers import SwitchableLinear
-from qatlib.packing import grouped, narrowed
 from qatlib.precision import FULL, Precision
-from qatlib.quantizer import dequantize, fake_quantize, minmax_scale, quantize, scale_from_absmax
+from qatlib.quantizer import (
+    EMAObserver,
+    activation_grid,
+    dequantize,
+    fake_quantize,
+    grouped,
+    minmax_scale,
+    narrowed,
+    quantize,
+    rotate,
+    scale_from_absmax,
+)
 
 INTEGER_BITS = 8
 """The widest codes that integer kernels take; wider ones are stored as they are and multiplied as floats."""
@@ -59,12 +69,13 @@ class IntegerLinear(nn.Module):
         quantizer: QuantizerArguments,
         bias: Tensor | None = None,
         adapters: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+        clips: Mapping[int, Tensor] | None = None,
         input_absmax: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bits, self.scales, self.quantizer = bits, dict(scales), quantizer
-        self.bias, self.input_absmax = bias, input_absmax
+        self.bias, self.clips, self.input_absmax = bias, dict(clips or {}), input_absmax
         self.adapters = {w: _Adapter(*factors) for w, factors in (adapters or {}).items()}
         self.precision = Precision(bits, FULL)
         self._wide = CodeMatrix(weight, self.scales[bits]) if bits <= INTEGER_BITS else weight
@@ -79,22 +90,22 @@ class IntegerLinear(nn.Module):
             ValueError: a width that has no adapter while others have one.
         """
         adapters = {}
-        for w in widths if layer.adapters else ():
-            if str(w) in layer.adapters:
-                lora: Any = layer.adapters[str(w)]
+        for w in widths:
+            if (lora := layer.adapter(w)) is not None:
                 adapters[w] = lora.lora_A.detach() * lora.scaling, lora.lora_B.detach().clone()
-            elif w != FULL:
-                raise ValueError(f"no adapter for {w}-bit weights; there is one for {', '.join(layer.adapters)} bits")
         bits = max(widths)
         weight = layer.oriented_weight.detach().clone() if bits == FULL else layer.codes(bits)[0]
         scales = {w: layer.codes(w)[1] for w in widths if w != FULL}
         bias = None if layer.bias is None else layer.bias.detach().clone()
-        absmax = layer.observer.absmax
-        return cls(weight, bits, scales, quantizer=layer.quantizer, bias=bias, adapters=adapters, input_absmax=absmax)
+        clips = {int(a): clip.detach().exp() for a, clip in layer.clips.items()}
+        absmax = layer.observer.absmax if isinstance(layer.observer, EMAObserver) else None
+        of_input = {"clips": clips, "input_absmax": absmax}
+        return cls(weight, bits, scales, quantizer=layer.quantizer, bias=bias, adapters=adapters, **of_input)
 
     def stored(self) -> dict[str, Tensor]:
         """Everything the layer holds, by name; `restore` makes the same layer of it."""
         tensors = {"codes": self.codes(self.bits)} | {f"scale.{w}": scale for w, scale in self.scales.items()}
+        tensors |= {f"clip.{a}": clip for a, clip in self.clips.items()}
         for w, adapter in self.adapters.items():
             tensors |= {f"lora_A.{w}": adapter.lora_A, f"lora_B.{w}": adapter.lora_B}
         optional = {"bias": self.bias, "input_absmax": self.input_absmax}
@@ -103,7 +114,7 @@ class IntegerLinear(nn.Module):
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], bits: int, quantizer: QuantizerArguments) -> IntegerLinear:
         """The layer that `stored` was called on, at its widest width."""
-        by_width: dict[str, dict[int, Tensor]] = {kind: {} for kind in ("scale", "lora_A", "lora_B")}
+        by_width: dict[str, dict[int, Tensor]] = {kind: {} for kind in ("scale", "clip", "lora_A", "lora_B")}
         for name, value in tensors.items():
             kind, _, w = name.partition(".")
             if w:
@@ -115,6 +126,7 @@ class IntegerLinear(nn.Module):
             quantizer=quantizer,
             bias=tensors.get("bias"),
             adapters={w: (lora_A, by_width["lora_B"][w]) for w, lora_A in by_width["lora_A"].items()},
+            clips=by_width["clip"],
             input_absmax=tensors.get("input_absmax"),
         )
 
@@ -123,7 +135,7 @@ class IntegerLinear(nn.Module):
         wide = self._wide.codes if isinstance(self._wide, CodeMatrix) else self._wide
         if w_bits == self.bits:
             return wide
-        return narrowed(wide, self.scales[self.bits], self.scales[w_bits], w_bits, self.quantizer.narrow_range)
+        return narrowed(wide, self.scales[self.bits], self.scales[w_bits], w_bits, self.quantizer.grid)
 
     def has(self, w_bits: int) -> bool:
         """Whether weights of that width are stored or can be derived."""
@@ -153,9 +165,11 @@ class IntegerLinear(nn.Module):
     def _integer_product(self, x: Tensor, w_bits: int, a_bits: int) -> Tensor:
         codes = torch.empty_like(x, dtype=torch.int8)
         scale = torch.empty(len(x), 1, device=x.device)
+        grid = activation_grid(self.quantizer.grid)
         for rows in _blocks(x):
-            scale[rows] = self._input_scale(x[rows], a_bits)
-            codes[rows] = quantize(x[rows], scale[rows], a_bits, self.quantizer.narrow_range)
+            seen = self._in_basis(x[rows])
+            scale[rows] = self._input_scale(seen, a_bits)
+            codes[rows] = quantize(seen, scale[rows], a_bits, grid)
         y = self._matrix(w_bits).matmul(codes)
         adapter = self.adapters.get(w_bits)
         low = None if adapter is None else adapter.down(codes).mul_(scale)
@@ -169,23 +183,30 @@ class IntegerLinear(nn.Module):
 
     def _float_product(self, x: Tensor, w_bits: int, a_bits: int) -> Tensor:
         x = x.float()
+        seen = self._in_basis(x)
         if a_bits != FULL:
-            x = fake_quantize(x, self._input_scale(x, a_bits), a_bits, self.quantizer.narrow_range)
+            seen = fake_quantize(seen, self._input_scale(seen, a_bits), a_bits, activation_grid(self.quantizer.grid))
         weight = self.codes(w_bits)
         if w_bits != FULL:
             scale = self.scales[w_bits]
             weight = dequantize(grouped(weight, scale), scale).view(weight.shape)
-        y = F.linear(x, weight, self.bias)
+        elif a_bits != FULL:
+            weight = self._in_basis(weight)
+        y = F.linear(x if w_bits == a_bits == FULL else seen, weight, self.bias)
         adapter = self.adapters.get(w_bits)
-        return y if adapter is None else y + F.linear(F.linear(x, adapter.lora_A), adapter.lora_B)
+        return y if adapter is None else y + F.linear(F.linear(seen, adapter.lora_A), adapter.lora_B)
+
+    def _in_basis(self, x: Tensor) -> Tensor:
+        return rotate(x) if self.quantizer.rotation == "hadamard" else x
 
     def _input_scale(self, x: Tensor, a_bits: int) -> Tensor:
-        narrow = self.quantizer.narrow_range
+        grid = activation_grid(self.quantizer.grid)
         if self.quantizer.activations == "per_token":
-            return minmax_scale(x, a_bits, -1, narrow)
+            scale = minmax_scale(x, a_bits, -1, grid)
+            return scale * self.clips[a_bits] if a_bits in self.clips else scale
         if self.input_absmax is None:
             raise RuntimeError("static activation scales need a calibration pass before the model is deployed")
-        return scale_from_absmax(self.input_absmax, a_bits, narrow)
+        return scale_from_absmax(self.input_absmax, a_bits, grid)
 
     def memory(self) -> dict[str, int]:
         """Bytes in memory now: `codes` stored, `scales` of all widths, `derived` codes of a narrower width in use."""

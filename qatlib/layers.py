@@ -21,8 +21,10 @@ from qatlib.quantizer import (
     dequantize,
     fake_quantize,
     fake_quantize_dynamic,
+    grouped,
     minmax_scale,
     mse_scale,
+    narrowed,
     quantize,
     rotate,
     scale_from_absmax,
@@ -144,10 +146,10 @@ class SwitchableLinear(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             scale, version = self.scale(w_bits), self._version(w_bits)
             if w_bits not in self._codes or self._codes[w_bits][0] != version:
-                weight = self._grouped(self._before_rounding(w_bits))
+                if self._is_derived(w_bits):
+                    return narrowed(*self.codes(NESTED_IN), scale, w_bits, self.quantizer.grid), scale
+                weight = self._grouped(self._in_basis(self.oriented_weight))
                 codes = quantize(weight, scale, w_bits, self.quantizer.grid).reshape(self.out_features, -1)
-                if self.quantizer.nested and w_bits < NESTED_IN:
-                    return codes, scale
                 self._codes[w_bits] = version, codes
             return self._codes[w_bits][1], scale
 
@@ -184,17 +186,15 @@ class SwitchableLinear(nn.Module):
     def _in_basis(self, x: Tensor) -> Tensor:
         return rotate(x) if self.rotated else x
 
-    def _before_rounding(self, w_bits: int) -> Tensor:
-        """What the codes of a width are the rounding of, (out, in)."""
-        nested = self.quantizer.nested and w_bits < NESTED_IN
-        return self._read_back(*self.codes(NESTED_IN)) if nested else self._in_basis(self.oriented_weight)
+    def _is_derived(self, w_bits: int) -> bool:
+        return self.quantizer.nested and w_bits < NESTED_IN
 
     def _grouped(self, weight: Tensor) -> Tensor:
         """(out, in) → (out, groups, group size) where groups have scales of their own."""
         return weight.unflatten(1, (-1, self.quantizer.group_size)) if self.quantizer.weights == "per_group" else weight
 
     def _read_back(self, codes: Tensor, scale: Tensor) -> Tensor:
-        return dequantize(self._grouped(codes), scale, self.weight.dtype).view_as(codes)
+        return dequantize(grouped(codes, scale), scale, self.weight.dtype).view_as(codes)
 
     def _quantized_weight(self, w_bits: int) -> Tensor:
         trained = self.weight.requires_grad or (self.training and torch.is_grad_enabled() and str(w_bits) in self.steps)
@@ -220,7 +220,8 @@ class SwitchableLinear(nn.Module):
             if str(w_bits) in self.steps:
                 scale = scale * self.steps[str(w_bits)].exp()
         else:
-            weight, scale = self._before_rounding(w_bits), self.scale(w_bits)
+            weight = self._read_back(*self.codes(NESTED_IN)) if self._is_derived(w_bits) else weight
+            scale = self.scale(w_bits)
         clips = self.quantizer.clipping != "minmax" or str(w_bits) in self.steps
         return fake_quantize(self._grouped(weight), scale, w_bits, self.quantizer.grid, clips=clips).reshape(weight.shape)
 
@@ -249,15 +250,23 @@ class SwitchableLinear(nn.Module):
         full = w_bits == a_bits == FULL
         seen = self._quantized_input(x if full and not (self.adapters or self.observing) else self._in_basis(x), a_bits)
         y = F.linear(x, self.oriented_weight, self.bias) if full else F.linear(seen, self._quantized_weight(w_bits), self.bias)
-        return self._adapt(seen, y, w_bits) if self.adapters else y
+        adapter = self.adapter(w_bits)
+        return y if adapter is None else y + adapter(seen)
 
-    def _adapt(self, x: Tensor, y: Tensor, w_bits: int) -> Tensor:
+    def adapter(self, w_bits: int) -> Lora | None:
+        """The adapter in use at a weight bit-width: its own, or the one that all share; at 32 bits there may be none.
+
+        Raises:
+            ValueError: a narrower width that has no adapter while others have one.
+        """
         for key in (str(w_bits), str(SHARED)):
             if key in self.adapters:
-                return y + self.adapters[key](x)
-        if w_bits == FULL:  # the base model itself
-            return y
-        raise ValueError(f"no adapter for {w_bits}-bit weights; there is one for {', '.join(self.adapters)} bits")
+                found = self.adapters[key]
+                assert isinstance(found, Lora)
+                return found
+        if w_bits != FULL and self.adapters:
+            raise ValueError(f"no adapter for {w_bits}-bit weights; there is one for {', '.join(self.adapters)} bits")
+        return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> SwitchableLinear:
         self.forget_codes()

@@ -1,11 +1,11 @@
-"""Integer codes packed to their real width, and the codes of a narrow width taken from those of a wide one."""
+"""Integer codes packed to their real width."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qatlib.quantizer import code_dtype, quantize
+from qatlib.quantizer import code_dtype
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -70,27 +70,3 @@ def _fit(codes: Tensor, bits: int) -> bool:
 
 def _shifts(bits: int, device: torch.device) -> Tensor:
     return bits * torch.arange(8, device=device)
-
-
-def narrowed(codes: Tensor, scale: Tensor, narrow_scale: Tensor, bits: int, narrow_range: bool = True) -> Tensor:
-    """Codes of a narrow width from those of a wide one: q_b = clamp(round(q · s / s_b)).
-
-    The narrow grid's scale is free, so this is more than cutting low bits off (MatQuant, Nair et al. 2025, has
-    s_b = 2^(wide − b) · s); what it costs against quantizing the weights themselves is one more rounding.
-
-    Args:
-        codes: (out, in) integers.
-        scale, narrow_scale: of the wide and of the narrow grid, both a scalar, (out, 1) or (out, groups, 1).
-        bits: the narrow width.
-
-    Returns:
-        (out, in), int8 up to 8 bits and int16 above.
-    """
-    # the quotient of the scales first: where it is a power of two this is exact, ties and all
-    ratio = narrow_scale / scale
-    return quantize(grouped(codes, ratio), ratio, bits, narrow_range).view(codes.shape)
-
-
-def grouped(codes: Tensor, scale: Tensor) -> Tensor:
-    """Codes (out, in) as (out, groups, in / groups) where the scale is one of groups, so that the two broadcast."""
-    return codes.unflatten(1, (scale.shape[1], -1)) if scale.ndim == 3 else codes

@@ -133,6 +133,30 @@ def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -
     return x if dtype is None else x.to(dtype)
 
 
+def narrowed(codes: Tensor, scale: Tensor, narrow_scale: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:
+    """Codes of a narrow width from those of a wide one: q_b = clamp(round(q · s / s_b)).
+
+    The narrow grid's scale is free, so this is more than cutting low bits off (MatQuant, Nair et al. 2025, has
+    s_b = 2^(wide − b) · s); what it costs against quantizing the weights themselves is one more rounding.
+
+    Args:
+        codes: (out, in) integers.
+        scale, narrow_scale: of the wide and of the narrow grid, both a scalar, (out, 1) or (out, groups, 1).
+        bits: the narrow width.
+
+    Returns:
+        (out, in), int8 up to 8 bits and int16 above.
+    """
+    # the quotient of the scales first: where it is a power of two this is exact, ties and all
+    ratio = narrow_scale / scale
+    return quantize(grouped(codes, ratio), ratio, bits, grid).view(codes.shape)
+
+
+def grouped(codes: Tensor, scale: Tensor) -> Tensor:
+    """Codes (out, in) as (out, groups, in / groups) where the scale is one of groups, so that the two broadcast."""
+    return codes.unflatten(1, (scale.shape[1], -1)) if scale.ndim == 3 else codes
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Round to the grid; the gradient passes straight through where nothing was clamped (Bengio et al. 2013).
 

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.integer import IntegerLinear
-from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
 from qatlib.precision import Precision
 from qatlib.quantizer import dequantize, fake_quantize_dynamic, minmax_scale, quantize
 
@@ -46,7 +46,7 @@ def test_every_precision_is_the_switchable_layers(kind, w_bits, a_bits):
     assert close(deployed(X), layer(X))
 
 
-@pytest.mark.parametrize("quantizer", [{"weights": "per_tensor"}, {"activations": "per_tensor_static"}, {"narrow_range": False}])
+@pytest.mark.parametrize("quantizer", [{"weights": "per_tensor"}, {"activations": "per_tensor_static"}, {"grid": "full"}])
 @pytest.mark.parametrize("precision", ["8", "w4a8", "2", "w4a32"])
 @pytest.mark.parametrize("bare", [True, False])
 def test_so_is_every_quantizer_with_and_without_adapters_and_bias(quantizer, precision, bare):
@@ -55,6 +55,49 @@ def test_so_is_every_quantizer_with_and_without_adapters_and_bias(quantizer, pre
     deployed = IntegerLinear.of(layer, [p.w_bits])
     deployed.precision = p
     assert close(deployed(X), layer(X))
+
+
+WIDE = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(4))
+BEYOND_MINMAX = {
+    "groups": {"weights": "per_group", "group_size": 16},
+    "midrise": {"grid": "midrise", "clipping": "mse"},
+    "rotated": {"rotation": "hadamard"},
+    "nested": {"nested": True},
+    "all": {
+        "weights": "per_group",
+        "group_size": 16,
+        "clipping": "mse",
+        "rotation": "hadamard",
+        "grid": "midrise",
+        "nested": True,
+    },
+}
+
+
+@pytest.mark.parametrize("quantizer", BEYOND_MINMAX.values(), ids=BEYOND_MINMAX)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("precision", ["8", "w4a8", "2", "3", "w4a32", "w32a8", "w12a8", "32"])
+def test_so_is_every_option_of_the_quantizer_with_clips_and_learned_steps(quantizer, shared, precision):
+    torch.manual_seed(0)
+    layer = SwitchableLinear(nn.Linear(64, 24), QuantizerArguments(**quantizer)).eval()  # type: ignore[arg-type]
+    p = Precision.parse(precision)
+    layer.add_adapters({SHARED: LoraSpec(3, 6)} if shared else {p.w_bits: LoraSpec(3, 6)})
+    layer.learn_steps({p.w_bits} - {32}, {p.a_bits} - {32})
+    for name, parameter in layer.named_parameters():
+        if "lora_B" in name or "steps" in name or "clips" in name:
+            nn.init.normal_(parameter, -0.1, 0.1)
+    stored = IntegerLinear.of(layer, [p.w_bits]).stored()
+    deployed = IntegerLinear.restore(stored, p.w_bits, layer.quantizer)
+    layer.precision = deployed.precision = p
+    with torch.no_grad():
+        assert close(deployed(WIDE), layer(WIDE))
+
+
+def test_nested_layers_are_what_deployment_derives_from_their_widest_codes():
+    layer = SwitchableLinear(nn.Linear(64, 24), QuantizerArguments(nested=True, clipping="mse", rotation="hadamard")).eval()
+    deployed = IntegerLinear.of(layer, [2, 3, 4, 6, 8])
+    for w_bits in (2, 3, 4, 6, 8):
+        assert torch.equal(deployed.codes(w_bits), layer.codes(w_bits)[0])
 
 
 def test_rows_beyond_one_block_are_treated_alike(monkeypatch):

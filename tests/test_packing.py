@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatlib.packing import is_odd_grid, narrowed, pack, packed_bytes, unpack
-from qatlib.quantizer import code_dtype, code_range, dequantize, minmax_scale, quantize, sqnr_db
+from qatlib.packing import is_odd_grid, pack, packed_bytes, unpack
+from qatlib.quantizer import code_dtype, code_range
 
 
 @given(bits=st.integers(2, 16), data=st.data())
 @settings(max_examples=200, deadline=None)
 def test_unpacking_gives_back_what_was_packed_in_as_many_bits_as_it_takes(bits, data):
-    low, high = code_range(bits, narrow_range=False)
+    low, high = code_range(bits, grid="full")
     codes = torch.tensor(data.draw(st.lists(st.integers(low, high), max_size=40)), dtype=code_dtype(bits))
     packed = pack(codes, bits)
     assert packed.dtype == torch.uint8 and len(packed) == packed_bytes(len(codes), bits)
@@ -40,31 +40,3 @@ def test_odd_integers_are_packed_by_rank(bits):
     assert is_odd_grid(odd, bits)
     assert torch.equal(2 * unpack(pack(odd >> 1, bits), bits, odd.shape) + 1, odd)
     assert not is_odd_grid(torch.arange(*code_range(bits)), bits) and not is_odd_grid(odd + 1, bits)
-
-
-WEIGHT = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 6])
-def test_narrow_codes_are_the_wide_ones_cut_where_the_scale_is_a_power_of_two_wider(bits):
-    scale = minmax_scale(WEIGHT, 8, 1)
-    codes = quantize(WEIGHT, scale, 8).int()
-    low, high = code_range(bits)
-    cut = torch.round(codes / 2 ** (8 - bits)).clamp(low, high)
-    assert torch.equal(narrowed(codes, scale, scale * 2 ** (8 - bits), bits), cut.to(torch.int8))
-
-
-@pytest.mark.parametrize(("bits", "most_lost"), [(2, 0.1), (3, 0.1), (4, 0.15), (6, 0.6)])
-def test_narrow_codes_cost_little_against_quantizing_the_weights_themselves(bits, most_lost):
-    wide_scale, scale = minmax_scale(WEIGHT, 8, 1), minmax_scale(WEIGHT, bits, 1)
-    codes = narrowed(quantize(WEIGHT, wide_scale, 8), wide_scale, scale, bits)
-    itself = sqnr_db(WEIGHT, dequantize(quantize(WEIGHT, scale, bits), scale))
-    assert 0 <= itself - sqnr_db(WEIGHT, dequantize(codes, scale)) < most_lost
-
-
-def test_groups_of_input_columns_have_their_own_scale():
-    groups = WEIGHT.view(24, 4, 16)
-    wide, narrow = minmax_scale(groups, 8, 2), minmax_scale(groups, 4, 2)
-    codes = quantize(groups, wide, 8)
-    expected = quantize(codes, narrow / wide, 4).view(24, 64)
-    assert torch.equal(narrowed(codes.view(24, 64), wide, narrow, 4), expected)

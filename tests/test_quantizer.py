@@ -20,6 +20,7 @@ from qatlib.quantizer import (
     hadamard,
     minmax_scale,
     mse_scale,
+    narrowed,
     quantize,
     rotate,
     sqnr_db,
@@ -194,3 +195,31 @@ def test_observer_is_the_moving_average_of_magnitudes(batches, momentum):
 def test_absmax_is_the_largest_magnitude(x):
     assert float(absmax(x)) == float(x.float().abs().max() if x.dtype != torch.float64 else x.abs().max())
     assert absmax(x, 1).shape == (x.shape[0], 1)
+
+
+WEIGHT = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_narrow_codes_are_the_wide_ones_cut_where_the_scale_is_a_power_of_two_wider(bits):
+    scale = minmax_scale(WEIGHT, 8, 1)
+    codes = quantize(WEIGHT, scale, 8).int()
+    low, high = code_range(bits)
+    cut = torch.round(codes / 2 ** (8 - bits)).clamp(low, high)
+    assert torch.equal(narrowed(codes, scale, scale * 2 ** (8 - bits), bits), cut.to(torch.int8))
+
+
+@pytest.mark.parametrize(("bits", "most_lost"), [(2, 0.1), (3, 0.1), (4, 0.15), (6, 0.6)])
+def test_narrow_codes_cost_little_against_quantizing_the_weights_themselves(bits, most_lost):
+    wide_scale, scale = minmax_scale(WEIGHT, 8, 1), minmax_scale(WEIGHT, bits, 1)
+    codes = narrowed(quantize(WEIGHT, wide_scale, 8), wide_scale, scale, bits)
+    itself = sqnr_db(WEIGHT, dequantize(quantize(WEIGHT, scale, bits), scale))
+    assert 0 <= itself - sqnr_db(WEIGHT, dequantize(codes, scale)) < most_lost
+
+
+def test_groups_of_input_columns_have_their_own_scale():
+    groups = WEIGHT.view(24, 4, 16)
+    wide, narrow = minmax_scale(groups, 8, 2), minmax_scale(groups, 4, 2)
+    codes = quantize(groups, wide, 8)
+    expected = quantize(codes, narrow / wide, 4).view(24, 64)
+    assert torch.equal(narrowed(codes.view(24, 64), wide, narrow, 4), expected)

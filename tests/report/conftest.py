@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from qatlib.report.figures import table_html
+from qatlib.report.params import load_params
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><rect width="40" height="20"/></svg>'
@@ -88,3 +90,29 @@ def hostile() -> str:
 def write_stage() -> Callable[..., Path]:
     """`write_stage(run, stage, headlines=True)` puts a finished stage into the run's folder and returns its own."""
     return _write_stage
+
+
+class Desk:
+    """As much of a stage as a study needs: params, and a folder that remembers tables."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self.params, self.folder, self.computed = load_params("smoke", overrides), folder, []
+
+    def table(self, name, compute, published=True):
+        path = self.folder / f"{name}.csv"
+        if not path.is_file():
+            self.computed.append(name)
+            compute().to_csv(path, index=False)
+        return pd.read_csv(path)
+
+    def timed(self, name):
+        return nullcontext()
+
+    def checkpoints(self, name):
+        return self.folder / name
+
+
+@pytest.fixture(scope="session")
+def make_desk():
+    """Makes a `Desk` of the smoke params."""
+    return Desk

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from pathlib import Path
-
-import pandas as pd
 import pytest
 import torch
 
 from qatlib.model import ModelError
 from qatlib.precision import Precision
-from qatlib.report.params import load_params
 from qatlib.report.study import Study, spread
 
 
-class Desk:
-    """As much of a stage as a study needs: params, and a folder that remembers tables."""
-
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        self.params, self.folder, self.computed = load_params("smoke", overrides), folder, []
-
-    def table(self, name, compute):
-        path = self.folder / f"{name}.csv"
-        if not path.is_file():
-            self.computed.append(name)
-            compute().to_csv(path, index=False)
-        return pd.read_csv(path)
-
-    def timed(self, name):
-        return nullcontext()
-
-    def checkpoints(self, name):
-        return self.folder / name
-
-
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    return Desk(tmp_path_factory.mktemp("desk"))
+def desk(make_desk, tmp_path_factory):
+    return make_desk(tmp_path_factory.mktemp("desk"))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +30,9 @@ def test_spread_takes_first_last_and_even_steps_between():
     assert spread("abc", None) == spread("abc", 5) == list("abc")
 
 
-def test_a_window_longer_than_the_models_positions_is_refused_before_training(tmp_path):
+def test_a_window_longer_than_the_models_positions_is_refused_before_training(make_desk, tmp_path):
     with pytest.raises(ModelError, match=r"data.max_length is 200; this model has 128 positions"):
-        Study(Desk(tmp_path, "data.max_length=200")).pretrained_model()
+        Study(make_desk(tmp_path, "data.max_length=200")).pretrained_model()
 
 
 def test_the_parts_are_the_params_and_apart(study):
@@ -92,36 +67,3 @@ def test_scores_are_measured_once_and_leave_the_configuration(study, desk, teach
     assert list(first)[:4] == ["model", "precision", "seed", "id"] and len(first) == 20
     assert {p.name for p in teacher.configuration.values()} == {"32"}
     assert study.perplexities(teacher, "again", precisions, 3)["tokens"].min() > 0
-
-
-def test_a_switchable_model_has_an_adapter_a_width_on_the_saved_teacher(study, teacher, tmp_path):
-    teacher.save(tmp_path / "t", study.tokenizer)
-    model = study.switchable_model(tmp_path / "t")
-    assert set(model.lora) == {p.w_bits for p in study.params.precisions}
-    x = torch.randint(1, 300, (2, 9))
-    assert torch.equal(model(x).start, teacher(x).start)
-
-
-@pytest.mark.parametrize("objective", ["joint", "distillation"])
-def test_a_switchable_model_is_trained_as_the_settings_say(teacher, tmp_path, objective):
-    chosen = ["switchable.schedule={name: sandwich, passes: 3}", f"switchable.objective.name={objective}"]
-    chosen += ["switchable.learning_rate_factors=[1, 0.5, 0.5, 0.5]", "compute.trackers=[tensorboard]"]
-    study = Study(Desk(tmp_path, *chosen))
-    teacher.save(tmp_path / "t", study.tokenizer)
-    model = study.switchable_model(tmp_path / "t")
-    rows = study.fit_switchable(model, study.params.switchable, "mine", tmp_path / "t")[1:]
-    assert set(rows["passes"]) == {3} and ("divergence" in rows) == ("teacher_passes" in rows) == (objective == "distillation")
-    assert rows[["span_loss@32", "span_loss@2"]].notna().all(axis=None)
-    assert rows["learning_rate"].max() == pytest.approx(study.params.switchable.training.learning_rate * (1 + 0.5 + 0.5) / 3)
-    assert {"loss@32", "loss@8", "loss@4", "loss@2"} < set(rows) and any((tmp_path / "logs/mine").iterdir())
-
-
-def test_bf16_on_a_cpu_trains_with_eager_attention(tmp_path):
-    study = Study(Desk(tmp_path, "compute.mixed_precision=bf16"))
-    assert study._placed(study._switchable(_lm(study))).lm.config._attn_implementation == "eager"
-
-
-def _lm(study):
-    from qatlib.toyqa import build_model
-
-    return build_model(1, 2, 16, study.params.seed)
