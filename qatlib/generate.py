@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from qatlib.evaluate import batches
+from qatlib.evaluate import over_batches
 from qatlib.model import SwitchableModel
-from qatlib.objectives import next_token_nll
+from qatlib.objectives import Batch, next_token_nll
 from qatlib.spans import Feature
 from qatlib.squad import DataError, Question, exact_match, f1
 
@@ -138,8 +138,11 @@ def evaluate_answers(
     wanted = tokenizer([f" {q.answers[0].text}" for q in questions], add_special_tokens=False)["input_ids"]
     told = [(*p, *w[:max_answer_tokens]) for p, w in zip(asked, wanted, strict=True)]
     features = [Feature(i, ids, 0, (), -1, -1) for i, ids in enumerate(told)]
-    for indices, batch in batches(features, batch_size, pad_id, model.qa_outputs.weight.device):
-        nll = next_token_nll(model, model(batch.input_ids), batch).double().cpu()
+
+    def told_nll(batch: Batch) -> Tensor:
+        return next_token_nll(model, model(batch.input_ids), batch).double().cpu()
+
+    for indices, nll in over_batches(features, batch_size, pad_id, model.qa_outputs.weight.device, told_nll):
         for row, i in enumerate(indices):
             loss[i] = nll[row, len(asked[i]) - 1 : len(told[i]) - 1].mean()
     return pd.DataFrame(

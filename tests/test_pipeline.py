@@ -276,6 +276,14 @@ def test_unpublished_table_is_for_later_stages_only(fresh: Path) -> None:
     pd.testing.assert_frame_equal(stage.upstream_table("01_build", "parts"), frame)
 
 
+def test_what_is_measured_of_the_machine_is_kept_apart_from_results(fresh: Path) -> None:
+    stage = Stage("01_build", "smoke", [], fresh)
+    first = stage.measured("speed", lambda: pd.DataFrame({"seconds": [0.25]}))
+    assert stage.measured("speed", lambda: pytest.fail("measured again")).equals(first)
+    stage.show(first, "speed", "Speed", measured=True)
+    assert (stage.directory / "timing/speed.csv").is_file() and not (stage.results / "speed.csv").exists()
+
+
 def test_data_counts_by_content(fresh: Path) -> None:
     def key(file: str) -> str:
         return Run("mine.yaml", [f"data.train=[{file}]", "data.validation=hub:squad"], fresh).keys["01_build"].results

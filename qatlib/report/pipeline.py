@@ -118,6 +118,15 @@ class Stage:
         write_atomic(self.results / f"{name}.json", text)
         return json.loads(text)
 
+    def measured(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Like `table`, for what is measured of the machine: kept as `timing/<name>.csv`, since equal runs differ in it."""
+        import pandas as pd
+
+        path = self.directory / "timing" / f"{_checked(name)}.csv"
+        if not path.is_file():
+            write_atomic(path, to_csv(compute()))
+        return pd.read_csv(path)
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Time a block into `timing/<name>.json`, with the process's peak memory so far; the first time is kept."""
@@ -137,18 +146,22 @@ class Stage:
         caption: str,
         formats: Mapping[str, Format] | None = None,
         shown: pd.DataFrame | None = None,
+        measured: bool = False,
     ) -> None:
         """Display a table, and write it as `results/<name>.csv`.
 
         Args:
             shown: what the page has in place of `frame`: the same, made readable. The file has all of `frame`.
+            measured: `frame` is what `measured` returned under this name, and stays where that wrote it.
         """
         from IPython.display import display
 
         from qatlib.report.figures import table_html
 
-        self._write_csv(frame, name)
-        display(table_html(frame if shown is None else shown, caption, self._href(name), formats))
+        if not measured:
+            self._write_csv(frame, name)
+        href = self._href(name, "timing" if measured else "results")
+        display(table_html(frame if shown is None else shown, caption, href, formats))
 
     def figure(self, fig: Figure, name: str, frame: pd.DataFrame, alt: str, caption: str) -> None:
         """Display a figure, write it as `results/figures/<name>.svg` and the numbers in it as `results/<name>.csv`."""
@@ -193,8 +206,8 @@ class Stage:
     def _write_csv(self, frame: pd.DataFrame, name: str) -> None:
         write_atomic(self.results / f"{_checked(name)}.csv", to_csv(frame))
 
-    def _href(self, name: str) -> str:
-        return f"results/{self.name}/{name}.csv"
+    def _href(self, name: str, kind: str = "results") -> str:
+        return f"{kind}/{self.name}/{name}.csv"
 
     def _write_headlines(self) -> None:
         write_atomic(self.directory / "headlines.json", json.dumps(self._headlines, indent=1, ensure_ascii=False) + "\n")

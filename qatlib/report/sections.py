@@ -204,8 +204,8 @@ class Switchable(Section):
 
 
 def _label(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .+-]{0,39}", name) or name in ("switchable", "specialist"):
-        raise ValueError("a name of up to 40 letters, digits, blanks, '.', '+' and '-', and not switchable or specialist")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9 -]{0,39}", name) or name in ("switchable", "specialist"):
+        raise ValueError("a name of up to 40 lower-case letters, digits, blanks and '-', but not switchable or specialist")
     return name
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qatlib import toyqa
 from qatlib.arguments import TrainingArguments
 from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
+from qatlib.generate import evaluate_answers
 from qatlib.layers import LoraSpec
 from qatlib.model import ModelError, SwitchableModel, load_pretrained
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
@@ -150,14 +151,15 @@ class Study:
     @cached_property
     def train_features(self) -> list[Feature]:
         """Training windows."""
-        return self._featurize(self.train)
+        return self.featurize(self.train)
 
     @cached_property
     def validation_features(self) -> list[Feature]:
         """Validation windows."""
-        return self._featurize(self.validation)
+        return self.featurize(self.validation)
 
-    def _featurize(self, questions: Sequence[Question]) -> list[Feature]:
+    def featurize(self, questions: Sequence[Question]) -> list[Feature]:
+        """Windows of any questions, cut as the params say."""
         return featurize(questions, self.tokenizer, self.params.data.max_length, self.params.data.stride)
 
     def full_precision(self, model: SwitchableModel) -> Schedule:
@@ -232,7 +234,7 @@ class Study:
             questions: so many of the validation questions; all of them if left out.
         """
         chosen = spread(self.validation, questions)
-        features = self._featurize(chosen) if questions else self.validation_features
+        features = self.featurize(chosen) if questions else self.validation_features
         settings = self.params.evaluation
 
         def measure(name: str) -> pd.DataFrame:
@@ -267,6 +269,27 @@ class Study:
 
         return self._each(model, f"perplexity_{label}", label, at, measure)
 
+    def answers(self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any]) -> pd.DataFrame:
+        """Scores of greedy answers to prompts, in the columns of `scores`; the params must have a `generative` section."""
+        asked = self.params.generative
+        assert asked is not None
+        questions = spread(self.validation, asked.questions)
+
+        def measure(name: str) -> pd.DataFrame:
+            frame = evaluate_answers(
+                model,
+                self.tokenizer,
+                questions,
+                pad_id=self.pad_id,
+                max_length=self.params.data.max_length,
+                batch_size=self.params.evaluation.batch_size,
+                max_answer_tokens=asked.max_answer_tokens,
+                description=f"answers of {label} at {name}",
+            )
+            return frame.drop(columns="prediction")
+
+        return self._each(model, f"answers_{label}", label, at, measure)
+
     def _each(
         self,
         model: SwitchableModel,
@@ -279,7 +302,7 @@ class Study:
         parts = []
         for name, spec in (at if isinstance(at, Mapping) else {p.name: p for p in at}).items():
             with model.at(spec):
-                part = self.stage.table(f"{file}_{name}", partial(measure, name))
+                part = self.stage.table(f"{file}_{name.lower()}", partial(measure, name))
             for column, value in (("seed", self.params.seed), ("precision", name), ("model", label)):
                 part.insert(0, column, value)
             parts.append(part)

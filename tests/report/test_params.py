@@ -94,8 +94,8 @@ WRONG = {
     ),
     "name with a slash": (
         "comparisons.methods=[{name: a/b}]",
-        "comparisons.methods[0].name is \"a/b\"; allowed is a name of up to 40 letters, digits, blanks, '.', '+' and '-', "
-        "and not switchable or specialist",
+        "comparisons.methods[0].name is \"a/b\"; allowed is a name of up to 40 lower-case letters, digits, blanks and '-', "
+        "but not switchable or specialist",
     ),
     "unknown key of a method": (
         "comparisons.methods=[{nme: x}]",

@@ -1,0 +1,104 @@
+"""The switchable model on integer storage and kernels: bytes on disk, the same answers, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.utils.benchmark import Timer
+
+from qatlib.deploy import DeployedModel, deploy
+from qatlib.evaluate import evaluate_spans
+from qatlib.model import Output, SwitchableModel
+from qatlib.precision import Configuration
+from qatlib.report.study import Study, spread
+
+SECONDS = 1.0
+"""Least time that one latency is measured for."""
+
+
+def stored_sizes(study: Study, model: SwitchableModel) -> pd.DataFrame:
+    """Bytes of the switchable weights with their scales, by formula and as they lie on disk, and of the whole directory.
+
+    Returns:
+        One row a precision of `deployment`: `precision`, `formula_bytes`, `disk_bytes`, `directory_bytes` (everything a
+        user needs: embeddings, norms, adapters, tokenizer too).
+    """
+    rows = []
+    for p in study.params.deployment.precisions:
+        folder = study.stage.checkpoints(f"deployed_{p.name}")
+        deploy(model, p).save(folder, study.tokenizer)
+        formula = Configuration.uniform(p, model.infos).storage_bytes(model.infos, model.quantizer.scale_group)
+        on_disk = {"disk_bytes": _bytes(folder / "weights.safetensors"), "directory_bytes": sum(map(_bytes, folder.iterdir()))}
+        rows.append({"precision": p.name, "formula_bytes": formula} | on_disk)
+    return pd.DataFrame(rows)
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size
+
+
+def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
+    """The same questions for the fake-quantized model and the deployed one, at every precision of `deployment`.
+
+    Returns:
+        One row a precision: `precision`, `f1` and `deployed_f1` in percent, `same_answers` in percent of the questions,
+        `loss_difference` (largest, nats), `n`.
+    """
+    params = study.params
+    questions = spread(study.validation, params.deployment.questions)
+    how = {"pad_id": study.pad_id, "batch_size": params.evaluation.batch_size}
+    features = study.featurize(questions)
+
+    def ask(answering: SwitchableModel | DeployedModel, name: str) -> pd.DataFrame:
+        longest = params.evaluation.max_answer_tokens
+        return evaluate_spans(answering, questions, features, **how, max_answer_tokens=longest, description=name)
+
+    rows = []
+    for p in params.deployment.precisions:
+        with model.at(p):
+            simulated = ask(model, f"simulated at {p.name}")
+        real = ask(deploy(model, p), f"deployed at {p.name}")
+        rows.append(
+            {
+                "precision": p.name,
+                "f1": simulated["f1"].mean(),
+                "deployed_f1": real["f1"].mean(),
+                "same_answers": 100 * (simulated["prediction"] == real["prediction"]).mean(),
+                "loss_difference": (simulated["loss"] - real["loss"]).abs().max(),
+                "n": len(questions),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
+    """Seconds of a forward pass of the span model: the teacher in fp32 and bf16, and the deployed models with their adapters.
+
+    Returns:
+        One row a model, batch size and length: `model`, `batch`, `tokens` (of each window), `milliseconds` (median),
+        `iqr_milliseconds`, `tokens_per_second`, and `speedup` over fp32 at the same size.
+    """
+    teacher, sizes = study.saved_model(base), study.params.deployment
+    contestants: dict[str, Callable[[torch.Tensor], Output]] = {
+        "fp32": teacher,
+        "bf16": study.saved_model(base).bfloat16(),
+        **{f"deployed {p.name}": deploy(model, p) for p in sizes.precisions},
+    }
+    rows = []
+    for batch in sizes.batch_sizes:
+        for tokens in sizes.lengths:
+            ids = torch.randint(1, teacher.lm.config.vocab_size, (batch, tokens), device=study.device)
+            for name, contestant in contestants.items():
+                timer = Timer("f(x)", globals={"f": contestant, "x": ids}, num_threads=torch.get_num_threads())
+                found = timer.blocked_autorange(min_run_time=SECONDS)
+                row = {"model": name, "batch": batch, "tokens": tokens, "milliseconds": 1e3 * found.median}
+                row |= {"iqr_milliseconds": 1e3 * found.iqr, "tokens_per_second": batch * tokens / found.median}
+                rows.append(row)
+    table = pd.DataFrame(rows)
+    reference = table[table["model"] == "fp32"].set_index(["batch", "tokens"])["milliseconds"]
+    at = pd.MultiIndex.from_frame(table[["batch", "tokens"]])
+    return table.assign(speedup=reference.reindex(at).to_numpy() / table["milliseconds"])
