@@ -23,17 +23,17 @@ def stored_sizes(study: Study, model: SwitchableModel) -> pd.DataFrame:
     """Bytes of the switchable weights with their scales, by formula and as they lie on disk, and of the whole directory.
 
     Returns:
-        One row a precision of `deployment`: `precision`, `formula_bytes`, `disk_bytes`, `directory_bytes` (everything a
+        One row a precision that is deployed: `precision`, `formula_bytes`, `disk_bytes`, `directory_bytes` (everything a
         user needs: embeddings, norms, adapters, tokenizer too).
     """
     rows = []
-    for p in study.params.deployment.precisions:
+    for p in study.params.deployed:
         folder = study.stage.checkpoints(f"deployed_{p.name}")
         deploy(model, p).save(folder, study.tokenizer)
         formula = Configuration.uniform(p, model.infos).storage_bytes(model.infos, model.quantizer.scale_group)
         on_disk = {"disk_bytes": _bytes(folder / "weights.safetensors"), "directory_bytes": sum(map(_bytes, folder.iterdir()))}
         rows.append({"precision": p.name, "formula_bytes": formula} | on_disk)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["precision", "formula_bytes", "disk_bytes", "directory_bytes"])
 
 
 def _bytes(path: Path) -> int:
@@ -41,7 +41,7 @@ def _bytes(path: Path) -> int:
 
 
 def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
-    """The same questions for the fake-quantized model and the deployed one, at every precision of `deployment`.
+    """The same questions for the fake-quantized model and the deployed one, at every precision that is deployed.
 
     Returns:
         One row a precision: `precision`, `f1` and `deployed_f1` in percent, `same_answers` in percent of the questions,
@@ -57,7 +57,7 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
         return evaluate_spans(answering, questions, features, **how, max_answer_tokens=longest, description=name)
 
     rows = []
-    for p in params.deployment.precisions:
+    for p in params.deployed:
         with model.at(p):
             simulated = ask(model, f"simulated at {p.name}")
         real = ask(deploy(model, p), f"deployed at {p.name}")
@@ -71,7 +71,7 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
                 "n": len(questions),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["precision", "f1", "deployed_f1", "same_answers", "loss_difference", "n"])
 
 
 @torch.inference_mode()
@@ -86,7 +86,7 @@ def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
     contestants: dict[str, Callable[[torch.Tensor], Output]] = {
         "fp32": teacher,
         "bf16": study.saved_model(base).bfloat16(),
-        **{f"deployed {p.name}": deploy(model, p) for p in sizes.precisions},
+        **{f"deployed {p.name}": deploy(model, p) for p in study.params.deployed},
     }
     rows = []
     for batch in sizes.batch_sizes:

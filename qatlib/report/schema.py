@@ -52,6 +52,18 @@ class Params(Section):
     evaluation: Evaluation
     compute: Compute
 
+    @property
+    def named(self) -> list[str]:
+        """The named configurations that the switchable model is judged at."""
+        names = self.configurations.names
+        return [*names] if names else [name for name in NAMED if not _untrained(name, self.precisions, self.switchable)]
+
+    @property
+    def deployed(self) -> list[Precision]:
+        """The precisions that the switchable model is deployed at."""
+        chosen = self.deployment.precisions
+        return [*chosen] if chosen is not None else [p for p in self.precisions if max(p) <= 8]
+
     @check("data")
     @classmethod
     def _words_known(cls, data: Data, info: Info) -> Data:
@@ -110,8 +122,8 @@ class Params(Section):
                     _refuse((f"{kind}[{i}].{wrong[0]}", *wrong[1:]))
                 if (cost := settings.schedule.passes_a_step(len(precisions))) > comparisons.passes:
                     _refuse(("passes", comparisons.passes, f"an integer of at least {cost}, what a step of {method.name} costs"))
-        if strange := [p.name for p in comparisons.specialists if p not in precisions]:
-            _refuse(("specialists", strange, "a list of some of precisions"))
+        if comparisons.specialists > len(precisions):
+            _refuse(("specialists", comparisons.specialists, f"an integer from 0 to {len(precisions)}, the number of precisions"))
         return comparisons
 
     @check("configurations", "deployment")
@@ -120,16 +132,22 @@ class Params(Section):
         precisions, switchable = info.data.get("precisions", ()), info.data.get("switchable")
         if not precisions or switchable is None:
             return section
-        widths = {p.w_bits for p in precisions} | {FULL}
         if isinstance(section, Deployment):
-            wide = [p.name for p in section.precisions if p not in precisions or max(p) > 8]
-            _refuse(("precisions", wide, "a list of some of precisions, of 8 bits at most") if wide else None)
-        elif switchable.adapters == "separate":
-            for name in section.names:
-                if lacking := {b for bits in NAMED[name].bits.values() for b in bits} - widths:
-                    allowed = f"names whose bit-widths are all in precisions, unlike {min(lacking)}"
+            if wrong := [p.name for p in section.precisions or () if p not in precisions or max(p) > 8]:
+                _refuse(("precisions", wrong, "a list of some of precisions, of 8 bits at most, or null for all such"))
+        else:
+            for name in section.names or ():
+                if lacking := _untrained(name, precisions, switchable):
+                    allowed = f"names whose bit-widths are all in precisions, unlike {min(lacking)}, or null for all such"
                     _refuse(("names", name, allowed))
         return section
+
+
+def _untrained(name: str, precisions: Sequence[Precision], switchable: Switchable) -> set[int]:
+    """Bit-widths of a named configuration that the switchable model has no adapter for."""
+    if switchable.adapters == "shared":
+        return set()
+    return {b for bits in NAMED[name].bits.values() for b in bits} - {p.w_bits for p in precisions} - {FULL}
 
 
 def _refuse(wrong: tuple[str, Any, str] | None) -> None:

@@ -235,8 +235,8 @@ class Comparisons(Section):
     """Schedules, objectives, kinds of adapters; the first is what the others are compared with."""
     quantizers: tuple[Method, ...] = ()
     """Ways to put numbers on a grid, likewise."""
-    specialists: tuple[PrecisionField, ...] = ()
-    """Precisions for which a model of their own is trained, with the whole budget."""
+    specialists: Annotated[int, Field(ge=0)] = 0
+    """For so many of the narrowest precisions a model of their own is trained, with the whole budget."""
 
     @check("seeds")
     @classmethod
@@ -257,14 +257,15 @@ class Comparisons(Section):
 class Named(Section):
     """Configurations by name that the switchable model is judged at."""
 
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Null for all that need no other bit-widths than `precisions` has."""
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them."""
 
     @check("names")
     @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in NAMED]:
+    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if unknown := [name for name in value or () if name not in NAMED]:
             raise ValueError(f"a list of {', '.join(NAMED)}, which {given(unknown[0])} is not one of")
         return value
 
@@ -272,8 +273,8 @@ class Named(Section):
 class Deployment(Section):
     """The switchable model on integer storage and kernels."""
 
-    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
-    """Each of up to 8 bits; they answer the questions a second time, and are timed."""
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)] | None = None
+    """They answer the questions a second time, and are timed: of 8 bits at most; null for all such that are trained."""
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them."""
     batch_sizes: tuple[_Count, ...]

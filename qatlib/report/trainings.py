@@ -16,7 +16,7 @@ from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, Precision
 from qatlib.report.sections import Method, Switchable
 from qatlib.report.study import Study, spread
-from qatlib.schedule import at_passes, make_schedule
+from qatlib.schedule import at_passes, make_schedule, widest_first
 
 CALIBRATION_WINDOWS = 16
 """Training windows that clipping ratios of activations are sought on."""
@@ -59,11 +59,12 @@ class Trainings:
         ]
 
     def specialists(self) -> list[Recipe]:
-        """A training for each precision of `comparisons.specialists` alone and each seed, every one with the whole budget."""
+        """A training for each of the narrowest precisions alone and each seed, every one with the whole budget."""
         alone = {"schedule": ScheduleArguments("all"), "objective": ObjectiveArguments("average"), "learning_rate_factors": None}
         settings = self._at_budget(self.params.switchable.model_copy(update=alone), 1)
         comparisons = self.params.comparisons
-        return [Recipe("specialist", (p,), settings, seed) for p in comparisons.specialists for seed in comparisons.seeds]
+        narrowest = widest_first(self.params.precisions)[len(self.params.precisions) - comparisons.specialists :]
+        return [Recipe("specialist", (p,), settings, seed) for p in narrowest for seed in comparisons.seeds]
 
     def _at_budget(self, settings: Switchable, precisions: int) -> Switchable:
         training = at_passes(settings.training, settings.schedule, precisions, self.params.comparisons.passes)

@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qatlib.named import NAMED
 from qatlib.precision import Precision
 from qatlib.report.params import SECTIONS, STAGES, UPSTREAM, load_params, profile_path
 from qatlib.report.schema import Params
@@ -28,7 +29,10 @@ WRONG = {
     "nothing": ("seed=", "seed is null; allowed is an integer of at least 0"),
     "key in a value": ("seed.x=1", 'seed.x is "1"; allowed is seed itself, which has no keys inside'),
     "no override": ("seed", '"seed" is no override; allowed is dotted.key=value'),
-    "unknown section": ("tutor={}", "tutor is an unknown key, given {}; allowed are compute, data, evaluation, lora, "),
+    "unknown section": (
+        "tutor={}",
+        "tutor is an unknown key, given {}; allowed are comparisons, compute, configurations, data, ",
+    ),
     "unknown key": (
         "model.n_layers=3",
         "model.n_layers is an unknown key, given 3; allowed are n_embd, n_head, n_layer",
@@ -88,9 +92,9 @@ WRONG = {
         "comparisons.passes is 2; allowed is an integer of at least 4, what a step of cascaded costs",
     ),
     "name twice": (
-        "comparisons.quantizers=[{name: first}]",
-        'comparisons.quantizers is [{"name": "first"}]; allowed is a list in which every name is another, here and in methods, '
-        'unlike "first"',
+        "comparisons.quantizers=[{name: cascaded}]",
+        'comparisons.quantizers is [{"name": "cascaded"}]; allowed is a list in which every name is another, here and in methods, '
+        'unlike "cascaded"',
     ),
     "name with a slash": (
         "comparisons.methods=[{name: a/b}]",
@@ -107,21 +111,18 @@ WRONG = {
         "comparisons.methods[0].quantizer.activations is \"per_tensor_static\"; allowed is 'per_token': static scales are "
         "compared in 01_build, and nothing calibrates them elsewhere",
     ),
-    "specialist of a width not trained": (
-        "comparisons.specialists=[5]",
-        'comparisons.specialists is ["5"]; allowed is a list of some of precisions',
+    "more specialists than precisions": (
+        "comparisons.specialists=7",
+        "comparisons.specialists is 7; allowed is an integer from 0 to 6, the number of precisions",
     ),
     "seed twice": (
         "comparisons.seeds=[1, 1]",
         "comparisons.seeds is [1, 1]; allowed is a list with each seed once, which 1 is not",
     ),
-    "configuration of a width not trained": (
-        "configurations.names=[C1, C24]",
-        'configurations.names is "C24"; allowed is names whose bit-widths are all in precisions, unlike 6',
-    ),
+    "configuration unknown": ("configurations.names=[C99]", 'which "C99" is not one of'),
     "deployment of floats": (
         "deployment.precisions=[32]",
-        'deployment.precisions is ["32"]; allowed is a list of some of precisions, of 8 bits at most',
+        'deployment.precisions is ["32"]; allowed is a list of some of precisions, of 8 bits at most, or null for all such',
     ),
     "int for bool": ("quantizer.nested=1", "quantizer.nested is 1; allowed is true or false"),
     "few resamples": ("evaluation.resamples=99", "evaluation.resamples is 99; allowed is an integer of at least 100"),
@@ -292,6 +293,19 @@ def test_wrong_override(override: str, sentence: str) -> None:
     assert "\n" not in text
 
 
+def test_configurations_of_widths_that_are_not_trained_are_refused_or_left_out() -> None:
+    with pytest.raises(ParamsError) as error:
+        load_params("smoke", ["configurations.names=[C1, C24]"])
+    assert str(error.value) == (
+        'SET: configurations.names is "C24"; allowed is names whose bit-widths are all in precisions, unlike 6, '
+        "or null for all such"
+    )
+    fitting = load_params("smoke", ["configurations.names=null"]).named
+    assert "C22" in fitting and "C24" not in fitting
+    shared = ["configurations.names=null", "switchable.adapters=shared"]
+    assert set(load_params("smoke", shared).named) == set(NAMED)
+
+
 # the file's text, the sentence without the file's name
 WRONG_FILES = {
     "empty": ("", "holds null; allowed is a mapping with seed, model, data"),
@@ -434,6 +448,9 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
             )
         ),
         "switchable.objective": {"name": "distillation", "divergence": "js", "temperature": data.draw(st.floats(0.1, 9))},
+        "comparisons.methods": [{"name": "first"}, {"name": "other", "quantizer": {"clipping": "mse", "nested": True}}],
+        "comparisons.specialists": data.draw(st.integers(0, len(widths))),
+        "configurations.names": data.draw(st.sampled_from([None, ["fp32"]])),
     }
     params = load_params("quick", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     path = tmp_path_factory.mktemp("params") / "mine.yaml"
