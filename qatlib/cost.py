@@ -115,7 +115,9 @@ def linear_trend(
         y = np.stack(totals) / n
         y = y - y.mean(axis=0)
         slope = np.tensordot(x, y, 1) / (x @ x)
-        return slope, slope**2 * (x @ x) / (y**2).sum(axis=0)
+        total = np.asarray((y**2).sum(axis=0))
+        explained = np.divide(slope**2 * (x @ x), total, out=np.zeros_like(total), where=total > 0)  # of nothing, nothing
+        return slope, explained
 
     slope = stats.cluster_bootstrap(columns, paragraph, lambda *totals: line(*totals)[0], **options)
     return slope, stats.cluster_bootstrap(columns, paragraph, lambda *totals: line(*totals)[1], **options)

@@ -88,3 +88,8 @@ def test_accuracy_for_each_bit(model):
     assert table["f1_per_bit_low"].tolist() == [9, 9]
     with pytest.raises(KeyError):
         per_bit(costs, accuracy[:1])
+
+
+def test_where_nothing_varies_a_line_explains_nothing():
+    slope, r2 = linear_trend(scores({"a": 50.0, "b": 50.0, "c": 50.0}), {"a": 2, "b": 4, "c": 8}, resamples=100)
+    assert slope.value == 0 and (r2.low, r2.value, r2.high) == (0, 0, 0)

@@ -93,8 +93,8 @@ WRONG = {
     ),
     "name twice": (
         "comparisons.quantizers=[{name: cascaded}]",
-        'comparisons.quantizers is [{"name": "cascaded"}]; allowed is a list in which every name is another, here and in methods, '
-        'unlike "cascaded"',
+        'comparisons.quantizers is [{"name": "cascaded"}]; allowed is a list in which every name is another, here and in '
+        'methods, unlike "cascaded"',
     ),
     "name with a slash": (
         "comparisons.methods=[{name: a/b}]",

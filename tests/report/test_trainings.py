@@ -58,7 +58,7 @@ def test_a_switchable_model_is_trained_as_the_settings_say(trainings, objective)
 
 
 def test_every_variation_and_specialist_has_the_same_passes(trainings):
-    mine = trainings("comparisons.passes=12")
+    mine = trainings("comparisons.passes=12", "comparisons.seeds=[0, 1]")
     recipes = [*mine.variations(mine.params.comparisons.methods), *mine.specialists()]
     names = [(r.name, r.seed, len(r.precisions)) for r in recipes]
     assert names == [(n, s, k) for n, k in (("first", 4), ("cascaded", 4), ("specialist", 1)) for s in (0, 1)]
@@ -69,7 +69,7 @@ def test_every_variation_and_specialist_has_the_same_passes(trainings):
 
 
 def test_compared_models_answer_the_same_questions_at_their_precisions(trainings):
-    mine = trainings()
+    mine = trainings("comparisons.seeds=[0, 1]")
     recipes = [*mine.variations(mine.params.comparisons.methods[:1]), *mine.specialists()]
     scores = mine.compared(recipes)
     assert scores.groupby(["model", "precision", "seed"]).size().to_dict() == {
