@@ -99,7 +99,7 @@ class IntegerLinear(nn.Module):
         bias = None if layer.bias is None else layer.bias.detach().clone()
         clips = {int(a): clip.detach().exp() for a, clip in layer.clips.items()}
         absmax = layer.observer.absmax if isinstance(layer.observer, EMAObserver) else None
-        of_input = {"clips": clips, "input_absmax": absmax}
+        of_input: dict[str, Any] = {"clips": clips, "input_absmax": absmax}
         return cls(weight, bits, scales, quantizer=layer.quantizer, bias=bias, adapters=adapters, **of_input)
 
     def stored(self) -> dict[str, Tensor]:

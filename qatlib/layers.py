@@ -144,7 +144,7 @@ class SwitchableLinear(nn.Module):
             int8 codes (int16 above 8 bits), and a scale: (out, 1), a scalar (per tensor) or (out, groups, 1).
         """
         with torch.inference_mode(False), torch.no_grad():
-            scale, version = self.scale(w_bits), self._version(w_bits)
+            scale, version = self.scale(w_bits), self._made_of(w_bits)
             if w_bits not in self._codes or self._codes[w_bits][0] != version:
                 if self._is_derived(w_bits):
                     return narrowed(*self.codes(NESTED_IN), scale, w_bits, self.quantizer.grid), scale
@@ -174,7 +174,7 @@ class SwitchableLinear(nn.Module):
         self._codes.clear()
         self._dequantized = None
 
-    def _version(self, w_bits: int) -> tuple[int, ...]:
+    def _made_of(self, w_bits: int) -> tuple[int, ...]:
         """Changes whenever the codes of this width do."""
         widths = {str(w_bits), str(NESTED_IN)} if self.quantizer.nested else {str(w_bits)}
         return (self.weight._version, *(step._version for key, step in self.steps.items() if key in widths))
@@ -202,7 +202,7 @@ class SwitchableLinear(nn.Module):
             return self._trained_weight(w_bits)
         # The codes are the store; the floats of the width in use are kept until another width is used,
         # so that a pass over a data set dequantizes once and a switch still writes a single attribute.
-        version = (w_bits, *self._version(w_bits))
+        version = (w_bits, *self._made_of(w_bits))
         if self._dequantized is None or self._dequantized[0] != version:
             with torch.inference_mode(False), torch.no_grad():
                 full = w_bits == FULL

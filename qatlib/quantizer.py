@@ -170,24 +170,24 @@ class _FakeQuantize(torch.autograd.Function):
         codes = _to_codes(x, scale, midrise)
         ctx.learned = ctx.needs_input_grad[1]
         ctx.clips = clips and ctx.needs_input_grad[0]
-        inside = (codes >= ends[0]) & (codes <= ends[1]) if ctx.clips or ctx.learned else None
-        codes.clamp_(*ends)
-        if ctx.learned:
-            ctx.save_for_backward(inside, torch.where(inside, codes - _at_least_float(x) / scale, codes).to(x.dtype))
+        if ctx.clips or ctx.learned:
+            inside = (codes >= ends[0]) & (codes <= ends[1])
+            codes.clamp_(*ends)
+            slope = torch.where(inside, codes - _at_least_float(x) / scale, codes).to(x.dtype) if ctx.learned else None
+            ctx.save_for_backward(inside, slope)
             ctx.shape = scale.shape
-        elif ctx.clips:
-            ctx.save_for_backward(inside)
+        else:
+            codes.clamp_(*ends)
         return codes.mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad,) = grad_outputs
         grad_scale = None
-        if ctx.learned:
+        if ctx.clips or ctx.learned:
             inside, slope = ctx.saved_tensors
+        if ctx.learned:
             grad_scale = _at_least_float(grad * slope).sum_to_size(ctx.shape)
-        elif ctx.clips:
-            (inside,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return None, grad_scale, None, None, None
         return (grad * inside if ctx.clips else grad), grad_scale, None, None, None

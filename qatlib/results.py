@@ -94,7 +94,9 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
             row |= _spread(metric, stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], **options))
         for metric in ("f1", "em"):
             row |= _spread(f"{metric}_change", paired(scores, cell, reference, metric, **options))
-        pair = [mine["f1"], _beside(mine, base, "id", "f1")]
+        beside = _beside(mine, base, "id", "f1")
+        assert beside is not None  # or `paired` had refused them
+        pair: list[stats.Column] = [mine["f1"], beside]
         kept = stats.cluster_bootstrap(pair, mine["paragraph"], _percent, seeds=mine["seed"], **options)
         row |= _spread("f1_kept", kept)
         row["loss"] = mine["loss"].mean()
@@ -103,7 +105,8 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
 
 
 def _percent(part: Any, whole: Any) -> Any:
-    return 100 * part / whole
+    with np.errstate(divide="ignore", invalid="ignore"):  # of nothing no share is kept: NaN
+        return 100 * np.divide(part, whole)
 
 
 def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any) -> pd.DataFrame:
@@ -145,7 +148,7 @@ def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: st
             row = {"model": model, "over": over, "precision": cell.precision, **_spread("difference", gap), "p": gap.p}
             rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
     table = pd.DataFrame(rows)
-    return table.assign(p=stats.holm(table["p"])) if rows else table
+    return table.assign(p=stats.holm(table["p"].tolist())) if rows else table
 
 
 def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1) -> pd.DataFrame:
@@ -153,7 +156,8 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
     shown = table.drop(columns=list(leave_out))
     for name in [c for c in table if f"{c}_low" in table and c in shown]:
         triples = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-        shown[name] = [f"{v:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−") for v, low, high in triples]
+        texts = (f"{v:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for v, low, high in triples)
+        shown[name] = ["–" if text.startswith("nan") else text.replace("-", "−") for text in texts]
         shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
     if "p" in shown:
         shown["p"] = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in shown["p"]]

@@ -109,3 +109,9 @@ def test_in_words_lists_every_precision():
         **OPTIONS,
     )
     assert in_words(gaps, "difference") == "4: +2.0 [+2.0, +2.0]; 8: +2.0 [+2.0, +2.0]"
+
+
+def test_of_nothing_no_share_is_kept_and_nothing_is_warned_about(recwarn):
+    nothing = pd.concat([scores("teacher", "32"), scores("low", "4")]).assign(f1=0.0)
+    table = accuracy_table(nothing, TEACHER, **OPTIONS)
+    assert table["f1_kept"].isna().all() and readable(table)["F1 kept"].tolist() == ["–", "–"] and not recwarn.list

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch.utils.benchmark import Timer
 
-from qatlib.deploy import DeployedModel, deploy
+from qatlib.deploy import deploy
 from qatlib.evaluate import evaluate_spans
 from qatlib.model import Output, SwitchableModel
 from qatlib.precision import Configuration
@@ -52,7 +53,7 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
     how = {"pad_id": study.pad_id, "batch_size": params.evaluation.batch_size}
     features = study.featurize(questions)
 
-    def ask(answering: SwitchableModel | DeployedModel, name: str) -> pd.DataFrame:
+    def ask(answering: Any, name: str) -> pd.DataFrame:
         longest = params.evaluation.max_answer_tokens
         return evaluate_spans(answering, questions, features, **how, max_answer_tokens=longest, description=name)
 

@@ -78,10 +78,8 @@ class Trainings:
         """The teacher with the recipe's quantizer and fresh adapters, not trained yet."""
         model, lora, quantizer = self.study.saved_model(self.base), self.params.lora, self.quantizer(recipe.settings)
         model.set_quantizer(quantizer)
-        specs = {
-            p: LoraSpec(*columns)
-            for p, *columns in zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
-        }
+        columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
+        specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
         torch.manual_seed(recipe.seed)
         if recipe.settings.adapters == "shared":
             model.add_adapters({SHARED: next(iter(specs.values()))})
