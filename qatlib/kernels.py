@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_REFERENCE_KERNEL = 256
+"""Products of no more results than that oneDNN leaves to a kernel that is a hundred times slower, so rows of zeros are added."""
+
 
 class CodeMatrix:
     """An int8 code matrix (out, in) with its scales, laid out for the integer kernel of its device.
@@ -68,9 +71,10 @@ class _Part:
 
     def matmul(self, x: Tensor) -> Tensor:
         if self.prepacked:
-            return torch.ops.onednn.qlinear_pointwise(
-                *(x, 1.0, 0), *(self.matrix, self.scale, self._no_zero_points), None, 1.0, 0, torch.float32, "none", [], ""
-            )
+            least_rows = _REFERENCE_KERNEL // self.shape[0] + 1
+            x_and_weights = _padded(x, least_rows, 1, 1), 1.0, 0, self.matrix, self.scale, self._no_zero_points
+            y: Tensor = torch.ops.onednn.qlinear_pointwise(*x_and_weights, None, 1.0, 0, torch.float32, "none", [], "")
+            return y[: len(x)]
         sums = torch._int_mm(_padded(x, 17, 1, 8), self.matrix.t())
         return sums[: len(x), : self.shape[0]] * self.scale
 

@@ -1,0 +1,101 @@
+"""Taking times in turn, peak memory, and the row that every figure becomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure beside its peer's."""
+
+    group: str
+    case: str
+    """What was run: shape, batch, length."""
+    ours: str
+    peer: str
+    unit: str
+    """`ms` or `MB` (10⁶ bytes), of `value` and `peer_value`."""
+    value: float
+    peer_value: float
+    ratio: float
+    """Ours over the peer's; of times the median of the rounds' ratios."""
+    low: float
+    high: float
+    """Quartiles of the rounds' ratios; the ratio itself for bytes, which do not vary."""
+    rounds: int
+    target: str = ""
+    """What the ratio, or where it says so the value, is meant to be."""
+
+
+def compare_bytes(group: str, case: str, ours: tuple[str, float], peer: tuple[str, float], target: str = "") -> Row:
+    """A row of two sizes in bytes."""
+    (name, value), (peer_name, peer_value) = ours, peer
+    ratio = value / peer_value
+    return Row(group, case, name, peer_name, "MB", value / 1e6, peer_value / 1e6, ratio, ratio, ratio, 1, target)
+
+
+def compare_times(group: str, case: str, times: Mapping[str, np.ndarray], ours: str, peer: str, target: str = "") -> Row:
+    """A row of two series of times in seconds that were taken in turn: the ratio is of the two times of one round."""
+    low, ratio, high = np.percentile(times[ours] / times[peer], [25, 50, 75])
+    value, peer_value = (1e3 * float(np.median(times[name])) for name in (ours, peer))
+    return Row(group, case, ours, peer, "ms", value, peer_value, ratio, low, high, len(times[ours]), target)
+
+
+def in_turn(
+    works: Mapping[str, Work], seconds: float, device: torch.device, least: int = 5, most: int = 100
+) -> dict[str, np.ndarray]:
+    """Run every piece of work once a round, in an order that moves on by one, for about so many seconds.
+
+    What slows a machine down for a while so falls on all of them alike.
+
+    Args:
+        seconds: of rounds; two rounds to warm up come before.
+        least, most: rounds.
+
+    Returns:
+        Seconds of each round, by name.
+    """
+    names = list(works)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = float("inf")
+    for i in range(-2, most):
+        if i == 0:
+            end = time.perf_counter() + seconds
+        elif i >= least and time.perf_counter() > end:
+            break
+        shift = i % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            works[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if i >= 0:
+                times[name].append(time.perf_counter() - start)
+    return {name: np.array(series) for name, series in times.items()}
+
+
+def peak_bytes(work: Work, device: torch.device) -> int:
+    """The most bytes of tensors that work adds to those alive before it, the second time it runs."""
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # A process's own peak shows what the allocator holds, not what the work needs, so allocations are added up.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([bytes_ for _, bytes_ in changes]).max())

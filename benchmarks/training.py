@@ -1,0 +1,73 @@
+"""A training step: ours against PEFT's LoRA on unquantized weights, and against torchao's quantization-aware training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from benchmarks.measure import Row, Work, compare_bytes, compare_times, in_turn, peak_bytes
+from benchmarks.models import Settings, gpt2, llama, peft_lora, switchable, torchao_qat
+from qatlib.precision import Precision
+
+_TARGETS = {"w4a32": "≤ 1.05"} | dict.fromkeys(("w4a4", "w4a8", "8, 4"), "≤ 1.10, on a GPU ≤ 1.25")
+
+
+def _step(lm: PreTrainedModel, settings: Settings, device: torch.device) -> Work:
+    """Forward, backward and optimizer of a batch of windows with a span each; all but adapters and head is frozen."""
+    shape = settings.training_batch
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(1000, shape, generator=generator).to(device)
+    spans = torch.randint(shape[1], (2, shape[0]), generator=generator).to(device)
+    head = nn.Linear(lm.config.hidden_size, 2).to(device)
+    lm.train()
+    optimizer = torch.optim.AdamW([*(p for p in lm.parameters() if p.requires_grad), *head.parameters()], lr=1e-4)
+
+    def step() -> None:
+        logits = head(lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+        loss = F.cross_entropy(logits[..., 0], spans[0]) + F.cross_entropy(logits[..., 1], spans[1])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _ours(config: PretrainedConfig, precisions: str, settings: Settings, device: torch.device) -> Work:
+    """At one precision, or at several in turn, one a step: then the weights of another width are read back every time."""
+    parsed = [Precision.parse(p) for p in precisions.split(", ")]
+    model = switchable(config, device, tuple(p.w_bits for p in parsed))
+    step, following = _step(model.lm, settings, device), cycle(parsed)
+
+    def switch_and_step() -> None:
+        model.set_precision(next(following))
+        step()
+
+    return switch_and_step
+
+
+def training_step(settings: Settings, device: torch.device) -> Iterator[Row]:
+    """Seconds and memory of a step. `32` is our layer with nothing quantized, `8, 4` switches every step."""
+    for family, shape, precisions in (("GPT-2", gpt2, ("32", "w4a32", "w4a4", "8, 4")), ("SmolLM2", llama, ("w4a32", "w4a8"))):
+        config = shape(settings.training_blocks, settings.width)
+        peer = "PEFT LoRA"
+        works = {p: _ours(config, p, settings, device) for p in precisions}
+        works[peer] = _step(peft_lora(config, device)[1], settings, device)
+        pairs = [(p, peer) for p in precisions]
+        if family == "SmolLM2" and find_spec("torchao"):  # it knows nn.Linear only, so not GPT-2
+            for name, a_bits in (("torchao w4a32", 32), ("torchao w4a8", 8)):
+                works[name] = _step(torchao_qat(config, device, a_bits), settings, device)
+                pairs += [(name, peer), (name.removeprefix("torchao "), name)]
+        batch, tokens = settings.training_batch
+        case = f"{family}, {settings.training_blocks} blocks, {batch} × {tokens}"
+        times = in_turn(works, settings.seconds * len(works) / 3, device)
+        for ours, other in pairs:
+            yield compare_times("training step", case, times, ours, other, _TARGETS.get(ours, "") if other == peer else "")
+        peaks = {name: peak_bytes(work, device) for name, work in works.items()}
+        for ours, other in pairs:
+            yield compare_bytes("peak memory of a step", case, (ours, peaks[ours]), (other, peaks[other]))
