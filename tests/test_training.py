@@ -334,6 +334,8 @@ def test_two_processes_evaluate_as_one(processes):
     for name in ("scores.csv", "perplexity.csv"):
         found = [path.read_bytes() for folder in processes for path in sorted(folder.glob(f"?.{name}"))]
         assert len(found) == 3 and len(set(found)) == 1
+    one, first, second = [int(path.read_text()) for folder in processes for path in sorted(folder.glob("?.passes"))]
+    assert one == first + second and abs(first - second) <= 2
 
 
 def test_the_main_process_alone_writes(processes):
