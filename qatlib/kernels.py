@@ -91,7 +91,7 @@ def three_digits(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Codes (3 · out, in) int8 and scale (3 · out, 1) fp32. The three dequantized blocks of rows add up to `weight` within
-        2⁻²⁴ of each row's largest magnitude, which is fp32's own precision.
+        2⁻²⁴ of each row's largest magnitude, which is fp32's own precision (or, for numbers as small, the smallest normal one).
     """
     rest = weight.double()
     scale = rest.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
