@@ -34,21 +34,28 @@ _BLOCK = 2**18
 
 
 _FEW_TOKENS = 64
-"""Below that an adapter's product with floats is faster than that with three digits."""
+"""Below that an adapter's product with floats is faster than the one with digits."""
 
 
 class _Adapter:
-    """A LoRA adapter's two factors; the first also in digits, so that it reads the codes of the layer's input."""
+    """A LoRA adapter's two factors, laid out for the integer product.
 
-    def __init__(self, lora_A: Tensor, lora_B: Tensor) -> None:
+    The first also in digits, so that it reads the codes of the layer's input; the second, transposed, with the layer's bias
+    as a last row, so that both are added in one pass.
+    """
+
+    def __init__(self, lora_A: Tensor, lora_B: Tensor, bias: Tensor | None) -> None:
         self.lora_A, self.lora_B = lora_A.contiguous(), lora_B.contiguous()
         self._digits = CodeMatrix(*three_digits(lora_A))
+        self.up = torch.cat([lora_B.t(), lora_B.new_zeros(1, len(lora_B)) if bias is None else bias[None]])
 
-    def down(self, codes: Tensor) -> Tensor:
-        """(tokens, in) int8 → (tokens, rank), fp32."""
+    def down(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """(tokens, in) int8 and (tokens, 1) → (tokens, rank + 1), fp32, the last column of ones."""
         if len(codes) < _FEW_TOKENS:
-            return F.linear(codes.float(), self.lora_A)
-        return self._digits.matmul(codes).view(len(codes), 3, -1).sum(1)
+            low = F.linear(codes.float(), self.lora_A)
+        else:
+            low = self._digits.matmul(codes).view(len(codes), 3, -1).sum(1)
+        return F.pad(low.mul_(scale), (0, 1), value=1.0)
 
 
 class IntegerLinear(nn.Module):
@@ -82,7 +89,7 @@ class IntegerLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.bits, self.scales, self.quantizer = bits, dict(scales), quantizer
         self.bias, self.clips, self.input_absmax = bias, dict(clips or {}), input_absmax
-        self.adapters = {w: _Adapter(*factors) for w, factors in (adapters or {}).items()}
+        self.adapters = {w: _Adapter(*factors, bias) for w, factors in (adapters or {}).items()}
         self.precision = Precision(bits, FULL)
         self._wide = CodeMatrix(weight, self.scales[bits]) if bits <= INTEGER_BITS else weight
         self._narrow: tuple[int, CodeMatrix] | None = None
@@ -163,33 +170,35 @@ class IntegerLinear(nn.Module):
             RuntimeError: static activation scales without a calibration pass before the model was deployed.
         """
         w_bits, a_bits = self.precision
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, self.in_features).float()
         integer = max(w_bits, a_bits) <= INTEGER_BITS and is_exact(x.device)
         y = self._integer_product(rows, w_bits, a_bits) if integer else self._float_product(rows, w_bits, a_bits)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _integer_product(self, x: Tensor, w_bits: int, a_bits: int) -> Tensor:
-        codes = torch.empty_like(x, dtype=torch.int8)
-        scale = torch.empty(len(x), 1, device=x.device)
-        ends = code_range(a_bits, activation_grid(self.quantizer.grid))
-        for rows in _blocks(x):
-            seen = self._in_basis(x[rows])
-            scale[rows] = self._input_scale(seen, a_bits)
-            # `quantize`, in place
-            codes[rows] = torch.div(seen, scale[rows]).round_().clamp_(*ends)
+        codes, scale = self._input_codes(x, a_bits)
         y = self._matrix(w_bits).matmul(codes)
         adapter = self.adapters.get(w_bits)
-        low = None if adapter is None else adapter.down(codes).mul_(scale)
+        low = None if adapter is None else adapter.down(codes, scale)
         for rows in _blocks(y):
             part = y[rows].mul_(scale[rows])
             if adapter is not None and low is not None:
-                part.addmm_(low[rows], adapter.lora_B.t())
-            if self.bias is not None:
+                part.addmm_(low[rows], adapter.up)
+            elif self.bias is not None:
                 part.add_(self.bias)
         return y
 
+    def _input_codes(self, x: Tensor, a_bits: int) -> tuple[Tensor, Tensor]:
+        """`quantize` with the scale of `_input_scale`, to the last bit, a block in the cache at a time: (tokens, in), (tokens, 1)."""
+        ends = code_range(a_bits, activation_grid(self.quantizer.grid))
+        codes, scale = torch.empty_like(x, dtype=torch.int8), torch.empty(len(x), 1, device=x.device)
+        for rows in _blocks(x):
+            seen = self._in_basis(x[rows])
+            scale[rows] = self._input_scale(seen, a_bits)
+            codes[rows] = torch.div(seen, scale[rows]).round_().clamp_(*ends)
+        return codes, scale
+
     def _float_product(self, x: Tensor, w_bits: int, a_bits: int) -> Tensor:
-        x = x.float()
         seen = self._in_basis(x)
         if a_bits != FULL:
             seen = fake_quantize(seen, self._input_scale(seen, a_bits), a_bits, activation_grid(self.quantizer.grid))
