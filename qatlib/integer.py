@@ -189,7 +189,7 @@ class IntegerLinear(nn.Module):
         return y
 
     def _input_codes(self, x: Tensor, a_bits: int) -> tuple[Tensor, Tensor]:
-        """`quantize` with the scale of `_input_scale`, to the last bit, a block in the cache at a time: (tokens, in), (tokens, 1)."""
+        """`quantize` with the scale of `_input_scale`, to the last bit, block by block: (tokens, in), (tokens, 1)."""
         ends = code_range(a_bits, activation_grid(self.quantizer.grid))
         codes, scale = torch.empty_like(x, dtype=torch.int8), torch.empty(len(x), 1, device=x.device)
         for rows in _blocks(x):
