@@ -231,8 +231,8 @@ class Comparisons(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them."""
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
-    """Schedules, objectives, kinds of adapters; the first is what the others are compared with."""
+    methods: tuple[Method, ...]
+    """Schedules, objectives, kinds of adapters; the first is what the others are compared with. Empty for no comparison."""
     quantizers: tuple[Method, ...] = ()
     """Ways to put numbers on a grid, likewise."""
     specialists: Annotated[int, Field(ge=0)] = 0
@@ -251,6 +251,13 @@ class Comparisons(Section):
         names = [m.name for m in (*info.data.get("methods", ()), *value)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"a list in which every name is another, here and in methods, unlike {given(twice[0])}")
+        return value
+
+    @check("quantizers", "specialists")
+    @classmethod
+    def _compared(cls, value: tuple[Method, ...] | int, info: Info) -> tuple[Method, ...] | int:
+        if value and not info.data.get("methods", True):
+            raise ValueError(f"{0 if isinstance(value, int) else []}, because no methods are listed to compare with")
         return value
 
 

@@ -111,6 +111,10 @@ WRONG = {
         "comparisons.methods[0].quantizer.activations is \"per_tensor_static\"; allowed is 'per_token': static scales are "
         "compared in 01_build, and nothing calibrates them elsewhere",
     ),
+    "specialists of nothing": (
+        "comparisons={passes: 9, seeds: [0], questions: 10, methods: [], specialists: 1}",
+        "comparisons.specialists is 1; allowed is 0, because no methods are listed to compare with",
+    ),
     "more specialists than precisions": (
         "comparisons.specialists=7",
         "comparisons.specialists is 7; allowed is an integer from 0 to 6, the number of precisions",
