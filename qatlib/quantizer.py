@@ -67,9 +67,7 @@ def absmax(x: Tensor, dims: Dims = None) -> Tensor:
     x = x.detach()
     if dims is None:
         low, high = torch.aminmax(x)
-    elif isinstance(dims, int):
-        low, high = torch.aminmax(x, dim=dims, keepdim=True)
-    else:
+    else:  # a dimension at a time torch's aminmax is not vectorized on a CPU
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
     return _at_least_float(torch.maximum(high, -low))
 
@@ -116,7 +114,7 @@ CLIP_RATIOS: Sequence[float] = tuple(1 - i / 32 for i in range(28))
 def _to_codes(x: Tensor, scale: Tensor, midrise: bool) -> Tensor:
     """The nearest code of an endless grid, as floats."""
     x = _at_least_float(x)
-    return torch.floor(x / (2 * scale)).mul_(2).add_(1) if midrise else torch.round(x / scale)
+    return (x / (2 * scale)).floor_().mul_(2).add_(1) if midrise else (x / scale).round_()
 
 
 def quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:

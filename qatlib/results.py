@@ -113,8 +113,8 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
     """Perplexity of every cell and its paired change against the reference in percent.
 
     Returns:
-        One row a cell: `model`, `precision`, `perplexity`, `perplexity_change` (percent; each with `_low`, `_high`),
-        `tokens`, `paragraphs`.
+        One row a cell: `model`, `precision`, `perplexity`, `perplexity_change` (percent), `token_accuracy` (percent of tokens
+        that were the most probable; each with `_low`, `_high`), `tokens`, `paragraphs`.
     """
     rows = []
     base = pick(perplexities, reference)
@@ -125,7 +125,9 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
         value = stats.perplexity(mine["nll"], mine["tokens"], mine["paragraph"], **options)
         ratio = stats.perplexity_ratio(mine["nll"], base["nll"], mine["tokens"], mine["paragraph"], **options)
         change = replace(ratio, **{side: 100 * (getattr(ratio, side) - 1) for side in ("value", "low", "high")})
-        row = cell._asdict() | _spread("perplexity", value) | _spread("perplexity_change", change)
+        right = stats.percentage(mine["correct"], mine["tokens"], mine["paragraph"], **options)
+        figures = {"perplexity": value, "perplexity_change": change, "token_accuracy": right}
+        row = cell._asdict() | {key: x for name, found in figures.items() for key, x in _spread(name, found).items()}
         rows.append(row | {"tokens": int(mine["tokens"].sum()), "paragraphs": len(mine)})
     return pd.DataFrame(rows)
 

@@ -113,3 +113,8 @@ def perplexity(nll: Column, tokens: Column, clusters: Column, **options: Any) ->
 def perplexity_ratio(nll: Column, reference: Column, tokens: Column, clusters: Column, **options: Any) -> Estimate:
     """Paired ratio of two perplexities on the same text: exp((Σ nll − Σ reference) / Σ tokens)."""
     return cluster_bootstrap([nll, reference, tokens], clusters, lambda a, b, n: np.exp((a - b) / n), null=1.0, **options)
+
+
+def percentage(part: Column, whole: Column, clusters: Column, **options: Any) -> Estimate:
+    """100 · Σ part / Σ whole."""
+    return cluster_bootstrap([part, whole], clusters, lambda a, b: 100 * a / b, **options)

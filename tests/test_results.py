@@ -75,7 +75,7 @@ def test_gaps_of_one_table_are_corrected_together():
 
 
 def test_perplexity_changes_are_paired_percentages():
-    base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4]})
+    base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4], "correct": [1, 2, 2, 2]})
     frame = pd.concat(
         [
             base.assign(model="teacher", precision="32"),
@@ -86,10 +86,13 @@ def test_perplexity_changes_are_paired_percentages():
     change = table.iloc[1]
     assert change["perplexity_change"] == pytest.approx(100 * (np.exp(0.1) - 1))
     assert change["perplexity_change_low"] == pytest.approx(change["perplexity_change_high"])
+    assert change["token_accuracy"] == pytest.approx(50)
+    assert 100 / 3 <= change["token_accuracy_low"] < 50 < change["token_accuracy_high"] <= 200 / 3  # the paragraphs' own extremes
 
 
 def test_other_text_is_no_pair():
-    base = pd.DataFrame({"model": "teacher", "precision": "32", "paragraph": list("ab"), "nll": [3.0, 4], "tokens": [3, 3]})
+    base = pd.DataFrame({"paragraph": list("ab"), "nll": [3.0, 4], "tokens": [3, 3], "correct": [1, 1]})
+    base = base.assign(model="teacher", precision="32")
     other = base.assign(model="low", paragraph=["a", "c"])
     with pytest.raises(ValueError, match="different text"):
         perplexity_table(pd.concat([base, other]), TEACHER, **OPTIONS)
