@@ -84,14 +84,29 @@ def evaluate_spans(
         `loss` (span NLL in nats, mean over the windows that hold the answer; NaN where none does), `prediction`.
     """
     model.eval()
+    found = over_batches(features, batch_size, pad_id, _device(model), partial(span_figures, model), description)
+    return answers(questions, features, found, max_answer_tokens)
+
+
+SpanFigures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of a batch of windows: span NLL (batch,), start and end logits (batch, tokens), fp32 on the CPU."""
+
+
+def span_figures(model: SwitchableModel, batch: Batch) -> SpanFigures:
+    """What answers are made of, at the model's present configuration."""
+    output = model(batch.input_ids)
+    return span_nll(output, batch).cpu(), output.start.float().cpu(), output.end.float().cpu()
+
+
+def answers(
+    questions: Sequence[Question],
+    features: Sequence[Feature],
+    found: Sequence[tuple[list[int], SpanFigures]],
+    max_answer_tokens: int,
+) -> pd.DataFrame:
+    """What `evaluate_spans` returns, from the figures of all batches with the indices of their windows."""
     start: list[torch.Tensor] = [torch.empty(0)] * len(features)
     end, loss = list(start), np.full(len(features), np.nan)
-
-    def answer(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        output = model(batch.input_ids)
-        return span_nll(output, batch).cpu(), output.start.float().cpu(), output.end.float().cpu()
-
-    found = over_batches(features, batch_size, pad_id, _device(model), answer, description)
     for indices, (losses, starts, ends) in found:
         loss[indices] = losses.numpy()
         for row, index in enumerate(indices):
@@ -102,16 +117,9 @@ def evaluate_spans(
     rows = []
     for i, (question, (a, b)) in enumerate(zip(questions, spans, strict=True)):
         prediction = question.context[a:b]
-        scores = {"em": 100 * exact_match(prediction, question.answers), "f1": 100 * f1(prediction, question.answers)}
-        rows.append(
-            {
-                "id": question.id,
-                "paragraph": question.paragraph,
-                **scores,
-                "loss": by_question[i],
-                "prediction": prediction,
-            }
-        )
+        row = {"id": question.id, "paragraph": question.paragraph}
+        row |= {"em": 100 * exact_match(prediction, question.answers), "f1": 100 * f1(prediction, question.answers)}
+        rows.append(row | {"loss": by_question[i], "prediction": prediction})
     return pd.DataFrame(rows)
 
 

@@ -157,6 +157,11 @@ class SwitchableModel(nn.Module):
         self.freeze_base()
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, which `LayerInfo.block` counts."""
+        return _blocks(self.lm)[1]
+
+    @property
     def layers(self) -> Sequence[SwitchableLinear]:
         """The switchable layers, in the order of `infos`."""
         return self._layers

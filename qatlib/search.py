@@ -1,0 +1,190 @@
+"""Which layers get how many bits: allocation under a budget, from what lowering each group of layers alone was measured to add.
+
+All but `random_choices` take that losses add up. A *choice* is, for every group, the index of its precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from qatlib.precision import Configuration, LayerInfo, Precision
+
+Choice = NDArray[np.int64]
+"""(groups,) indices into the precisions."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A problem of allocation.
+
+    Args:
+        groups: block and role of layers that get one precision.
+        precisions: what they may have.
+        loss: (groups, precisions), what the group at that precision, all else as it was, adds to the loss; any unit.
+        cost: (groups, precisions), what it takes of the budget; any unit.
+
+    Raises:
+        ValueError: arrays of another shape, or with a number that is not finite.
+    """
+
+    groups: tuple[tuple[int, str], ...]
+    precisions: tuple[Precision, ...]
+    loss: NDArray[np.float64]
+    cost: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = len(self.groups), len(self.precisions)
+        for name in ("loss", "cost"):
+            array = getattr(self, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"{name} is of shape {array.shape}; allowed are finite numbers of shape {shape}")
+
+    def predicted(self, choice: Choice) -> float:
+        """The loss that a choice adds, were losses additive."""
+        return float(self.loss[np.arange(len(choice)), choice].sum())
+
+    def spent(self, choice: Choice) -> float:
+        """What a choice takes of the budget."""
+        return float(self.cost[np.arange(len(choice)), choice].sum())
+
+    def configuration(self, choice: Choice, layers: Sequence[LayerInfo]) -> Configuration:
+        """The choice as a precision for every layer."""
+        precision = {group: self.precisions[i] for group, i in zip(self.groups, choice, strict=True)}
+        return Configuration({layer.name: precision[layer.block, layer.role] for layer in layers})
+
+    def choice(self, configuration: Configuration, layers: Sequence[LayerInfo]) -> Choice:
+        """A configuration as a choice.
+
+        Raises:
+            ValueError: a precision that is not among those of the problem, or two in one group.
+        """
+        found: dict[tuple[int, str], Precision] = {}
+        for layer in layers:
+            p = configuration[layer.name]
+            if found.setdefault((layer.block, layer.role), p) != p or p not in self.precisions:
+                raise ValueError(f"{layer.name} is at {p.name}; allowed is one of {self._names} for all of its block and role")
+        return np.array([self.precisions.index(found[group]) for group in self.groups])
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(p.name for p in self.precisions)
+
+    def check(self, budget: float) -> None:
+        """
+        Raises:
+            ValueError: a budget below what the cheapest choice takes.
+        """
+        if budget < (least := self.cost.min(1).sum()):
+            raise ValueError(f"the budget is {budget:g}; allowed is at least {least:g}, which {self._names} take")
+
+
+def groups_of(layers: Sequence[LayerInfo]) -> tuple[tuple[int, str], ...]:
+    """Block and role of every layer, each once, in the model's order."""
+    return tuple(dict.fromkeys((layer.block, layer.role) for layer in layers))
+
+
+def weight_bits(layers: Sequence[LayerInfo], precisions: Sequence[Precision]) -> NDArray[np.float64]:
+    """(groups, precisions): each group's share in the average weight bits, so that a choice's costs add up to that average."""
+    total = sum(layer.weights for layer in layers)
+    return _summed(layers, lambda layer: [layer.weights * p.w_bits / total for p in precisions])
+
+
+def weight_bytes(
+    layers: Sequence[LayerInfo], precisions: Sequence[Precision], group_size: int | None = None
+) -> NDArray[np.float64]:
+    """(groups, precisions): bytes by formula, scales counted (`Configuration.storage_bytes`)."""
+    sizes = {p: Configuration.uniform(p, layers) for p in precisions}
+    return _summed(layers, lambda layer: [sizes[p].storage_bytes([layer], group_size) for p in precisions])
+
+
+def _summed(layers: Sequence[LayerInfo], cost: Callable[[LayerInfo], list[float]]) -> NDArray[np.float64]:
+    rows: dict[tuple[int, str], NDArray[np.float64]] = {}
+    for layer in layers:
+        rows[layer.block, layer.role] = rows.get((layer.block, layer.role), 0) + np.array(cost(layer))
+    return np.stack([rows[group] for group in groups_of(layers)])
+
+
+def ilp(problem: Allocation, budget: float) -> Choice:
+    """The choice of least predicted loss within the budget, by integer linear programming (HAWQ-V3, Yao et al. 2021).
+
+    Raises:
+        ValueError: a budget that no choice keeps.
+    """
+    problem.check(budget)
+    groups, widths = problem.loss.shape
+    one_each = LinearConstraint(np.kron(np.eye(groups), np.ones(widths)), 1, 1)
+    within = LinearConstraint(problem.cost.reshape(1, -1), -np.inf, budget)
+    found = milp(problem.loss.ravel(), integrality=1, bounds=Bounds(0, 1), constraints=[one_each, within])
+    if not found.success:
+        raise RuntimeError(f"the integer program was not solved: {found.message}")
+    choice: Choice = found.x.reshape(groups, widths).argmax(1)
+    return choice
+
+
+def greedy_down(problem: Allocation, budget: float) -> Choice:
+    """From the dearest precisions down: the step that adds least loss for what it saves, until the budget is kept.
+
+    A step may go to any cheaper precision of its group.
+
+    Raises:
+        ValueError: a budget that no choice keeps.
+    """
+    problem.check(budget)
+    choice: Choice = problem.cost.argmax(1)
+    while problem.spent(choice) > budget:
+        saved = -_steps(problem.cost, choice)
+        price = np.divide(_steps(problem.loss, choice), saved, out=np.full(saved.shape, np.inf), where=saved > 0)
+        group, width = np.unravel_index(price.argmin(), price.shape)
+        choice[group] = width
+    return choice
+
+
+def greedy_up(problem: Allocation, budget: float) -> Choice:
+    """From the cheapest precisions up: the step that saves most loss for what it costs, while one fits and helps.
+
+    Raises:
+        ValueError: a budget that no choice keeps.
+    """
+    problem.check(budget)
+    choice: Choice = problem.cost.argmin(1)
+    while True:
+        paid, gained = _steps(problem.cost, choice), -_steps(problem.loss, choice)
+        fits = (paid > 0) & (gained > 0) & (problem.spent(choice) + paid <= budget)
+        if not fits.any():
+            return choice
+        worth = np.divide(gained, paid, out=np.full(paid.shape, -np.inf), where=fits)
+        group, width = np.unravel_index(worth.argmax(), worth.shape)
+        choice[group] = width
+
+
+def random_choices(problem: Allocation, budget: float, n: int, seed: int) -> Iterator[Choice]:
+    """`n` choices that use a budget up: all at their dearest, then groups drawn at random go down until it is kept.
+
+    Raises:
+        ValueError: a budget that no choice keeps.
+    """
+    problem.check(budget)
+    rng = np.random.default_rng(seed)
+    dearest_first = np.argsort(-problem.cost, axis=1, kind="stable")
+    for _ in range(n):
+        places = np.zeros(len(problem.groups), int)
+        at = np.arange(len(places))
+        while problem.spent(choice := dearest_first[at, places]) > budget:
+            places[rng.choice(np.flatnonzero(places < len(problem.precisions) - 1))] += 1
+        yield choice
+
+
+def _steps(table: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:
+    """(groups, precisions): by how much `table` changes where one group goes to another precision."""
+    return table - table[np.arange(len(choice)), choice][:, None]
+
+
+def pareto(cost: Sequence[float], loss: Sequence[float]) -> list[bool]:
+    """Which points no other beats: none is at most as dear and as lossy, and one of the two less."""
+    points = list(zip(cost, loss, strict=True))
+    return [not any(a <= c and b <= d and (a, b) != (c, d) for a, b in points) for c, d in points]

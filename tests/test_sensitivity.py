@@ -1,0 +1,73 @@
+"""A sweep is exact, whatever it does not compute again."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from qatlib.evaluate import evaluate_spans
+from qatlib.layers import LoraSpec
+from qatlib.model import SwitchableModel
+from qatlib.precision import Precision
+from qatlib.sensitivity import output_noise, sweep_block
+from qatlib.spans import featurize
+from qatlib.toyqa import build_tokenizer, generate
+
+TOKENIZER = build_tokenizer()
+QUESTIONS = generate(12, 0)
+FEATURES = featurize(QUESTIONS, TOKENIZER, 96, 32)
+HOW = {"pad_id": 1, "batch_size": 5, "max_answer_tokens": 10}
+LOWERED = [Precision.parse(p) for p in (3, "w3a8", "w8a3")]
+
+
+@pytest.fixture(params=["gpt2", "llama", "gpt_neox", "phi", "opt"])
+def model(request, tiny_lm):
+    positions = {"n_positions": 96} if request.param == "gpt2" else {"max_position_embeddings": 96}
+    model = SwitchableModel(tiny_lm(request.param, vocab_size=len(TOKENIZER), **positions))
+    model.add_adapters({b: LoraSpec(2, 4) for b in (3, 8, 32)})
+    for parameter in model.adapter_parameters(3):
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("base", [8, 32])
+def test_sweep_is_that_of_whole_passes(model, base):
+    model.set_precision(base)
+    before = model.configuration
+    for block in range(2):
+        swept = sweep_block(model, QUESTIONS, FEATURES, block, LOWERED, **HOW)
+        roles = {info.role: [] for info in model.infos}
+        for info in model.infos:
+            if info.block == block:
+                roles[info.role].append(info.name)
+        assert set(swept["role"]) == set(roles)
+        for (role, name), rows in swept.groupby(["role", "precision"]):
+            with model.at(dict.fromkeys(roles[role], Precision.parse(name))):
+                whole = evaluate_spans(model, QUESTIONS, FEATURES, **HOW).drop(columns="prediction")
+            pd.testing.assert_frame_equal(rows[whole.columns].reset_index(drop=True), whole, check_exact=True)
+    assert model.configuration == before
+
+
+def test_nothing_of_a_sweep_stays(model):
+    ids = torch.tensor([FEATURES[0].input_ids])
+    before = model(ids).start
+    sweep_block(model, QUESTIONS[:3], featurize(QUESTIONS[:3], TOKENIZER, 96, 32), 1, LOWERED, **HOW)
+    output_noise(model, FEATURES[:2], LOWERED)
+    assert torch.equal(model(ids).start, before)
+    assert not any("forward" in vars(module) or module._forward_hooks for module in model.modules())
+
+
+def test_a_block_behind_the_last_is_refused(model):
+    with pytest.raises(ValueError, match="^block is 2; allowed is an integer from 0 to 1$"):
+        sweep_block(model, QUESTIONS, FEATURES, 2, LOWERED, **HOW)
+
+
+def test_noise_of_an_output_falls_with_the_bits(model):
+    model.set_precision(32)
+    found = output_noise(model, FEATURES[:4], [Precision.parse(p) for p in (3, 8, 32)])
+    assert len(found) == 2 * 4 * 3
+    table = found.pivot_table(index=["block", "role"], columns="precision", values="sqnr_db")
+    assert (table["32"] == math.inf).all() and (table["8"] > table["3"] + 10).all()
