@@ -79,6 +79,14 @@ class LayerInfo:
     """Output channels: one weight scale each under per-channel quantization."""
 
 
+def names_by_group(layers: Iterable[LayerInfo]) -> dict[tuple[int, str], list[str]]:
+    """Names of the layers of each block and role, in the model's order: a Llama's q, k and v are one `qkv`."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for layer in layers:
+        found.setdefault((layer.block, layer.role), []).append(layer.name)
+    return found
+
+
 def _matches(pattern: str, layer: LayerInfo) -> bool:
     """A role, a family (`attn`, `mlp`), or a glob on the dotted name from any of its parts on."""
     if pattern in ROLES:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from qatlib.precision import Configuration, LayerInfo, Precision
+from qatlib.precision import Configuration, LayerInfo, Precision, names_by_group
 
 Choice = NDArray[np.int64]
 """(groups,) indices into the precisions."""
@@ -83,11 +83,6 @@ class Allocation:
             raise ValueError(f"the budget is {budget:g}; allowed is at least {least:g}, which {self._names} take")
 
 
-def groups_of(layers: Sequence[LayerInfo]) -> tuple[tuple[int, str], ...]:
-    """Block and role of every layer, each once, in the model's order."""
-    return tuple(dict.fromkeys((layer.block, layer.role) for layer in layers))
-
-
 def weight_bits(layers: Sequence[LayerInfo], precisions: Sequence[Precision]) -> NDArray[np.float64]:
     """(groups, precisions): each group's share in the average weight bits, so that a choice's costs add up to that average."""
     total = sum(layer.weights for layer in layers)
@@ -106,7 +101,7 @@ def _summed(layers: Sequence[LayerInfo], cost: Callable[[LayerInfo], list[float]
     rows: dict[tuple[int, str], NDArray[np.float64]] = {}
     for layer in layers:
         rows[layer.block, layer.role] = rows.get((layer.block, layer.role), 0) + np.array(cost(layer))
-    return np.stack([rows[group] for group in groups_of(layers)])
+    return np.stack([rows[group] for group in names_by_group(layers)])
 
 
 def ilp(problem: Allocation, budget: float) -> Choice:

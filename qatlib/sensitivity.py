@@ -20,55 +20,85 @@ from qatlib.evaluate import SpanFigures, answers, over_batches, span_figures
 from qatlib.layers import SwitchableLinear
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch
-from qatlib.precision import Precision
+from qatlib.precision import Precision, names_by_group
 from qatlib.spans import Feature
 from qatlib.squad import Question
 
 
 @torch.no_grad()
-def sweep_block(
+def evaluate_changes(
     model: SwitchableModel,
     questions: Sequence[Question],
     features: Sequence[Feature],
     block: int,
-    precisions: Sequence[Precision],
+    changes: Mapping[str, Mapping[str, Precision]],
     *,
     pad_id: int,
     batch_size: int,
     max_answer_tokens: int,
     description: str | None = None,
 ) -> pd.DataFrame:
+    """Answer every question once for each change of some layers, all others being as they are.
+
+    Args:
+        block: the first one that any change touches; the nearer to it the changes begin, the more is reused.
+        changes: by name, the precision of every layer that is changed, by its dotted name.
+
+    Returns:
+        One row a change and question: `change`, and what `evaluate_spans` returns but for `prediction`.
+
+    Raises:
+        ValueError: no such block, or a change of a layer before it.
+    """
+    model.eval()
+    if not 0 <= block < len(model.blocks):
+        raise ValueError(f"block is {block}; allowed is an integer from 0 to {len(model.blocks) - 1}")
+    layers = {info.name: layer for info, layer in zip(model.infos, model.layers, strict=True)}
+    before = {info.name for info in model.infos if info.block < block}
+    if early := [name for change in changes.values() for name in change if name in before]:
+        raise ValueError(f"a change of {early[0]}, which is before block {block}")
+    own = [layers[info.name] for info in model.infos if info.block == block]
+
+    def lower(batch: Batch) -> list[SpanFigures]:
+        with _recorded([*model.blocks[:block], *own]) as outputs:
+            model(batch.input_ids)
+        found = []
+        for change in changes.values():
+            with model.at(dict(change)), _replayed(_before(outputs, [layers[name] for name in change])):
+                found.append(span_figures(model, batch))
+        return found
+
+    found = over_batches(features, batch_size, pad_id, model.qa_outputs.weight.device, lower, description)
+    tables = []
+    for i, name in enumerate(changes):
+        scores = answers(questions, features, [(indices, each[i]) for indices, each in found], max_answer_tokens)
+        tables.append(scores.drop(columns="prediction").assign(change=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def sweep_block(
+    model: SwitchableModel,
+    questions: Sequence[Question],
+    features: Sequence[Feature],
+    block: int,
+    precisions: Sequence[Precision],
+    **how: Any,
+) -> pd.DataFrame:
     """Every role of one block alone at every precision, all other layers as they are.
+
+    Args:
+        how: as `evaluate_changes`.
 
     Returns:
         One row a role, precision and question: `block`, `role`, `precision`, and what `evaluate_spans` returns but for
         `prediction`.
-
-    Raises:
-        ValueError: no such block.
     """
-    model.eval()
-    roles = _roles(model, block)
-    changes = [(role, p) for role in roles for p in precisions]
-
-    def lower(batch: Batch) -> list[SpanFigures]:
-        own = [module for layers in roles.values() for module in layers.values()]
-        with _recorded([*model.blocks[:block], *own]) as outputs:
-            model(batch.input_ids)
-        found = []
-        for role, p in changes:
-            with model.at(dict.fromkeys(roles[role], p)), _replayed(_before(outputs, list(roles[role].values()))):
-                found.append(span_figures(model, batch))
-        return found
-
-    device = model.qa_outputs.weight.device
-    found = over_batches(features, batch_size, pad_id, device, lower, description)
-    tables = []
-    for i, (role, p) in enumerate(changes):
-        scores = answers(questions, features, [(indices, each[i]) for indices, each in found], max_answer_tokens)
-        place = {"block": block, "role": role, "precision": p.name}
-        tables.append(pd.DataFrame(place, index=scores.index).join(scores.drop(columns="prediction")))
-    return pd.concat(tables, ignore_index=True)
+    roles = names_by_group(model.infos)
+    cells = {f"{role} {p.name}": (role, p) for at, role in roles if at == block for p in precisions}
+    changes = {name: dict.fromkeys(roles[block, role], p) for name, (role, p) in cells.items()}
+    found = evaluate_changes(model, questions, features, block, changes, **how)
+    place = pd.DataFrame([(block, role, p.name) for role, p in cells.values()], list(cells), ["block", "role", "precision"])
+    return place.loc[found["change"]].reset_index(drop=True).join(found.drop(columns="change"))
 
 
 @torch.no_grad()
@@ -104,17 +134,6 @@ def output_noise(model: SwitchableModel, features: Sequence[Feature], precisions
             hook.remove()
     rows = [(*key, float(10 * torch.log10(signal / noise))) for key, (signal, noise) in powers.items()]
     return pd.DataFrame(rows, columns=["block", "role", "precision", "sqnr_db"])
-
-
-def _roles(model: SwitchableModel, block: int) -> dict[str, dict[str, nn.Module]]:
-    """The layers of a block by role and name, in the model's order."""
-    found: dict[str, dict[str, nn.Module]] = {}
-    for info, layer in zip(model.infos, model.layers, strict=True):
-        if info.block == block:
-            found.setdefault(info.role, {})[info.name] = layer
-    if not found:
-        raise ValueError(f"block is {block}; allowed is an integer from 0 to {len(model.blocks) - 1}")
-    return found
 
 
 @contextmanager

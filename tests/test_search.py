@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatlib.model import SwitchableModel
-from qatlib.precision import Configuration, Precision
+from qatlib.precision import Configuration, Precision, names_by_group
 from qatlib.search import (
     Allocation,
     greedy_down,
     greedy_up,
-    groups_of,
     ilp,
     pareto,
     random_choices,
@@ -92,7 +91,7 @@ def test_costs_of_uniform_choices_are_those_of_configurations(tiny_lm):
 def test_choices_are_configurations_and_back(tiny_lm):
     layers = SwitchableModel(tiny_lm()).infos
     bits = weight_bits(layers, WIDTHS)
-    problem = Allocation(groups_of(layers), WIDTHS, np.zeros_like(bits), bits)
+    problem = Allocation(tuple(names_by_group(layers)), WIDTHS, np.zeros_like(bits), bits)
     for choice in random_choices(problem, 4, 5, 0):
         assert problem.choice(problem.configuration(choice, layers), layers).tolist() == choice.tolist()
     with pytest.raises(ValueError, match="is at 6; allowed is one of 8, 4, 2 for all of its block and role"):

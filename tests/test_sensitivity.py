@@ -12,7 +12,7 @@ from qatlib.evaluate import evaluate_spans
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
-from qatlib.sensitivity import output_noise, sweep_block
+from qatlib.sensitivity import evaluate_changes, output_noise, sweep_block
 from qatlib.spans import featurize
 from qatlib.toyqa import build_tokenizer, generate
 
@@ -60,9 +60,25 @@ def test_nothing_of_a_sweep_stays(model):
     assert not any("forward" in vars(module) or module._forward_hooks for module in model.modules())
 
 
-def test_a_block_behind_the_last_is_refused(model):
+def test_changes_over_several_blocks_are_exact_too(model):
+    """Two layers lowered at once, as interactions are measured."""
+    model.set_precision(8)
+    names = [info.name for info in model.infos]
+    pair = {names[1]: LOWERED[0], names[-1]: LOWERED[1]}
+    found = evaluate_changes(model, QUESTIONS, FEATURES, 0, {"pair": pair, "none": {}}, **HOW)
+    for change, spec in {"pair": pair, "none": {}}.items():
+        with model.at(dict(spec)):
+            whole = evaluate_spans(model, QUESTIONS, FEATURES, **HOW).drop(columns="prediction")
+        mine = found[found["change"] == change][whole.columns].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine, whole, check_exact=True)
+
+
+def test_changes_that_nothing_stands_before_are_refused(model):
     with pytest.raises(ValueError, match="^block is 2; allowed is an integer from 0 to 1$"):
-        sweep_block(model, QUESTIONS, FEATURES, 2, LOWERED, **HOW)
+        evaluate_changes(model, QUESTIONS, FEATURES, 2, {}, **HOW)
+    first = model.infos[0].name
+    with pytest.raises(ValueError, match=f"^a change of {first}, which is before block 1$"):
+        evaluate_changes(model, QUESTIONS, FEATURES, 1, {"early": {first: LOWERED[0]}}, **HOW)
 
 
 def test_noise_of_an_output_falls_with_the_bits(model):

@@ -1,0 +1,109 @@
+"""A learned allocation: a differentiable choice of every group's precision under a bit-budget penalty.
+
+EdMIPS (Cai & Vasconcelos 2020): a layer gives the mean of what it gives at each precision, weighted by a softmax whose
+logits are trained by gradient descent; then each group takes one precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qatlib.layers import SwitchableLinear
+from qatlib.model import SwitchableModel
+from qatlib.objectives import collate, span_nll
+from qatlib.precision import Precision
+from qatlib.search import Allocation
+from qatlib.spans import Feature
+
+
+@dataclass
+class Learned:
+    """What `learn_allocation` found.
+
+    Attributes:
+        shares: (groups, precisions), each row the softmax at the end.
+        metrics: one row a step: `step`, `span_loss` (nats), `expected_cost`, in the unit of the problem's cost.
+    """
+
+    shares: np.ndarray
+    metrics: pd.DataFrame
+
+    def problem(self, problem: Allocation) -> Allocation:
+        """The problem whose best choice is the likeliest one that keeps a budget: −log share in place of the loss."""
+        return Allocation(problem.groups, problem.precisions, -np.log(self.shares), problem.cost)
+
+
+def learn_allocation(
+    model: SwitchableModel,
+    features: Sequence[Feature],
+    problem: Allocation,
+    budget: float,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    penalty: float,
+    pad_id: int,
+    seed: int,
+    description: str | None = None,
+) -> Learned:
+    """Train the choice alone; weights and adapters stay as they are.
+
+    The loss is the mean span NLL plus `penalty` · max(0, expected cost / `budget` − 1), both in nats.
+
+    Args:
+        features: training windows; those without an answer are passed over.
+        problem: its groups, precisions and costs; its losses are not used.
+    """
+    model.eval()
+    with_answer = [f for f in features if f.start >= 0]
+    device = model.qa_outputs.weight.device
+    logits = torch.zeros(problem.cost.shape, device=device, requires_grad=True)
+    cost = torch.tensor(problem.cost, dtype=torch.float32, device=device)
+    optimizer = torch.optim.Adam([logits], lr=learning_rate)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for step in tqdm(range(steps), desc=description, mininterval=5, disable=description is None):
+        drawn = rng.choice(len(with_answer), min(batch_size, len(with_answer)), replace=False)
+        batch = collate([with_answer[i] for i in drawn], pad_id, device)
+        shares = logits.softmax(1)
+        with _mixed(model, problem, shares):
+            loss = span_nll(model(batch.input_ids), batch).nanmean()
+        expected = (shares * cost).sum()
+        total = loss + penalty * torch.relu(expected / budget - 1)
+        (logits.grad,) = torch.autograd.grad(total, logits)  # of the logits alone: adapters collect none
+        optimizer.step()
+        rows.append({"step": step, "span_loss": float(loss), "expected_cost": float(expected)})
+    return Learned(logits.detach().double().softmax(1).cpu().numpy(), pd.DataFrame(rows))
+
+
+@contextmanager
+def _mixed(model: SwitchableModel, problem: Allocation, shares: Tensor) -> Iterator[None]:
+    """Layers that give the mean over the precisions of what they give at each."""
+    rows = dict(zip(problem.groups, shares, strict=True))
+    before = model.configuration
+    for info, layer in zip(model.infos, model.layers, strict=True):
+        layer.__dict__["forward"] = partial(_mixture, layer, problem.precisions, rows[info.block, info.role])
+    try:
+        yield
+    finally:
+        for layer in model.layers:
+            del layer.__dict__["forward"]
+        model.set_precision(before)
+
+
+def _mixture(layer: SwitchableLinear, precisions: Sequence[Precision], shares: Tensor, x: Tensor) -> Tensor:
+    parts = []
+    for share, p in zip(shares, precisions, strict=True):
+        layer.precision = p
+        parts.append(share * SwitchableLinear.forward(layer, x))
+    return torch.stack(parts).sum(0)
