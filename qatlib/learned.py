@@ -37,10 +37,6 @@ class Learned:
     shares: np.ndarray
     metrics: pd.DataFrame
 
-    def problem(self, problem: Allocation) -> Allocation:
-        """The problem whose best choice is the likeliest one that keeps a budget: −log share in place of the loss."""
-        return Allocation(problem.groups, problem.precisions, -np.log(self.shares), problem.cost)
-
 
 def learn_allocation(
     model: SwitchableModel,

@@ -153,6 +153,23 @@ def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: st
     return table.assign(p=stats.holm(table["p"].tolist())) if rows else table
 
 
+def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Means of every cell, with intervals by paragraph.
+
+    Returns:
+        One row a cell: `model`, `precision`, each metric in its own unit with `_low` and `_high`, `n`, `paragraphs`.
+    """
+    rows = []
+    for cell in cells(scores):
+        mine = pick(scores, cell)
+        row: dict[str, Any] = dict(cell._asdict())
+        for metric in metrics:
+            found = stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], **options)
+            row |= _spread(metric, found)
+        rows.append(row | {"n": found.n, "paragraphs": found.clusters})
+    return pd.DataFrame(rows)
+
+
 def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1) -> pd.DataFrame:
     """For the page: every `x`, `x_low`, `x_high` as one column `value [low, high]`, and names in words."""
     shown = table.drop(columns=list(leave_out))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from qatlib.precision import Configuration, LayerInfo, Precision, names_by_group
 
 Choice = NDArray[np.int64]
 """(groups,) indices into the precisions."""
+
+_ROUNDING = 1e-6
+"""Relative: by so much may sums of costs exceed a budget, as a linear program's feasibility tolerance does."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Allocation:
         """What a choice takes of the budget."""
         return float(self.cost[np.arange(len(choice)), choice].sum())
 
+    def keeps(self, choice: Choice, budget: float) -> bool:
+        """Whether a choice is within the budget, but for rounding."""
+        return self.spent(choice) <= budget * (1 + _ROUNDING)
+
     def configuration(self, choice: Choice, layers: Sequence[LayerInfo]) -> Configuration:
         """The choice as a precision for every layer."""
         precision = {group: self.precisions[i] for group, i in zip(self.groups, choice, strict=True)}
@@ -79,7 +87,7 @@ class Allocation:
         Raises:
             ValueError: a budget below what the cheapest choice takes.
         """
-        if budget < (least := self.cost.min(1).sum()):
+        if budget * (1 + _ROUNDING) < (least := self.cost.min(1).sum()):
             raise ValueError(f"the budget is {budget:g}; allowed is at least {least:g}, which {self._names} take")
 
 
@@ -113,7 +121,7 @@ def ilp(problem: Allocation, budget: float) -> Choice:
     problem.check(budget)
     groups, widths = problem.loss.shape
     one_each = LinearConstraint(np.kron(np.eye(groups), np.ones(widths)), 1, 1)
-    within = LinearConstraint(problem.cost.reshape(1, -1), -np.inf, budget)
+    within = LinearConstraint(problem.cost.reshape(1, -1), -np.inf, budget * (1 + _ROUNDING / 2))
     found = milp(problem.loss.ravel(), integrality=1, bounds=Bounds(0, 1), constraints=[one_each, within])
     if not found.success:
         raise RuntimeError(f"the integer program was not solved: {found.message}")
@@ -131,7 +139,7 @@ def greedy_down(problem: Allocation, budget: float) -> Choice:
     """
     problem.check(budget)
     choice: Choice = problem.cost.argmax(1)
-    while problem.spent(choice) > budget:
+    while not problem.keeps(choice, budget):
         saved = -_steps(problem.cost, choice)
         price = np.divide(_steps(problem.loss, choice), saved, out=np.full(saved.shape, np.inf), where=saved > 0)
         group, width = np.unravel_index(price.argmin(), price.shape)
@@ -149,7 +157,7 @@ def greedy_up(problem: Allocation, budget: float) -> Choice:
     choice: Choice = problem.cost.argmin(1)
     while True:
         paid, gained = _steps(problem.cost, choice), -_steps(problem.loss, choice)
-        fits = (paid > 0) & (gained > 0) & (problem.spent(choice) + paid <= budget)
+        fits = (paid > 0) & (gained > 0) & (problem.spent(choice) + paid <= budget * (1 + _ROUNDING))
         if not fits.any():
             return choice
         worth = np.divide(gained, paid, out=np.full(paid.shape, -np.inf), where=fits)
@@ -169,9 +177,61 @@ def random_choices(problem: Allocation, budget: float, n: int, seed: int) -> Ite
     for _ in range(n):
         places = np.zeros(len(problem.groups), int)
         at = np.arange(len(places))
-        while problem.spent(choice := dearest_first[at, places]) > budget:
+        while not problem.keeps(choice := dearest_first[at, places], budget):
             places[rng.choice(np.flatnonzero(places < len(problem.precisions) - 1))] += 1
         yield choice
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """A second-order term: what groups lowered together add to the loss beyond what each adds alone (CLADO, Deng et al. 2023).
+
+    Args:
+        extra: (groups, groups), symmetric with zeros on its diagonal, measured with both groups at one precision.
+        amplitude: (groups, precisions), the size of a precision's error relative to that precision's, since an interaction
+            grows with the product of two errors; 0 where nothing is lowered.
+    """
+
+    extra: NDArray[np.float64]
+    amplitude: NDArray[np.float64]
+
+    def added(self, choice: Choice) -> float:
+        """What the term adds to `Allocation.predicted`."""
+        errors = self.amplitude[np.arange(len(choice)), choice]
+        return float(errors @ self.extra @ errors / 2)
+
+
+def exchange(problem: Allocation, interactions: Interactions, budget: float, start: Choice) -> Choice:
+    """From a choice within the budget, the change of one group or two that lowers the predicted loss most, until none does.
+
+    A local search: with interactions the least loss is no longer a linear program's.
+
+    Raises:
+        ValueError: a start beyond the budget.
+    """
+    if not problem.keeps(start, budget):
+        raise ValueError(f"the start takes {problem.spent(start):g}; allowed is the budget, {budget:g}, at most")
+
+    def predicted(choice: Choice) -> float:
+        return problem.predicted(choice) + interactions.added(choice)
+
+    best, least = start, predicted(start)
+    while True:
+        found = min((c for c in _neighbours(best, len(problem.precisions)) if problem.keeps(c, budget)), key=predicted)
+        if predicted(found) >= least - 1e-12:
+            return best
+        best, least = found, predicted(found)
+
+
+def _neighbours(choice: Choice, widths: int) -> Iterator[Choice]:
+    """The choice itself, and all that differ from it in one group or in two."""
+    yield choice
+    for count in (1, 2):
+        for groups in combinations(range(len(choice)), count):
+            for precisions in product(range(widths), repeat=count):
+                other = choice.copy()
+                other[list(groups)] = precisions
+                yield other
 
 
 def _steps(table: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:

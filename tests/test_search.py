@@ -13,6 +13,8 @@ from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision, names_by_group
 from qatlib.search import (
     Allocation,
+    Interactions,
+    exchange,
     greedy_down,
     greedy_up,
     ilp,
@@ -42,13 +44,13 @@ BUDGETS = st.floats(2.01, 8)
 @given(problems(), BUDGETS)
 def test_no_choice_within_the_budget_beats_the_integer_program(problem, budget):
     every = [np.array(c) for c in itertools.product(range(3), repeat=len(problem.groups))]
-    least = min(problem.predicted(c) for c in every if problem.spent(c) <= budget)
+    least = min(problem.predicted(c) for c in every if problem.keeps(c, budget))
     assert problem.predicted(ilp(problem, budget)) == pytest.approx(least, abs=1e-6)
 
 
 @given(problems(), BUDGETS, st.sampled_from([greedy_down, greedy_up, ilp]))
 def test_budgets_are_kept(problem, budget, search):
-    assert problem.spent(search(problem, budget)) <= budget + 1e-6
+    assert problem.keeps(search(problem, budget), budget)
 
 
 @given(problems(), BUDGETS)
@@ -58,7 +60,7 @@ def test_greedy_from_below_ends_where_no_single_step_fits_and_helps(problem, bud
         other = choice.copy()
         other[group] = width
         dearer = problem.spent(other) > problem.spent(choice)
-        assert not dearer or problem.spent(other) > budget or problem.predicted(other) >= problem.predicted(choice) - 1e-12
+        assert not dearer or not problem.keeps(other, budget) or problem.predicted(other) >= problem.predicted(choice) - 1e-12
 
 
 @given(problems(), BUDGETS, st.integers(0, 9))
@@ -66,10 +68,36 @@ def test_random_choices_use_the_budget_up(problem, budget, seed):
     drawn = list(random_choices(problem, budget, 5, seed))
     assert [c.tolist() for c in drawn] == [c.tolist() for c in random_choices(problem, budget, 5, seed)]
     for choice in drawn:
-        assert problem.spent(choice) <= budget
+        assert problem.keeps(choice, budget)
         # one group one precision up, and the budget is broken: for the group that was lowered last
         ups = [problem.spent(np.where(np.arange(len(choice)) == g, choice - 1, choice)) for g in np.flatnonzero(choice)]
         assert not ups or max(ups) > budget
+
+
+@given(problems(), BUDGETS, st.integers(0, 2**16))
+def test_exchanges_lower_the_loss_within_the_budget(problem, budget, seed):
+    rng = np.random.default_rng(seed)
+    count = len(problem.groups)
+    extra = np.triu(rng.normal(scale=0.2, size=(count, count)), 1)
+    interactions = Interactions(extra + extra.T, np.tile([0.0, 1.0, 4.0], (count, 1)))
+    start = ilp(problem, budget)
+    found = exchange(problem, interactions, budget, start)
+    assert problem.keeps(found, budget)
+    total = [problem.predicted(c) + interactions.added(c) for c in (start, found)]
+    assert total[1] <= total[0]
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    errors = interactions.amplitude[range(count), found]
+    assert interactions.added(found) == pytest.approx(sum(interactions.extra[i, j] * errors[i] * errors[j] for i, j in pairs))
+    if count <= 2:  # two groups changed at once are all there is
+        every = [np.array(c) for c in itertools.product(range(3), repeat=count)]
+        least = min(problem.predicted(c) + interactions.added(c) for c in every if problem.keeps(c, budget))
+        assert total[1] == pytest.approx(least)
+
+
+def test_an_exchange_starts_within_the_budget():
+    problem = Allocation(((0, "qkv"),), WIDTHS, np.zeros((1, 3)), np.array([[8.0, 4, 2]]))
+    with pytest.raises(ValueError, match="^the start takes 8; allowed is the budget, 4, at most$"):
+        exchange(problem, Interactions(np.zeros((1, 1)), np.zeros((1, 3))), 4, np.array([0]))
 
 
 def test_a_budget_that_nothing_keeps_is_refused():

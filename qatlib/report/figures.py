@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Callable, Hashable, Mapping
 from html import escape
+from itertools import product
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import seaborn as sns  # type: ignore[import-untyped]
 from cycler import cycler
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from qatlib.report.keys import write_atomic
 
@@ -66,6 +68,41 @@ def set_style() -> None:
             "ytick.labelsize": 9,
         }
     )
+
+
+def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> Figure:
+    """Block × role heatmaps of one metric: a row for what is lowered, a column for the bits, one scale for all.
+
+    A cell whose interval holds zero is hatched and its number in brackets.
+
+    Args:
+        cells: `block`, `role`, `lowered`, `bits`, and the metric with `_low` and `_high`; every cell once.
+        label: the metric in words, with its unit.
+    """
+    kinds, widths = cells["lowered"].unique(), cells["bits"].unique()
+    roles, blocks = cells["role"].unique(), cells["block"].nunique()
+    size = (1.2 + len(widths) * (0.62 * len(roles) + 0.5), len(kinds) * (0.27 * blocks + 1.1))
+    fig, axes = plt.subplots(len(kinds), len(widths), figsize=size, squeeze=False, sharex=True, sharey=True)
+    low, high = cells[metric].quantile([0.02, 0.98])
+    for (i, kind), (j, bits) in product(enumerate(kinds), enumerate(widths)):
+        ax, rows = axes[i, j], cells[(cells["lowered"] == kind) & (cells["bits"] == bits)]
+        tables = {name: rows.pivot(index="block", columns="role", values=name)[roles] for name in _bounds(metric)}
+        value, below, above = tables.values()
+        unsure = (below <= 0) & (above >= 0)
+        texts = value.map(lambda x: f"{x:.{digits}f}".replace("-", "−"))
+        texts = texts.where(~unsure, "(" + texts + ")")
+        last = j == len(widths) - 1
+        style = {"vmin": low, "vmax": high, "cbar": last, "cbar_kws": {"label": label}, "annot_kws": {"size": 7}}
+        sns.heatmap(value, annot=texts, fmt="", ax=ax, linewidths=0.5, **style)
+        for y, x in zip(*np.nonzero(unsure.to_numpy()), strict=True):
+            ax.add_patch(Rectangle((x, y), 1, 1, fill=False, hatch="///", edgecolor="0.75", linewidth=0))
+        ax.set(title=f"{kind}, {bits} bits", xlabel="", ylabel="block" if j == 0 else "")
+        ax.tick_params(axis="x", rotation=40)
+    return fig
+
+
+def _bounds(metric: str) -> tuple[str, str, str]:
+    return metric, f"{metric}_low", f"{metric}_high"
 
 
 def figure_html(fig: Figure, path_svg: str | os.PathLike[str], alt: str, caption: str, csv_href: str | None = None) -> HTML:

@@ -20,7 +20,7 @@ STAGES = ("01_build", "02_switchable_train", "03_sensitivity_heatmaps", "04_cpt"
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "01_build": ("seed", "model", "data", "quantizer", "teacher", "post_training", "evaluation", "compute"),
     "02_switchable_train": ("precisions", "lora", "switchable", "comparisons", "configurations", "deployment", "generative"),
-    "03_sensitivity_heatmaps": (),
+    "03_sensitivity_heatmaps": ("sensitivity", "search"),
     "04_cpt": (),
     "05_adversarial": (),
 }

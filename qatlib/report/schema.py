@@ -25,7 +25,9 @@ from qatlib.report.sections import (
     Model,
     Named,
     PostTraining,
+    Search,
     Section,
+    Sensitivity,
     Switchable,
     Teacher,
 )
@@ -49,6 +51,8 @@ class Params(Section):
     deployment: Deployment
     generative: Generative | None = None
     """Null for none: the embedded model has never seen a prompt."""
+    sensitivity: Sensitivity
+    search: Search
     evaluation: Evaluation
     compute: Compute
 
@@ -140,6 +144,29 @@ class Params(Section):
                 if lacking := _untrained(name, precisions, switchable):
                     allowed = f"names whose bit-widths are all in precisions, unlike {min(lacking)}, or null for all such"
                     _refuse(("names", name, allowed))
+        return section
+
+    @check("sensitivity")
+    @classmethod
+    def _lowered_to_trained_widths(cls, section: Sensitivity, info: Info) -> Sensitivity:
+        precisions, switchable = info.data.get("precisions", ()), info.data.get("switchable")
+        if not precisions or switchable is None:
+            return section
+        if wrong := [p.name for p in section.bases if p not in precisions and p != FULL_PRECISION]:
+            _refuse(("bases", wrong, "a list of some of precisions, or 32"))
+        trained = {p.w_bits for p in precisions}
+        if switchable.adapters == "separate" and (unknown := [b for b in section.bits if b not in trained]):
+            _refuse(("bits", list(section.bits), f"a list of weight bit-widths of precisions, which {unknown[0]} is not"))
+        if section.bases[0].w_bits in section.bits:
+            _refuse(("bits", list(section.bits), f"a list without {section.bases[0].w_bits}, which the first of bases has"))
+        return section
+
+    @check("search")
+    @classmethod
+    def _affordable(cls, section: Search, info: Info) -> Search:
+        sensitivity = info.data.get("sensitivity")
+        if sensitivity and min(section.budgets) < (least := min(*sensitivity.bits, sensitivity.bases[0].w_bits)):
+            _refuse(("budgets", list(section.budgets), f"a list of numbers of at least {least}, the least of the candidates"))
         return section
 
 

@@ -296,6 +296,50 @@ class Generative(Section):
     max_answer_tokens: _Count
 
 
+class Sensitivity(Section):
+    """Layers lowered one at a time."""
+
+    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
+    """What all other layers are at: some of `precisions`, or 32. The search starts from the first."""
+    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)]
+    """What a layer is lowered to; for weights it must be a bit-width of `precisions`."""
+    lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
+    """What of a layer goes to those bits while the rest of it stays; the search needs both."""
+    questions: Annotated[int, Field(ge=10)]
+    """So many of the validation questions, from the half that the search may see."""
+
+    @check("lowered")
+    @classmethod
+    def _both(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "both" not in value:
+            raise ValueError("a list that holds 'both', which the search is made of")
+        return value
+
+
+class Learning(Section):
+    """Training of a learned allocation."""
+
+    steps: _Count
+    batch_size: _Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    penalty: Annotated[float, Field(gt=0)]
+    """Nats for every time the budget that is expected to be spent beyond it."""
+
+
+class Search(Section):
+    """Allocation of bits under a budget; candidates are the first of `sensitivity.bases` and `sensitivity.bits`."""
+
+    budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1)]
+    """Average weight bits."""
+    draws: _Count
+    """Random configurations at every budget."""
+    questions: Annotated[int, Field(ge=10)]
+    """So many of the validation questions, from the half that the search never sees."""
+    pairs: Literal["none", "block", "all"] = "none"
+    """Which pairs of block × role are lowered together, for a correction of second order."""
+    learned: Learning | None = None
+
+
 class Evaluation(Section):
     """How answers are decoded and how sure the scores are."""
 

@@ -224,16 +224,20 @@ class Study:
         return spread(unique, self.params.data.perplexity_paragraphs)
 
     def scores(
-        self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], questions: int | None = None
+        self,
+        model: SwitchableModel,
+        label: str,
+        at: Sequence[Precision] | Mapping[str, Any],
+        questions: int | Sequence[Question] | None = None,
     ) -> pd.DataFrame:
         """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
 
         Args:
             label: what the model is called in the result files.
             at: precisions, or anything that `Configuration.resolve` reads, by the name that `precision` shall have.
-            questions: so many of the validation questions; all of them if left out.
+            questions: so many of the validation questions, or these; all of them if left out.
         """
-        chosen = spread(self.validation, questions)
+        chosen = questions if isinstance(questions, Sequence) else spread(self.validation, questions)
         features = self.featurize(chosen) if questions else self.validation_features
         settings = self.params.evaluation
 

@@ -1,0 +1,337 @@
+"""What notebook 3 is made of: the sweep over layers, effects of role and depth, and searches that are held to account.
+
+The search sees one half of the validation paragraphs; what it found answers the questions of the other half.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import combinations, groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap, spearmanr
+
+from qatlib import results
+from qatlib.evaluate import evaluate_spans
+from qatlib.learned import learn_allocation
+from qatlib.model import SwitchableModel
+from qatlib.precision import Configuration, Precision, names_by_group
+from qatlib.report.study import Study, spread
+from qatlib.search import Allocation, Choice, Interactions, ilp, weight_bits
+from qatlib.sensitivity import evaluate_changes, output_noise, sweep_block
+from qatlib.spans import Feature
+
+NOISE_WINDOWS = 16
+"""Training windows that output noise is measured on."""
+
+TIMED_QUESTIONS = 32
+"""Questions that the sweep is timed on against evaluating every cell from the start."""
+
+Group = tuple[int, str]
+
+
+class Layerwise:
+    """Sweep and search of one run's switchable model.
+
+    Attributes:
+        seen, held_out: questions for the search, and for judging what it found; no paragraph is in both.
+    """
+
+    def __init__(self, study: Study, model: SwitchableModel) -> None:
+        self.study, self.model, self.params = study, model, study.params
+        self.groups = names_by_group(model.infos)
+        paragraphs = list(dict.fromkeys(q.paragraph for q in study.validation))
+        searched = set(paragraphs[::2])
+        self.seen = spread([q for q in study.validation if q.paragraph in searched], self.params.sensitivity.questions)
+        self.held_out = spread([q for q in study.validation if q.paragraph not in searched], self.params.search.questions)
+        settings = self.params.evaluation
+        self._how = {"pad_id": study.pad_id, "batch_size": settings.batch_size, "max_answer_tokens": settings.max_answer_tokens}
+
+    @cached_property
+    def _features(self) -> list[Feature]:
+        return self.study.featurize(self.seen)
+
+    @property
+    def base(self) -> Precision:
+        """What the search starts from."""
+        return self.params.sensitivity.bases[0]
+
+    def lowered(self, base: Precision) -> dict[str, tuple[str, int]]:
+        """What of a layer is lowered, and to how many bits, by the name of the precision that it is at then."""
+        found = {}
+        for bits in self.params.sensitivity.bits:
+            precisions = {
+                "both": Precision(bits, bits),
+                "weights": Precision(bits, base.a_bits),
+                "activations": Precision(base.w_bits, bits),
+            }
+            for part in self.params.sensitivity.lowered:
+                found[precisions[part].name] = part, bits
+        return found
+
+    # -- the sweep ------------------------------------------------------------------------------------------------
+
+    def base_scores(self, base: Precision) -> pd.DataFrame:
+        """Scores of the searched questions with every layer at the base."""
+        return self.study.scores(self.model, f"all_at_{base.name}", [base], self.seen)
+
+    def sweep(self, base: Precision) -> pd.DataFrame:
+        """Every block × role alone at every precision, as changes against the base; one file a block, so that a kill costs one.
+
+        Returns:
+            One row a block, role, precision and question: `base`, `block`, `role`, `precision`, `lowered` (`both`,
+            `weights` or `activations`), `bits`, `id`, `paragraph`, `loss_change` (nats), `f1_change`, `em_change` (points).
+        """
+        kinds = self.lowered(base)
+        precisions = [Precision.parse(name) for name in kinds]
+        parts = []
+        with self.model.at(base):
+            for block in range(len(self.model.blocks)):
+                said = f"block {block} from {base.name}"
+                compute = partial(
+                    sweep_block, self.model, self.seen, self._features, block, precisions, **self._how, description=said
+                )
+                parts.append(self.study.stage.table(f"sweep_{base.name}_block_{block}", compute, published=False))
+        found = pd.concat(parts, ignore_index=True)
+        changes = against(found, self.base_scores(base)).assign(precision=found["precision"].astype(str), base=base.name)
+        lowered, bits = zip(*(kinds[p] for p in changes["precision"]), strict=True)
+        return changes.assign(lowered=lowered, bits=bits)
+
+    def noise(self, base: Precision) -> pd.DataFrame:
+        """`output_noise` of what the sweep lowers, with the columns `base`, `lowered` and `bits` beside it."""
+        kinds, windows = self.lowered(base), spread(self.study.train_features, NOISE_WINDOWS)
+        with self.model.at(base):
+            found = output_noise(self.model, windows, [Precision.parse(name) for name in kinds])
+        lowered, bits = zip(*(kinds[p] for p in found["precision"]), strict=True)
+        return found.assign(base=base.name, lowered=lowered, bits=bits)
+
+    def reuse(self) -> pd.DataFrame:
+        """Seconds of the same cells by the sweep and by whole passes, in turn, and whether the results are equal to the last bit.
+
+        Returns:
+            One row a block: `block`, `cells`, `sweep_seconds`, `whole_seconds`, `equal`.
+        """
+        questions = spread(self.seen, TIMED_QUESTIONS)
+        features = self.study.featurize(questions)
+        precisions = [Precision.parse(name) for name in self.lowered(self.base)]
+        rows = []
+        with self.model.at(self.base):
+            for p in precisions:  # codes are computed once, before anything is timed
+                with self.model.at(p):
+                    evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self._how)
+            for block in range(len(self.model.blocks)):
+                start = time.perf_counter()
+                swept = sweep_block(self.model, questions, features, block, precisions, **self._how)
+                middle = time.perf_counter()
+                whole = []
+                roles = [role for at, role in self.groups if at == block]
+                for role in roles:
+                    for p in precisions:
+                        with self.model.at(dict.fromkeys(self.groups[block, role], p)):
+                            whole.append(evaluate_spans(self.model, questions, features, **self._how))
+                end = time.perf_counter()
+                columns = ["id", "em", "f1", "loss"]
+                equal = swept[columns].equals(pd.concat(whole, ignore_index=True)[columns])
+                row = {"block": block, "cells": len(whole), "sweep_seconds": middle - start}
+                rows.append(row | {"whole_seconds": end - middle, "equal": equal})
+        return pd.DataFrame(rows)
+
+    # -- the search -----------------------------------------------------------------------------------------------
+
+    def problem(self, sweep: pd.DataFrame) -> Allocation:
+        """Allocation of average weight bits, candidates lowered in both weights and activations, losses as measured."""
+        bits = self.params.sensitivity.bits
+        precisions = (self.base, *(Precision(b, b) for b in bits))
+        both = sweep[(sweep["lowered"] == "both") & (sweep["base"] == self.base.name)]
+        mean = both.groupby(["block", "role", "bits"])["loss_change"].mean()
+        loss = [[0.0, *(mean[block, role, b] for b in bits)] for block, role in self.groups]
+        return Allocation(tuple(self.groups), precisions, np.array(loss), weight_bits(self.model.infos, precisions))
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Indices of the groups that are lowered together."""
+        kind, blocks = self.params.search.pairs, [block for block, _ in self.groups]
+        if kind == "none":
+            return []
+        every = combinations(range(len(blocks)), 2)
+        return [(i, j) for i, j in every if kind == "all" or blocks[i] == blocks[j]]
+
+    def pair_losses(self, problem: Allocation, at: int) -> pd.DataFrame:
+        """What two groups lowered together add to the loss beyond what each adds alone.
+
+        Args:
+            at: index of the precision that they are lowered to.
+
+        Returns:
+            One row a pair: `first`, `second` (indices of groups), `extra_loss` (nats).
+        """
+        names, p = list(self.groups.values()), problem.precisions[at]
+        base_loss = self.base_scores(self.base)["loss"].mean()
+        rows = []
+        for first, pairs in groupby(self.pairs(), key=itemgetter(0)):
+            others = [second for _, second in pairs]
+            changes = {str(j): dict.fromkeys([*names[first], *names[j]], p) for j in others}
+            block, role = problem.groups[first]
+            how = self._how | {"description": f"pairs with {role} of block {block}"}
+            with self.model.at(self.base):
+                compute = partial(evaluate_changes, self.model, self.seen, self._features, block, changes, **how)
+                found = self.study.stage.table(f"pairs_{first}", compute, published=False)
+            loss = found.assign(change=found["change"].astype(str)).groupby("change")["loss"].mean()
+            alone = problem.loss[first, at] + problem.loss[others, at]
+            rows += [
+                {"first": first, "second": j, "extra_loss": loss[str(j)] - base_loss - each}
+                for j, each in zip(others, alone, strict=True)
+            ]
+        return pd.DataFrame(rows, columns=["first", "second", "extra_loss"])
+
+    def interactions(self, problem: Allocation, pair_losses: pd.DataFrame, noise: pd.DataFrame, at: int) -> Interactions:
+        """The second-order term of a problem, from its pairs' losses and the amplitudes of output noise."""
+        count = len(problem.groups)
+        extra = np.zeros((count, count))
+        for row in pair_losses.itertuples():
+            extra[row.first, row.second] = extra[row.second, row.first] = row.extra_loss
+        decibel = noise.set_index(["block", "role", "precision"])["sqnr_db"]
+        table = np.array([[decibel[(*group, p.name)] for p in problem.precisions[1:]] for group in problem.groups])
+        amplitude = 10 ** ((table[:, [at - 1]] - table) / 20)
+        return Interactions(extra, np.hstack([np.zeros((count, 1)), amplitude]))
+
+    def learned(self, problem: Allocation, budget: float) -> pd.DataFrame:
+        """The shares that `learn_allocation` ends with; the params must have a `search.learned` section.
+
+        Returns:
+            One row a group and precision: `block`, `role`, `precision`, `share`.
+        """
+        settings = self.params.search.learned
+        assert settings is not None
+        found = learn_allocation(
+            self.model,
+            self.study.train_features,
+            problem,
+            budget,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            penalty=settings.penalty,
+            pad_id=self.study.pad_id,
+            seed=self.params.seed,
+            description=f"learned allocation of {budget:g} bits",
+        )
+        places = [(*group, p.name) for group in problem.groups for p in problem.precisions]
+        return pd.DataFrame(places, columns=["block", "role", "precision"]).assign(share=found.shares.ravel())
+
+    def at_share(self, problem: Allocation, share: float) -> Choice:
+        """The choice of least predicted loss with at least this share of the layers below the base."""
+        sizes = np.array([[len(self.groups[group])] for group in problem.groups], float)
+        stays = np.hstack([sizes / sizes.sum(), np.zeros((len(sizes), len(problem.precisions) - 1))])
+        return ilp(replace(problem, cost=stays), 1 - share)
+
+    def judged(self, configurations: Mapping[str, Configuration], label: str) -> pd.DataFrame:
+        """Scores of the held-out questions at every configuration."""
+        return self.study.scores(self.model, label, configurations, self.held_out)
+
+
+def likeliest(problem: Allocation, shares: pd.DataFrame) -> Allocation:
+    """The problem whose best choice is the likeliest one under `Layerwise.learned`'s shares."""
+    return replace(problem, loss=-np.log(shares["share"].to_numpy().reshape(problem.cost.shape)))
+
+
+def listed(found: Mapping[tuple[str, float], Sequence[Choice]], problem: Allocation) -> pd.DataFrame:
+    """The choices of every method and budget, equal ones under one `id`.
+
+    Returns:
+        One row a method, budget and draw: `method`, `budget` (text), `id`, `average_bits`, `choice`.
+    """
+    ids: dict[tuple[int, ...], str] = {}
+    rows = []
+    for (method, budget), choices in found.items():
+        for choice in choices:
+            name = ids.setdefault(tuple(choice.tolist()), f"c{len(ids):03d}")
+            rows.append((method, f"{budget:g}", name, problem.spent(choice), choice))
+    return pd.DataFrame(rows, columns=["method", "budget", "id", "average_bits", "choice"])
+
+
+def by_method(choices: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores of configurations, whose ids `precision` holds, as scores of methods at budgets; per question the mean of all draws.
+
+    Returns:
+        In the results' schema, `model` being the method and `precision` the budget.
+    """
+    joined = choices[["method", "budget", "id"]].merge(scores, left_on="id", right_on="precision", suffixes=("_choice", ""))
+    mean = joined.groupby(["method", "budget", "seed", "id", "paragraph"], sort=False)[["em", "f1", "loss"]].mean()
+    return mean.reset_index().rename(columns={"method": "model", "budget": "precision"})
+
+
+def against(found: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """Changes of `loss`, `f1` and `em` against the base's, question by question, in place of the three."""
+    at_base = base.set_index("id")[["loss", "f1", "em"]].reindex(found["id"]).reset_index(drop=True)
+    changes = {f"{name}_change": found[name].reset_index(drop=True) - at_base[name] for name in at_base}
+    return found.reset_index(drop=True).drop(columns=["loss", "f1", "em"]).assign(**changes)
+
+
+def cell_table(sweep: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """The heatmaps' cells: mean changes with intervals.
+
+    Returns:
+        One row a cell: `base`, `block`, `role`, `lowered`, `bits`, `loss_change`, `f1_change`, `em_change` (each with
+        `_low`, `_high`), `n`.
+    """
+    keys = ["base", "block", "role", "lowered", "bits"]
+    tables = []
+    for place, rows in sweep.groupby(keys, sort=False):
+        scores = rows.assign(model="cell", precision="", seed=0)
+        table = results.mean_table(scores, ["loss_change", "f1_change", "em_change"], **options)
+        tables.append(table.drop(columns=["model", "precision", "paragraphs"]).assign(**dict(zip(keys, place, strict=True))))
+    table = pd.concat(tables, ignore_index=True)
+    return table[[*keys, *(c for c in table if c not in keys)]]
+
+
+def effects(
+    sweep: pd.DataFrame, parts: Mapping[str, Iterable[Group]], weights: Mapping[Group, int] | None = None
+) -> pd.DataFrame:
+    """Per question, what lowering one block × role costs on average over each part of the model.
+
+    Args:
+        sweep: of one base and one kind of lowering.
+        parts: by name, the blocks and roles that are averaged over.
+        weights: numbers of weights; with them it is the cost of lowering a million of them, and without that of a layer.
+
+    Returns:
+        In the results' schema: `model` (the part), `precision` (the bits), `seed`, `id`, `paragraph`, `loss_change`,
+        `f1_change`, `em_change`.
+    """
+    metrics = ["loss_change", "f1_change", "em_change"]
+    tables = []
+    for name, groups in parts.items():
+        chosen = set(groups)
+        rows = sweep[[(b, r) in chosen for b, r in zip(sweep["block"], sweep["role"], strict=True)]]
+        if weights is not None:
+            millions = pd.Series([weights[b, r] / 1e6 for b, r in zip(rows["block"], rows["role"], strict=True)], rows.index)
+            rows = rows.assign(**{metric: rows[metric] / millions for metric in metrics})
+        mean = rows.groupby(["bits", "id", "paragraph"], sort=False)[metrics].mean().reset_index()
+        tables.append(mean.assign(model=name, precision=mean["bits"].astype(str), seed=0).drop(columns="bits"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], *, resamples: int, confidence: float) -> tuple[float, float, float]:
+    """Spearman's rank correlation with a percentile bootstrap interval over the pairs."""
+
+    def statistic(a: np.ndarray, b: np.ndarray) -> float:
+        return float(spearmanr(a, b).statistic)
+
+    data = np.asarray(x, float), np.asarray(y, float)
+    found = bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return statistic(*data), float(found.confidence_interval.low), float(found.confidence_interval.high)
