@@ -78,7 +78,7 @@ def learn_allocation(
         total = loss + penalty * torch.relu(expected / budget - 1)
         (logits.grad,) = torch.autograd.grad(total, logits)  # of the logits alone: adapters collect none
         optimizer.step()
-        rows.append({"step": step, "span_loss": float(loss), "expected_cost": float(expected)})
+        rows.append({"step": step, "span_loss": float(loss.detach()), "expected_cost": float(expected.detach())})
     return Learned(logits.detach().double().softmax(1).cpu().numpy(), pd.DataFrame(rows))
 
 

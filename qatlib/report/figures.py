@@ -83,7 +83,7 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
     roles, blocks = cells["role"].unique(), cells["block"].nunique()
     size = (1.2 + len(widths) * (0.62 * len(roles) + 0.5), len(kinds) * (0.27 * blocks + 1.1))
     fig, axes = plt.subplots(len(kinds), len(widths), figsize=size, squeeze=False, sharex=True, sharey=True)
-    low, high = cells[metric].quantile([0.02, 0.98])
+    limit = cells[metric].abs().quantile(0.98)
     for (i, kind), (j, bits) in product(enumerate(kinds), enumerate(widths)):
         ax, rows = axes[i, j], cells[(cells["lowered"] == kind) & (cells["bits"] == bits)]
         tables = {name: rows.pivot(index="block", columns="role", values=name)[roles] for name in _bounds(metric)}
@@ -92,7 +92,14 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
         texts = value.map(lambda x: f"{x:.{digits}f}".replace("-", "−"))
         texts = texts.where(~unsure, "(" + texts + ")")
         last = j == len(widths) - 1
-        style = {"vmin": low, "vmax": high, "cbar": last, "cbar_kws": {"label": label}, "annot_kws": {"size": 7}}
+        style = {
+            "vmin": -limit,
+            "vmax": limit,
+            "cmap": "vlag",
+            "cbar": last,
+            "cbar_kws": {"label": label},
+            "annot_kws": {"size": 7},
+        }
         sns.heatmap(value, annot=texts, fmt="", ax=ax, linewidths=0.5, **style)
         for y, x in zip(*np.nonzero(unsure.to_numpy()), strict=True):
             ax.add_patch(Rectangle((x, y), 1, 1, fill=False, hatch="///", edgecolor="0.75", linewidth=0))

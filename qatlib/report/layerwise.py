@@ -60,12 +60,12 @@ class Layerwise:
     @property
     def base(self) -> Precision:
         """What the search starts from."""
-        return self.params.sensitivity.bases[0]
+        return self.params.bases[0]
 
     def lowered(self, base: Precision) -> dict[str, tuple[str, int]]:
         """What of a layer is lowered, and to how many bits, by the name of the precision that it is at then."""
         found = {}
-        for bits in self.params.sensitivity.bits:
+        for bits in self.params.lowered_to:
             precisions = {
                 "both": Precision(bits, bits),
                 "weights": Precision(bits, base.a_bits),
@@ -146,7 +146,7 @@ class Layerwise:
 
     def problem(self, sweep: pd.DataFrame) -> Allocation:
         """Allocation of average weight bits, candidates lowered in both weights and activations, losses as measured."""
-        bits = self.params.sensitivity.bits
+        bits = self.params.lowered_to
         precisions = (self.base, *(Precision(b, b) for b in bits))
         both = sweep[(sweep["lowered"] == "both") & (sweep["base"] == self.base.name)]
         mean = both.groupby(["block", "role", "bits"])["loss_change"].mean()
@@ -231,8 +231,8 @@ class Layerwise:
         return ilp(replace(problem, cost=stays), 1 - share)
 
     def judged(self, configurations: Mapping[str, Configuration], label: str) -> pd.DataFrame:
-        """Scores of the held-out questions at every configuration."""
-        return self.study.scores(self.model, label, configurations, self.held_out)
+        """Scores of the held-out questions at every configuration; too many files to publish."""
+        return self.study.scores(self.model, label, configurations, self.held_out, published=False)
 
 
 def likeliest(problem: Allocation, shares: pd.DataFrame) -> Allocation:

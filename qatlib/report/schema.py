@@ -152,22 +152,50 @@ class Params(Section):
         precisions, switchable = info.data.get("precisions", ()), info.data.get("switchable")
         if not precisions or switchable is None:
             return section
-        if wrong := [p.name for p in section.bases if p not in precisions and p != FULL_PRECISION]:
-            _refuse(("bases", wrong, "a list of some of precisions, or 32"))
-        trained = {p.w_bits for p in precisions}
-        if switchable.adapters == "separate" and (unknown := [b for b in section.bits if b not in trained]):
-            _refuse(("bits", list(section.bits), f"a list of weight bit-widths of precisions, which {unknown[0]} is not"))
-        if section.bases[0].w_bits in section.bits:
-            _refuse(("bits", list(section.bits), f"a list without {section.bases[0].w_bits}, which the first of bases has"))
+        if wrong := [p.name for p in section.bases or () if p not in precisions and p != FULL_PRECISION]:
+            _refuse(("bases", wrong, "a list of some of precisions, or 32; or null"))
+        widths, first = {p.w_bits for p in precisions}, _bases(section, precisions)[0].w_bits
+        if switchable.adapters == "separate" and (unknown := [b for b in section.bits or () if b not in widths]):
+            _refuse(("bits", section.bits, f"a list of weight bit-widths of precisions, which {unknown[0]} is not, or null"))
+        if any(b >= first for b in _bits(section, precisions)) or not _bits(section, precisions):
+            _refuse(("bits", section.bits, f"a list of weight bit-widths of precisions below {first}, the first of bases"))
         return section
 
     @check("search")
     @classmethod
     def _affordable(cls, section: Search, info: Info) -> Search:
-        sensitivity = info.data.get("sensitivity")
-        if sensitivity and min(section.budgets) < (least := min(*sensitivity.bits, sensitivity.bases[0].w_bits)):
-            _refuse(("budgets", list(section.budgets), f"a list of numbers of at least {least}, the least of the candidates"))
+        sensitivity, precisions = info.data.get("sensitivity"), info.data.get("precisions", ())
+        if sensitivity and precisions:
+            least = min(_bits(sensitivity, precisions))
+            if any(budget < least for budget in section.budgets or ()):
+                _refuse(("budgets", section.budgets, f"a list of numbers of at least {least}, the narrowest candidate, or null"))
         return section
+
+    @property
+    def bases(self) -> tuple[Precision, ...]:
+        """What all layers but the lowered one are at."""
+        return _bases(self.sensitivity, self.precisions)
+
+    @property
+    def lowered_to(self) -> tuple[int, ...]:
+        """The bits that a layer is lowered to, most first."""
+        return _bits(self.sensitivity, self.precisions)
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """Average weight bits that are searched under."""
+        within = (b for b in (8.0, 6.0, 5.0, 4.0, 3.0) if min(self.lowered_to) <= b <= self.bases[0].w_bits)
+        return self.search.budgets or tuple(within)
+
+
+def _bases(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[Precision, ...]:
+    narrow = [p for p in precisions if p.w_bits <= 8] or precisions
+    return section.bases or (max(narrow), FULL_PRECISION)
+
+
+def _bits(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[int, ...]:
+    first = _bases(section, precisions)[0].w_bits
+    return section.bits or tuple(sorted({p.w_bits for p in precisions if p.w_bits < first}, reverse=True))
 
 
 def _untrained(name: str, precisions: Sequence[Precision], switchable: Switchable) -> set[int]:

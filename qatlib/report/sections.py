@@ -299,10 +299,11 @@ class Generative(Section):
 class Sensitivity(Section):
     """Layers lowered one at a time."""
 
-    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
-    """What all other layers are at: some of `precisions`, or 32. The search starts from the first."""
-    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)]
-    """What a layer is lowered to; for weights it must be a bit-width of `precisions`."""
+    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1)] | None = None
+    """What all other layers are at: some of `precisions`, or 32. The search starts from the first. Null for the widest of
+    `precisions` of 8 bits at most, and 32."""
+    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)] | None = None
+    """What a layer is lowered to: weight bit-widths of `precisions`; null for all below the first of `bases`."""
     lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
     """What of a layer goes to those bits while the rest of it stays; the search needs both."""
     questions: Annotated[int, Field(ge=10)]
@@ -329,8 +330,8 @@ class Learning(Section):
 class Search(Section):
     """Allocation of bits under a budget; candidates are the first of `sensitivity.bases` and `sensitivity.bits`."""
 
-    budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1)]
-    """Average weight bits."""
+    budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1)] | None = None
+    """Average weight bits; null for those of 8, 6, 5, 4 and 3 that lie within the candidates."""
     draws: _Count
     """Random configurations at every budget."""
     questions: Annotated[int, Field(ge=10)]

@@ -229,6 +229,7 @@ class Study:
         label: str,
         at: Sequence[Precision] | Mapping[str, Any],
         questions: int | Sequence[Question] | None = None,
+        published: bool = True,
     ) -> pd.DataFrame:
         """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
 
@@ -236,6 +237,7 @@ class Study:
             label: what the model is called in the result files.
             at: precisions, or anything that `Configuration.resolve` reads, by the name that `precision` shall have.
             questions: so many of the validation questions, or these; all of them if left out.
+            published: as in `Stage.table`.
         """
         chosen = questions if isinstance(questions, Sequence) else spread(self.validation, questions)
         features = self.featurize(chosen) if questions else self.validation_features
@@ -253,7 +255,7 @@ class Study:
             )
             return frame.drop(columns="prediction")
 
-        return self._each(model, f"scores_{label}", label, at, measure)
+        return self._each(model, f"scores_{label}", label, at, measure, published)
 
     def perplexities(
         self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], paragraphs: int | None = None
@@ -301,12 +303,13 @@ class Study:
         label: str,
         at: Sequence[Precision] | Mapping[str, Any],
         measure: Callable[[str], pd.DataFrame],
+        published: bool = True,
     ) -> pd.DataFrame:
         """One result file a precision, so that a killed run has lost one evaluation at most; all of them in one frame."""
         parts = []
         for name, spec in (at if isinstance(at, Mapping) else {p.name: p for p in at}).items():
             with model.at(spec):
-                part = self.stage.table(f"{file}_{name.lower()}", partial(measure, name))
+                part = self.stage.table(f"{file}_{name.lower()}", partial(measure, name), published)
             for column, value in (("seed", self.params.seed), ("precision", name), ("model", label)):
                 part.insert(0, column, value)
             parts.append(part)

@@ -111,6 +111,26 @@ WRONG = {
         "comparisons.methods[0].quantizer.activations is \"per_tensor_static\"; allowed is 'per_token': static scales are "
         "compared in 01_build, and nothing calibrates them elsewhere",
     ),
+    "lowered to an untrained width": (
+        "sensitivity.bits=[7]",
+        "sensitivity.bits is [7]; allowed is a list of weight bit-widths of precisions, which 7 is not, or null",
+    ),
+    "lowered to where it is": (
+        "sensitivity.bits=[8]",
+        "sensitivity.bits is [8]; allowed is a list of weight bit-widths of precisions below 8, the first of bases",
+    ),
+    "base of no trained width": (
+        "sensitivity.bases=[5]",
+        'sensitivity.bases is ["5"]; allowed is a list of some of precisions, or 32; or null',
+    ),
+    "lowered, but not both": (
+        "sensitivity.lowered=[weights]",
+        "sensitivity.lowered is [\"weights\"]; allowed is a list that holds 'both', which the search is made of",
+    ),
+    "budget that no configuration keeps": (
+        "search.budgets=[5, 2.5]",
+        "search.budgets is [5, 2.5]; allowed is a list of numbers of at least 3, the narrowest candidate, or null",
+    ),
     "specialists of nothing": (
         "comparisons={passes: 9, seeds: [0], questions: 10, methods: [], specialists: 1}",
         "comparisons.specialists is 1; allowed is 0, because no methods are listed to compare with",

@@ -1,0 +1,137 @@
+"""The sweep's changes are paired, effects are plain means, equal choices are one configuration, and no paragraph is on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qatlib.precision import Precision
+from qatlib.report import layerwise
+from qatlib.report.layerwise import Layerwise
+from qatlib.report.study import Study
+from qatlib.report.trainings import Trainings
+from qatlib.search import Allocation, ilp
+
+
+@pytest.fixture(scope="module")
+def work(make_desk, tmp_path_factory):
+    """On an untrained switchable model of the smoke profile."""
+    study = Study(make_desk(tmp_path_factory.mktemp("layerwise")))
+    path = tmp_path_factory.mktemp("teacher") / "t"
+    study.teacher("lora")[0].save(path, study.tokenizer)
+    trainings = Trainings(study, path)
+    return Layerwise(study, trainings.prepared(trainings.own))
+
+
+@pytest.fixture(scope="module")
+def sweep(work):
+    return work.sweep(work.base)
+
+
+def test_no_paragraph_is_on_both_sides(work):
+    assert work.seen and work.held_out
+    assert not {q.paragraph for q in work.seen} & {q.paragraph for q in work.held_out}
+
+
+def test_a_sweep_lowers_weights_and_activations_together_and_apart(work, sweep):
+    base = work.base
+    assert work.lowered(base)["4"] == ("both", 4) and work.lowered(base)["w2a8"] == ("weights", 2)
+    assert work.lowered(base)["w8a2"] == ("activations", 2)
+    assert len(sweep) == len(work.groups) * 6 * len(work.seen)
+    assert set(sweep.groupby("precision").size()) == {len(work.groups) * len(work.seen)}
+
+
+def test_changes_are_against_the_base_question_by_question():
+    base = pd.DataFrame({"id": ["a", "b"], "loss": [1.0, 2], "f1": [50.0, 100], "em": [0.0, 100]})
+    found = pd.DataFrame({"id": ["b", "a"], "loss": [2.5, 1], "f1": [0.0, 60], "em": [0.0, 100], "role": ["x", "y"]})
+    changes = layerwise.against(found, base)
+    assert changes["loss_change"].tolist() == [0.5, 0] and changes["f1_change"].tolist() == [-100, 10]
+    assert changes["em_change"].tolist() == [-100, 100] and changes["role"].tolist() == ["x", "y"]
+
+
+def test_effects_are_means_over_cells_and_by_weight(work, sweep):
+    both = sweep[sweep["lowered"] == "both"]
+    found = layerwise.effects(both, {"all": work.groups, "one": [work.problem(sweep).groups[0]]})
+    one = both[(both["block"] == 0) & (both["role"] == "qkv") & (both["bits"] == 2)]
+    mine = found[(found["model"] == "one") & (found["precision"] == "2")]
+    assert mine["loss_change"].mean() == pytest.approx(one["loss_change"].mean())
+    assert found[found["model"] == "all"]["loss_change"].mean() == pytest.approx(both["loss_change"].mean())
+    halves = layerwise.effects(both, {"all": work.groups}, dict.fromkeys(work.groups, 500_000))
+    assert halves["loss_change"].mean() == pytest.approx(2 * both["loss_change"].mean())
+
+
+def test_cells_hold_their_means_between_their_bounds(sweep):
+    table = layerwise.cell_table(sweep, resamples=100)
+    assert len(table) == sweep.groupby(["block", "role", "lowered", "bits"]).ngroups
+    assert ((table["loss_change_low"] <= table["loss_change"]) & (table["loss_change"] <= table["loss_change_high"])).all()
+    assert table["loss_change"].mean() == pytest.approx(sweep["loss_change"].mean())
+
+
+def test_a_problem_has_the_measured_losses_and_nothing_for_the_base(work, sweep):
+    problem = work.problem(sweep)
+    assert [p.name for p in problem.precisions] == ["8", "4", "2"]
+    assert not problem.loss[:, 0].any()
+    cell = sweep[(sweep["block"] == 1) & (sweep["role"] == "mlp_out") & (sweep["precision"] == "2")]
+    assert problem.loss[problem.groups.index((1, "mlp_out")), 2] == pytest.approx(cell["loss_change"].mean())
+
+
+def test_interactions_are_what_is_more_than_the_sum(work, sweep):
+    problem = work.problem(sweep)
+    pairs = work.pair_losses(problem, 2)
+    assert len(pairs) == len(work.groups) * (len(work.groups) - 1) / 2
+    row = pairs.iloc[3]
+    i, j = int(row["first"]), int(row["second"])
+    choice = np.zeros(len(work.groups), int)
+    choice[[i, j]] = 2
+    both = work.judged({"pair": problem.configuration(choice, work.model.infos)}, "pair")
+    seen = work.study.scores(work.model, "pair_seen", {"pair": problem.configuration(choice, work.model.infos)}, work.seen)
+    assert len(both) == len(work.held_out)
+    added = seen["loss"].mean() - work.base_scores(work.base)["loss"].mean()
+    noise = work.noise(work.base).assign(precision=lambda t: t["precision"].astype(str))
+    interactions = work.interactions(problem, pairs, noise, 2)
+    assert problem.predicted(choice) + interactions.added(choice) == pytest.approx(added, abs=1e-5)
+    assert (interactions.amplitude[:, 0] == 0).all() and np.allclose(interactions.amplitude[:, 2], 1)
+
+
+def test_at_least_the_share_of_the_layers_is_lowered(work, sweep):
+    problem = work.problem(sweep)
+    for share in (0.25, 0.83, 1.0):
+        choice = work.at_share(problem, share)
+        configuration = problem.configuration(choice, work.model.infos)
+        assert sum(p != work.base for p in configuration.values()) / len(configuration) >= share - 1e-6
+
+
+def test_equal_choices_are_one_configuration():
+    problem = Allocation(((0, "qkv"),), (Precision(8, 8), Precision(2, 2)), np.zeros((1, 2)), np.array([[8.0, 2.0]]))
+    found = {("ILP", 8): [np.array([0])], ("random", 8): [np.array([0]), np.array([1])]}
+    listed = layerwise.listed(found, problem)
+    assert listed["id"].tolist() == ["c000", "c000", "c001"] and listed["average_bits"].tolist() == [8, 8, 2]
+    scores = pd.DataFrame({"model": "search", "precision": ["c000", "c001"], "seed": 0, "id": "q", "paragraph": "p"})
+    scores = scores.assign(em=0.0, f1=[100.0, 50.0], loss=[0.0, 1.0])
+    by_method = layerwise.by_method(listed, scores).set_index(["model", "precision"])
+    assert by_method.loc[("ILP", "8"), "f1"] == 100 and by_method.loc[("random", "8"), "f1"] == 75
+
+
+def test_the_likeliest_choice_is_that_of_the_largest_shares():
+    problem = Allocation(
+        ((0, "qkv"), (0, "mlp_in")), (Precision(8, 8), Precision(2, 2)), np.zeros((2, 2)), np.tile([8.0, 2], (2, 1))
+    )
+    shares = pd.DataFrame({"share": [0.9, 0.1, 0.2, 0.8]})
+    assert ilp(layerwise.likeliest(problem, shares), 16).tolist() == [0, 1]
+
+
+def test_rank_correlation_knows_order_alone():
+    x = np.arange(20.0)
+    assert layerwise.rank_correlation(x, np.exp(x), resamples=100, confidence=0.95) == pytest.approx((1, 1, 1))
+    value, low, high = layerwise.rank_correlation(x, -(x**3), resamples=100, confidence=0.95)
+    assert value == low == high == pytest.approx(-1)
+
+
+def test_the_sweep_is_timed_beside_whole_passes(work):
+    found = work.reuse()
+    assert (
+        found["equal"].all()
+        and (found["cells"] == 4 * 6).all()
+        and (found[["sweep_seconds", "whole_seconds"]] > 0).all(axis=None)
+    )
