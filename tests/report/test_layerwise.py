@@ -1,4 +1,4 @@
-"""The sweep's changes are paired, effects are plain means, equal choices are one configuration, and no paragraph is on both sides."""
+"""Changes are paired, effects are plain means, equal choices are one configuration, and no paragraph is on both sides."""
 
 from __future__ import annotations
 
