@@ -117,9 +117,9 @@ def answers(
     rows = []
     for i, (question, (a, b)) in enumerate(zip(questions, spans, strict=True)):
         prediction = question.context[a:b]
-        row = {"id": question.id, "paragraph": question.paragraph}
-        row |= {"em": 100 * exact_match(prediction, question.answers), "f1": 100 * f1(prediction, question.answers)}
-        rows.append(row | {"loss": by_question[i], "prediction": prediction})
+        place = {"id": question.id, "paragraph": question.paragraph}
+        scores = {"em": 100 * exact_match(prediction, question.answers), "f1": 100 * f1(prediction, question.answers)}
+        rows.append(place | scores | {"loss": by_question[i], "prediction": prediction})
     return pd.DataFrame(rows)
 
 

@@ -74,7 +74,8 @@ class _Schema:
         if "enum" in node or "const" in node:
             return " or ".join(repr(value) for value in node.get("enum", [node.get("const")]))
         if node["type"] == "array":
-            least = " of at least one" if node.get("minItems") else ""
+            count = node.get("minItems", 0)
+            least = f" of at least {'one' if count == 1 else count}" if count else ""
             return f"a list{least}, each {self.words(node['items'])}"
         limits = {"minimum": "at least", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
         bounds = [f"{word} {node[key]:g}" for key, word in limits.items() if key in node]

@@ -51,7 +51,11 @@ class Layerwise:
         self.seen = spread([q for q in study.validation if q.paragraph in searched], self.params.sensitivity.questions)
         self.held_out = spread([q for q in study.validation if q.paragraph not in searched], self.params.search.questions)
         settings = self.params.evaluation
-        self._how = {"pad_id": study.pad_id, "batch_size": settings.batch_size, "max_answer_tokens": settings.max_answer_tokens}
+        self._how: dict[str, Any] = {
+            "pad_id": study.pad_id,
+            "batch_size": settings.batch_size,
+            "max_answer_tokens": settings.max_answer_tokens,
+        }
 
     @cached_property
     def _features(self) -> list[Feature]:
@@ -64,7 +68,7 @@ class Layerwise:
 
     def lowered(self, base: Precision) -> dict[str, tuple[str, int]]:
         """What of a layer is lowered, and to how many bits, by the name of the precision that it is at then."""
-        found = {}
+        found: dict[str, tuple[str, int]] = {}
         for bits in self.params.lowered_to:
             precisions = {
                 "both": Precision(bits, bits),
@@ -193,8 +197,8 @@ class Layerwise:
         """The second-order term of a problem, from its pairs' losses and the amplitudes of output noise."""
         count = len(problem.groups)
         extra = np.zeros((count, count))
-        for row in pair_losses.itertuples():
-            extra[row.first, row.second] = extra[row.second, row.first] = row.extra_loss
+        first, second = (pair_losses[name].to_numpy(int) for name in ("first", "second"))
+        extra[first, second] = extra[second, first] = pair_losses["extra_loss"]
         decibel = noise.set_index(["block", "role", "precision"])["sqnr_db"]
         table = np.array([[decibel[(*group, p.name)] for p in problem.precisions[1:]] for group in problem.groups])
         amplitude = 10 ** ((table[:, [at - 1]] - table) / 20)
@@ -285,9 +289,9 @@ def cell_table(sweep: pd.DataFrame, **options: Any) -> pd.DataFrame:
     for place, rows in sweep.groupby(keys, sort=False):
         scores = rows.assign(model="cell", precision="", seed=0)
         table = results.mean_table(scores, ["loss_change", "f1_change", "em_change"], **options)
-        tables.append(table.drop(columns=["model", "precision", "paragraphs"]).assign(**dict(zip(keys, place, strict=True))))
-    table = pd.concat(tables, ignore_index=True)
-    return table[[*keys, *(c for c in table if c not in keys)]]
+        where = pd.DataFrame([place], columns=keys)
+        tables.append(where.join(table.drop(columns=["model", "precision", "paragraphs"])))
+    return pd.concat(tables, ignore_index=True)
 
 
 def effects(

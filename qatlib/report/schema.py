@@ -40,7 +40,7 @@ class Params(Section):
     model: Model
     data: Data
     quantizer: DynamicQuantizer
-    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=2)]
     """Precisions of the switchable model, one adapter each."""
     lora: Lora
     teacher: Teacher
@@ -157,7 +157,7 @@ class Params(Section):
         widths, first = {p.w_bits for p in precisions}, _bases(section, precisions)[0].w_bits
         if switchable.adapters == "separate" and (unknown := [b for b in section.bits or () if b not in widths]):
             _refuse(("bits", section.bits, f"a list of weight bit-widths of precisions, which {unknown[0]} is not, or null"))
-        if any(b >= first for b in _bits(section, precisions)) or not _bits(section, precisions):
+        if any(b >= first for b in section.bits or ()) or not _bits(section, precisions):
             _refuse(("bits", section.bits, f"a list of weight bit-widths of precisions below {first}, the first of bases"))
         return section
 
@@ -189,8 +189,8 @@ class Params(Section):
 
 
 def _bases(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[Precision, ...]:
-    narrow = [p for p in precisions if p.w_bits <= 8] or precisions
-    return section.bases or (max(narrow), FULL_PRECISION)
+    least = min(p.w_bits for p in precisions)
+    return section.bases or (max([p for p in precisions if least < p.w_bits <= 8] or precisions), FULL_PRECISION)
 
 
 def _bits(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[int, ...]:

@@ -125,7 +125,7 @@ def test_rank_correlation_knows_order_alone():
     x = np.arange(20.0)
     assert layerwise.rank_correlation(x, np.exp(x), resamples=100, confidence=0.95) == pytest.approx((1, 1, 1))
     value, low, high = layerwise.rank_correlation(x, -(x**3), resamples=100, confidence=0.95)
-    assert value == low == high == pytest.approx(-1)
+    assert (value, low, high) == pytest.approx((-1, -1, -1))
 
 
 def test_the_sweep_is_timed_beside_whole_passes(work):

@@ -127,9 +127,9 @@ WRONG = {
         "sensitivity.lowered=[weights]",
         "sensitivity.lowered is [\"weights\"]; allowed is a list that holds 'both', which the search is made of",
     ),
-    "budget that no configuration keeps": (
-        "search.budgets=[5, 2.5]",
-        "search.budgets is [5, 2.5]; allowed is a list of numbers of at least 3, the narrowest candidate, or null",
+    "a single width": (
+        "precisions=[8]",
+        "precisions is [8]; allowed is a list of at least 2, each a bit-width from 2 to 16 or 32, or weights and activations",
     ),
     "specialists of nothing": (
         "comparisons={passes: 9, seeds: [0], questions: 10, methods: [], specialists: 1}",
@@ -385,8 +385,8 @@ def test_profile_path_must_not_shadow_a_profile(tmp_path: Path) -> None:
 
 
 def test_error_names_file_where_the_override_is_elsewhere() -> None:
-    with pytest.raises(ParamsError, match=r"^params/quick.yaml: lora.ranks is \[8, 8, 8, 8, 8, 8\]; allowed is a list of 1 "):
-        load_params("quick", ["precisions=[8]"])
+    with pytest.raises(ParamsError, match=r"^params/quick.yaml: lora.ranks is \[8, 8, 8, 8, 8, 8\]; allowed is a list of 2 "):
+        load_params("quick", ["precisions=[8, 4]"])
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -433,9 +433,25 @@ def test_learning_from_wider_ones_takes_several_configurations_a_step(name: str)
     chosen = f"switchable.objective.name={name}"
     for schedule in ("{name: all}", "{name: sandwich}", "{name: random_uniform, passes: 2}"):
         assert load_params("quick", [chosen, f"switchable.schedule={schedule}"]).switchable.objective.name == name
-    one = ["precisions=[8]", "lora.ranks=[8]", "lora.alphas=[8]", "lora.dropouts=[0]", "switchable.schedule={name: all}"]
-    with pytest.raises(ParamsError, match="because all trains one configuration a step here"):
-        load_params("quick", [*one, chosen])
+
+
+def test_budgets_are_within_the_candidates() -> None:
+    assert load_params("quick", ["sensitivity.bits=[6, 4]"]).budgets == (8, 6, 5, 4)
+    with pytest.raises(ParamsError) as error:
+        load_params("quick", ["sensitivity.bits=[6, 4]", "search.budgets=[5, 3]"])
+    assert str(error.value) == (
+        "SET: search.budgets is [5.0, 3.0]; allowed is a list of numbers of at least 4, the narrowest candidate, or null"
+    )
+
+
+@given(st.lists(st.sampled_from([*range(2, 17), 32]), min_size=2, unique=True))
+def test_there_is_always_something_to_lower(widths: list[int]) -> None:
+    each = {"ranks": [1] * len(widths), "alphas": [1.0] * len(widths), "dropouts": [0.0] * len(widths)}
+    wanted = [w for w in widths if w != 32]
+    params = load_params("quick", [f"precisions={widths}", f"post_training.precisions={wanted}", f"lora={json.dumps(each)}"])
+    assert params.lowered_to and max(params.lowered_to) < params.bases[0].w_bits
+    assert set(params.lowered_to) < set(widths) and params.bases[0].w_bits in widths
+    assert 8 not in widths or min(widths) == 8 or params.bases[0].w_bits == 8
 
 
 def test_stages_depend_on_every_section_once() -> None:
@@ -443,7 +459,7 @@ def test_stages_depend_on_every_section_once() -> None:
     assert tuple(SECTIONS) == tuple(UPSTREAM) == STAGES
 
 
-_widths = st.lists(st.sampled_from([*range(2, 17), 32]), min_size=1, unique=True)
+_widths = st.lists(st.sampled_from([*range(2, 17), 32]), min_size=2, unique=True)
 
 
 @given(data=st.data(), widths=_widths, seed=st.integers(0, 2**40))
