@@ -53,8 +53,8 @@ WRONG = {
         "post_training.precisions=[w17a8]",
         f'post_training.precisions[0] is "w17a8"; allowed is {BIT_WIDTH}',
     ),
-    "no precisions": ("precisions=[]", f"precisions is []; allowed is a list of at least one, each {BIT_WIDTH}"),
-    "no list": ("precisions=8", f"precisions is 8; allowed is a list of at least one, each {BIT_WIDTH}"),
+    "no precisions": ("precisions=[]", f"precisions is []; allowed is a list of at least 2, each {BIT_WIDTH}"),
+    "no list": ("precisions=8", f"precisions is 8; allowed is a list of at least 2, each {BIT_WIDTH}"),
     "width twice": (
         "precisions=[8, w8a4]",
         'precisions is [8, "w8a4"]; allowed is a list with each weight bit-width once',
