@@ -54,13 +54,13 @@ def evaluate_changes(
     if not 0 <= block < len(model.blocks):
         raise ValueError(f"block is {block}; allowed is an integer from 0 to {len(model.blocks) - 1}")
     layers = {info.name: layer for info, layer in zip(model.infos, model.layers, strict=True)}
-    before = {info.name for info in model.infos if info.block < block}
-    if early := [name for change in changes.values() for name in change if name in before]:
+    passed = {info.name for info in model.infos if info.block < block}
+    if early := [name for change in changes.values() for name in change if name in passed]:
         raise ValueError(f"a change of {early[0]}, which is before block {block}")
-    own = [layers[info.name] for info in model.infos if info.block == block]
+    before = [*model.blocks[:block], *model.blocks[block].modules()]
 
     def lower(batch: Batch) -> list[SpanFigures]:
-        with _recorded([*model.blocks[:block], *own]) as outputs:
+        with _recorded(before) as outputs:
             model(batch.input_ids)
         found = []
         for change in changes.values():
@@ -138,7 +138,7 @@ def output_noise(model: SwitchableModel, features: Sequence[Feature], precisions
 
 @contextmanager
 def _recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
-    """What each of `modules` returns in the `with` block, in the order they are called in."""
+    """What each of `modules` returns in the `with` block, in the order they return in: a part before the whole."""
     outputs: dict[nn.Module, Any] = {}
     hooks = [m.register_forward_hook(lambda m, args, output: outputs.update({m: output})) for m in modules]
     try:
@@ -149,7 +149,7 @@ def _recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 
 def _before(outputs: Mapping[nn.Module, Any], layers: Collection[nn.Module]) -> dict[nn.Module, Any]:
-    """Those of `outputs` that were there when the first of `layers` was called."""
+    """Those of `outputs` that were there before the first of `layers` was: whole attentions, norms, layers."""
     return dict(takewhile(lambda item: item[0] not in layers, outputs.items()))
 
 

@@ -123,7 +123,7 @@ class Layerwise:
         """
         questions = spread(self.seen, TIMED_QUESTIONS)
         features = self.study.featurize(questions)
-        precisions = [Precision.parse(name) for name in self.lowered(self.base)]
+        precisions = [Precision(b, b) for b in self.params.lowered_to]
         rows = []
         with self.model.at(self.base):
             for p in precisions:  # codes are computed once, before anything is timed

@@ -132,6 +132,6 @@ def test_the_sweep_is_timed_beside_whole_passes(work):
     found = work.reuse()
     assert (
         found["equal"].all()
-        and (found["cells"] == 4 * 6).all()
+        and (found["cells"] == 4 * 2).all()
         and (found[["sweep_seconds", "whole_seconds"]] > 0).all(axis=None)
     )
