@@ -138,14 +138,25 @@ def output_noise(model: SwitchableModel, features: Sequence[Feature], precisions
 
 @contextmanager
 def _recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
-    """What each of `modules` returns in the `with` block, in the order they return in: a part before the whole."""
+    """What each of `modules` returns in the `with` block, in the order they return in: a part before the whole.
+
+    Left out are modules called more than once, such as the dropout that Phi's attention and MLP share.
+    """
     outputs: dict[nn.Module, Any] = {}
-    hooks = [m.register_forward_hook(lambda m, args, output: outputs.update({m: output})) for m in modules]
+    again: set[nn.Module] = set()
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        again.update({module} & outputs.keys())
+        outputs[module] = output
+
+    hooks = [m.register_forward_hook(keep) for m in modules]
     try:
         yield outputs
     finally:
         for hook in hooks:
             hook.remove()
+        for module in again:
+            del outputs[module]
 
 
 def _before(outputs: Mapping[nn.Module, Any], layers: Collection[nn.Module]) -> dict[nn.Module, Any]:
