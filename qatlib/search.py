@@ -50,11 +50,11 @@ class Allocation:
 
     def predicted(self, choice: Choice) -> float:
         """The loss that a choice adds, were losses additive."""
-        return float(self.loss[np.arange(len(choice)), choice].sum())
+        return float(_chosen(self.loss, choice).sum())
 
     def spent(self, choice: Choice) -> float:
         """What a choice takes of the budget."""
-        return float(self.cost[np.arange(len(choice)), choice].sum())
+        return float(_chosen(self.cost, choice).sum())
 
     def keeps(self, choice: Choice, budget: float) -> bool:
         """Whether a choice is within the budget, but for rounding."""
@@ -197,7 +197,7 @@ class Interactions:
 
     def added(self, choice: Choice) -> float:
         """What the term adds to `Allocation.predicted`."""
-        errors = self.amplitude[np.arange(len(choice)), choice]
+        errors = _chosen(self.amplitude, choice)
         return float(errors @ self.extra @ errors / 2)
 
 
@@ -234,9 +234,14 @@ def _neighbours(choice: Choice, widths: int) -> Iterator[Choice]:
                 yield other
 
 
+def _chosen(table: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:
+    """(groups,): each group's entry of `table` at its precision."""
+    return table[np.arange(len(choice)), choice]
+
+
 def _steps(table: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:
     """(groups, precisions): by how much `table` changes where one group goes to another precision."""
-    return table - table[np.arange(len(choice)), choice][:, None]
+    return table - _chosen(table, choice)[:, None]
 
 
 def pareto(cost: Sequence[float], loss: Sequence[float]) -> list[bool]:
