@@ -62,7 +62,8 @@ def _processes(device: torch.device) -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def _device(model: SwitchableModel) -> torch.device:
+def device_of(model: SwitchableModel) -> torch.device:
+    """Where a model's inputs must be."""
     return model.qa_outputs.weight.device
 
 
@@ -84,7 +85,7 @@ def evaluate_spans(
         `loss` (span NLL in nats, mean over the windows that hold the answer; NaN where none does), `prediction`.
     """
     model.eval()
-    found = over_batches(features, batch_size, pad_id, _device(model), partial(span_figures, model), description)
+    found = over_batches(features, batch_size, pad_id, device_of(model), partial(span_figures, model), description)
     return answers(questions, features, found, max_answer_tokens)
 
 
@@ -128,7 +129,7 @@ def mean_span_loss(model: SwitchableModel, features: Sequence[Feature], *, pad_i
     """Mean span NLL in nats over the windows that hold their answer: a quick look during training."""
     was_training = model.training
     model.eval()
-    found = over_batches(features, batch_size, pad_id, _device(model), lambda b: span_nll(model(b.input_ids), b).cpu())
+    found = over_batches(features, batch_size, pad_id, device_of(model), lambda b: span_nll(model(b.input_ids), b).cpu())
     model.train(was_training)
     return float(torch.cat([losses for _, losses in found]).nanmean())
 
@@ -163,7 +164,7 @@ def evaluate_perplexity(
         keys.append(Question("", "", text, "", ()).paragraph)
     figures = np.zeros((len(features), 2))
     measure = partial(_next_token_figures, model)
-    for indices, sums in over_batches(features, batch_size, pad_id, _device(model), measure, description):
+    for indices, sums in over_batches(features, batch_size, pad_id, device_of(model), measure, description):
         figures[indices] = sums.numpy()
     tokens = [len(f.input_ids) - 1 for f in features]
     return pd.DataFrame({"paragraph": keys, "nll": figures[:, 0], "tokens": tokens, "correct": figures[:, 1].astype(int)})
@@ -193,7 +194,7 @@ def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: 
     before = model.configuration
     model.set_precision({name: {"w_bits": p.w_bits, "a_bits": 32} for name, p in before.items()})
     for feature in features:
-        model(torch.tensor([feature.input_ids], device=_device(model)))
+        model(torch.tensor([feature.input_ids], device=device_of(model)))
     model.set_precision(before)
     for layer in model.layers:
         layer.observing = False
@@ -213,7 +214,7 @@ def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits:
         layer.observer, layer.observing = ClipObserver(a_bits, grid), True
     with model.at(FULL):
         for feature in features:
-            model(torch.tensor([feature.input_ids], device=_device(model)))
+            model(torch.tensor([feature.input_ids], device=device_of(model)))
     for layer, observer in zip(model.layers, kept, strict=True):
         found = layer.observer
         assert isinstance(found, ClipObserver)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from qatlib.evaluate import over_batches
+from qatlib.evaluate import device_of, over_batches
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, next_token_nll
 from qatlib.spans import Feature
@@ -88,7 +88,7 @@ def greedy_answers(
     """
     model.eval()
     longest = max(len(ids) for ids in batch)
-    device = model.qa_outputs.weight.device
+    device = device_of(model)
     generated = model.lm.generate(
         torch.tensor([[pad_id] * (longest - len(ids)) + list(ids) for ids in batch], device=device),
         attention_mask=torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch], device=device),
@@ -142,7 +142,7 @@ def evaluate_answers(
     def told_nll(batch: Batch) -> Tensor:
         return next_token_nll(model, model(batch.input_ids), batch).double().cpu()
 
-    for indices, nll in over_batches(features, batch_size, pad_id, model.qa_outputs.weight.device, told_nll):
+    for indices, nll in over_batches(features, batch_size, pad_id, device_of(model), told_nll):
         for row, i in enumerate(indices):
             loss[i] = nll[row, len(asked[i]) - 1 : len(told[i]) - 1].mean()
     return pd.DataFrame(

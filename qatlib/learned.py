@@ -6,7 +6,7 @@ logits are trained by gradient descent; then each group takes one precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +14,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from qatlib.layers import SwitchableLinear
+from qatlib.evaluate import device_of
+from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
 from qatlib.objectives import collate, span_nll
 from qatlib.precision import Precision
@@ -62,7 +63,7 @@ def learn_allocation(
     """
     model.eval()
     with_answer = [f for f in features if f.start >= 0]
-    device = model.qa_outputs.weight.device
+    device = device_of(model)
     logits = torch.zeros(problem.cost.shape, device=device, requires_grad=True)
     cost = torch.tensor(problem.cost, dtype=torch.float32, device=device)
     optimizer = torch.optim.Adam([logits], lr=learning_rate)
@@ -86,15 +87,12 @@ def learn_allocation(
 def _mixed(model: SwitchableModel, problem: Allocation, shares: Tensor) -> Iterator[None]:
     """Layers that give the mean over the precisions of what they give at each."""
     rows = dict(zip(problem.groups, shares, strict=True))
-    before = model.configuration
-    for info, layer in zip(model.infos, model.layers, strict=True):
-        layer.__dict__["forward"] = partial(_mixture, layer, problem.precisions, rows[info.block, info.role])
-    try:
+    mixtures: dict[nn.Module, Callable[..., Tensor]] = {
+        layer: partial(_mixture, layer, problem.precisions, rows[info.block, info.role])
+        for info, layer in zip(model.infos, model.layers, strict=True)
+    }
+    with model.at(model.configuration), forwards_replaced(mixtures):
         yield
-    finally:
-        for layer in model.layers:
-            del layer.__dict__["forward"]
-        model.set_precision(before)
 
 
 def _mixture(layer: SwitchableLinear, precisions: Sequence[Precision], shares: Tensor, x: Tensor) -> Tensor:

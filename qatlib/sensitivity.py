@@ -7,7 +7,7 @@ behind it, so that a sweep costs about half the passes, with results equal to th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from qatlib.evaluate import SpanFigures, answers, over_batches, span_figures
-from qatlib.layers import SwitchableLinear
+from qatlib.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch
 from qatlib.precision import Precision, names_by_group
@@ -68,7 +68,7 @@ def evaluate_changes(
                 found.append(span_figures(model, batch))
         return found
 
-    found = over_batches(features, batch_size, pad_id, model.qa_outputs.weight.device, lower, description)
+    found = over_batches(features, batch_size, pad_id, device_of(model), lower, description)
     tables = []
     for i, name in enumerate(changes):
         scores = answers(questions, features, [(indices, each[i]) for indices, each in found], max_answer_tokens)
@@ -128,7 +128,7 @@ def output_noise(model: SwitchableModel, features: Sequence[Feature], precisions
     hooks = [layer.register_forward_hook(compare) for layer in model.layers]
     try:
         for feature in features:
-            model(torch.tensor([feature.input_ids], device=model.qa_outputs.weight.device))
+            model(torch.tensor([feature.input_ids], device=device_of(model)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -164,16 +164,9 @@ def _before(outputs: Mapping[nn.Module, Any], layers: Collection[nn.Module]) -> 
     return dict(takewhile(lambda item: item[0] not in layers, outputs.items()))
 
 
-@contextmanager
-def _replayed(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
+def _replayed(outputs: Mapping[nn.Module, Any]) -> AbstractContextManager[None]:
     """Modules that give what they gave, at once."""
-    for module, output in outputs.items():
-        module.__dict__["forward"] = partial(_replay, output)  # before the class's own
-    try:
-        yield
-    finally:
-        for module in outputs:
-            del module.__dict__["forward"]
+    return forwards_replaced({module: partial(_replay, output) for module, output in outputs.items()})
 
 
 def _replay(output: Any, *args: Any, **kwargs: Any) -> Any:

@@ -50,12 +50,10 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
     """
     params = study.params
     questions = spread(study.validation, params.deployment.questions)
-    how = {"pad_id": study.pad_id, "batch_size": params.evaluation.batch_size}
     features = study.featurize(questions)
 
     def ask(answering: Any, name: str) -> pd.DataFrame:
-        longest = params.evaluation.max_answer_tokens
-        return evaluate_spans(answering, questions, features, **how, max_answer_tokens=longest, description=name)
+        return evaluate_spans(answering, questions, features, **study.answering, description=name)
 
     rows = []
     for p in params.deployed:

@@ -50,12 +50,6 @@ class Layerwise:
         searched = set(paragraphs[::2])
         self.seen = spread([q for q in study.validation if q.paragraph in searched], self.params.sensitivity.questions)
         self.held_out = spread([q for q in study.validation if q.paragraph not in searched], self.params.search.questions)
-        settings = self.params.evaluation
-        self._how: dict[str, Any] = {
-            "pad_id": study.pad_id,
-            "batch_size": settings.batch_size,
-            "max_answer_tokens": settings.max_answer_tokens,
-        }
 
     @cached_property
     def _features(self) -> list[Feature]:
@@ -97,10 +91,8 @@ class Layerwise:
         parts = []
         with self.model.at(base):
             for block in range(len(self.model.blocks)):
-                said = f"block {block} from {base.name}"
-                compute = partial(
-                    sweep_block, self.model, self.seen, self._features, block, precisions, **self._how, description=said
-                )
+                how = self.study.answering | {"description": f"block {block} from {base.name}"}
+                compute = partial(sweep_block, self.model, self.seen, self._features, block, precisions, **how)
                 parts.append(self.study.stage.table(f"sweep_{base.name}_block_{block}", compute, published=False))
         found = pd.concat(parts, ignore_index=True)
         changes = against(found, self.base_scores(base)).assign(precision=found["precision"].astype(str), base=base.name)
@@ -128,17 +120,17 @@ class Layerwise:
         with self.model.at(self.base):
             for p in precisions:  # codes are computed once, before anything is timed
                 with self.model.at(p):
-                    evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self._how)
+                    evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self.study.answering)
             for block in range(len(self.model.blocks)):
                 start = time.perf_counter()
-                swept = sweep_block(self.model, questions, features, block, precisions, **self._how)
+                swept = sweep_block(self.model, questions, features, block, precisions, **self.study.answering)
                 middle = time.perf_counter()
                 whole = []
                 roles = [role for at, role in self.groups if at == block]
                 for role in roles:
                     for p in precisions:
                         with self.model.at(dict.fromkeys(self.groups[block, role], p)):
-                            whole.append(evaluate_spans(self.model, questions, features, **self._how))
+                            whole.append(evaluate_spans(self.model, questions, features, **self.study.answering))
                 end = time.perf_counter()
                 columns = ["id", "em", "f1", "loss"]
                 equal = swept[columns].equals(pd.concat(whole, ignore_index=True)[columns])
@@ -181,7 +173,7 @@ class Layerwise:
             others = [second for _, second in pairs]
             changes = {str(j): dict.fromkeys([*names[first], *names[j]], p) for j in others}
             block, role = problem.groups[first]
-            how = self._how | {"description": f"pairs with {role} of block {block}"}
+            how = self.study.answering | {"description": f"pairs with {role} of block {block}"}
             with self.model.at(self.base):
                 compute = partial(evaluate_changes, self.model, self.seen, self._features, block, changes, **how)
                 found = self.study.stage.table(f"pairs_{first}", compute, published=False)

@@ -223,6 +223,13 @@ class Study:
         unique = list(dict.fromkeys(q.context for q in self.validation))
         return spread(unique, self.params.data.perplexity_paragraphs)
 
+    @property
+    def answering(self) -> dict[str, Any]:
+        """How `evaluate_spans` and what is built on it answer questions in this run."""
+        settings = self.params.evaluation
+        sizes = {"batch_size": settings.batch_size, "max_answer_tokens": settings.max_answer_tokens}
+        return {"pad_id": self.pad_id, **sizes}
+
     def scores(
         self,
         model: SwitchableModel,
@@ -241,16 +248,13 @@ class Study:
         """
         chosen = questions if isinstance(questions, Sequence) else spread(self.validation, questions)
         features = self.featurize(chosen) if questions else self.validation_features
-        settings = self.params.evaluation
 
         def measure(name: str) -> pd.DataFrame:
             frame = evaluate_spans(
                 model,
                 chosen,
                 features,
-                pad_id=self.pad_id,
-                batch_size=settings.batch_size,
-                max_answer_tokens=settings.max_answer_tokens,
+                **self.answering,
                 description=f"{label} at {name}",
             )
             return frame.drop(columns="prediction")
