@@ -21,9 +21,15 @@ from benchmarks.measure import Row
 from benchmarks.memory import memory
 from benchmarks.models import QUICK, Settings
 from benchmarks.switching import switching
-from benchmarks.training import training_step
+from benchmarks.training import cyclic_training, training_step
 
-COMPARISONS: tuple[Callable[[Settings, torch.device], Iterator[Row]], ...] = (training_step, switching, inference, memory)
+COMPARISONS: tuple[Callable[[Settings, torch.device], Iterator[Row]], ...] = (
+    training_step,
+    cyclic_training,
+    switching,
+    inference,
+    memory,
+)
 """A comparison is a function that yields rows; a new one is added here."""
 
 

@@ -13,7 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from benchmarks.measure import Row, Work, compare_bytes, compare_times, in_turn, peak_bytes
 from benchmarks.models import Settings, gpt2, llama, peft_lora, switchable, torchao_qat
+from qatlib.arguments import CosineArguments
 from qatlib.precision import Precision
+from qatlib.schedule import cosine_cycles
 
 _TARGETS = {"w4a32": "≤ 1.05"} | dict.fromkeys(("w4a4", "w4a8", "8, 4"), "≤ 1.10, on a GPU ≤ 1.25")
 
@@ -71,3 +73,35 @@ def training_step(settings: Settings, device: torch.device) -> Iterator[Row]:
         peaks = {name: peak_bytes(work, device) for name, work in works.items()}
         for ours, other in pairs:
             yield compare_bytes("peak memory of a step", case, (ours, peaks[ours]), (other, peaks[other]))
+
+
+CYCLED = tuple(Precision(b, b) for b in (8, 6, 4))
+CYCLE = 10
+"""Steps of a cycle."""
+
+
+def cyclic_training(settings: Settings, device: torch.device) -> Iterator[Row]:
+    """Seconds of a cycle of cyclic precision training against as many steps of models that stay at the same widths."""
+    config = gpt2(settings.training_blocks, settings.width)
+    widths = tuple(p.w_bits for p in CYCLED)
+    model = switchable(config, device, widths)
+    schedule = cosine_cycles(CosineArguments(cycles=1), CYCLED, model.infos, seed=0, steps=CYCLE)
+    cycling, resting = _step(model.lm, settings, device), {}
+    for p in CYCLED:
+        still = switchable(config, device, (p.w_bits,))
+        still.set_precision(p)
+        resting[p] = _step(still.lm, settings, device)
+
+    def cyclic() -> None:
+        for step in range(CYCLE):
+            model.set_precision(schedule(step)[0])
+            cycling()
+
+    def static() -> None:
+        for step in range(CYCLE):
+            resting[next(iter(schedule(step)[0].values()))]()
+
+    ours, peer = "cyclic 4 to 8", "static at the same widths"
+    times = in_turn({ours: cyclic, peer: static}, settings.seconds, device)
+    case = f"GPT-2, {settings.training_blocks} blocks, a cycle of {CYCLE} steps"
+    yield compare_times("cyclic training", case, times, ours, peer, "≤ 1.05")

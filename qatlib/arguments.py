@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 from pydantic.dataclasses import dataclass
 
-from qatlib.precision import Precision
+from qatlib.precision import BIT_WIDTHS, FULL, Precision
 
 Grid = Literal["narrow", "full", "midrise"]
 
@@ -77,10 +77,19 @@ class TrainingArguments:
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     lm_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the next-token loss beside the span loss: keeps the language model and so the meaning of perplexity."""
+    gradient_bits: int = FULL
+    """Bits of the gradients that enter the switchable layers in the backward pass, one scale a token; 32 for floats (CPT: 8)."""
     gradient_checkpointing: bool = False
     """Keep each block's input alone and compute the rest anew in the backward pass: less memory for one more forward pass."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints."""
+
+    @field_validator("gradient_bits")
+    @classmethod
+    def _bit_width(cls, value: int) -> int:
+        if value not in BIT_WIDTHS:
+            raise ValueError(f"a bit-width from 2 to 16 or {FULL}")
+        return value
 
     @field_validator("warmup_steps")
     @classmethod
@@ -91,22 +100,65 @@ class TrainingArguments:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class CosineArguments:
+    """The cosine of cyclic precision training; `qatlib.schedule.cosine_bits` has the equation."""
+
+    cycles: Annotated[int, Field(ge=1)] | None = None
+    """How often the bit-width rises in a training; or give the period."""
+    period: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
+    """Steps of one rise."""
+    between: tuple[PrecisionField, PrecisionField] | None = None
+    """Two of the precisions, the one with fewer weight bits first; the narrowest and the widest of all if left out."""
+    form: Literal["restart", "continuous"] = "restart"
+    """Every cycle starts again from the narrowest (Fu et al. 2021), or falls as it rose (S0's equation as it stands)."""
+    order: Literal["forward", "reversed", "shuffled"] = "forward"
+    """The bit-widths of the whole training as the equation gives them, from the last to the first, or mixed up."""
+
+    @field_validator("period")
+    @classmethod
+    def _either(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if "cycles" in info.data and (value is None) == (info.data["cycles"] is None):
+            raise ValueError("an integer of at least 1 if cycles is null, or null if it is not")
+        return value
+
+    @field_validator("between")
+    @classmethod
+    def _rising(cls, value: tuple[Precision, Precision] | None) -> tuple[Precision, Precision] | None:
+        if value and value[0].w_bits >= value[1].w_bits:
+            raise ValueError("two precisions, the one with fewer weight bits first")
+        return value
+
+
+@dataclass(frozen=True, config=_STRICT)
+class PhaseArguments:
+    """A second phase of a training at one precision for all layers (S2's two-phase CPT)."""
+
+    precision: PrecisionField
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Of the training's steps, the last."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ScheduleArguments:
     """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is."""
 
-    name: Literal["random_per_layer", "random_uniform", "all", "sandwich", "cyclic", "progressive", "scheduled"]
+    name: Literal["random_per_layer", "random_uniform", "all", "sandwich", "cyclic", "progressive", "scheduled", "cpt"]
     passes: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
     """Configurations a step, where they are drawn: 1 if left out, 4 for `sandwich`, which takes at least 2."""
     pattern: Annotated[tuple[PrecisionField, ...] | None, Field(validate_default=True)] = None
     """The precisions that `scheduled` goes through, round and round: [8, 6, 4, 2, 4, 6, 8]."""
     interval: Annotated[int, Field(ge=1)] = 1
     """Steps for which a draw, or a place in a pattern, is held."""
+    cosine: Annotated[CosineArguments | None, Field(validate_default=True)] = None
+    """The cosine that `cpt` follows."""
+    then: PhaseArguments | None = None
+    """What follows `cyclic`, `scheduled` or `cpt` at the end of the training; null for nothing."""
 
     @field_validator("passes")
     @classmethod
     def _drawn(cls, value: int | None, info: ValidationInfo) -> int | None:
         name = info.data.get("name")
-        if value is not None and name in ("all", "cyclic", "progressive", "scheduled"):
+        if value is not None and name in ("all", "cyclic", "progressive", "scheduled", "cpt"):
             count = "every precision" if name == "all" else "one precision"
             raise ValueError(f"null, because {name} trains {count} a step")
         if value == 1 and name == "sandwich":
@@ -129,9 +181,28 @@ class ScheduleArguments:
         reasons = {
             "all": "all trains every precision at every step",
             "progressive": "progressive gives every precision an equal share of the steps",
+            "cpt": "cpt has cycles, or a period",
         }
         if value > 1 and (reason := reasons.get(info.data.get("name", ""))):
             raise ValueError(f"1, because {reason}")
+        return value
+
+    @field_validator("cosine")
+    @classmethod
+    def _followed(cls, value: CosineArguments | None, info: ValidationInfo) -> CosineArguments | None:
+        name = info.data.get("name")
+        if name == "cpt" and value is None:
+            raise ValueError("a section with cycles or a period, which cpt follows")
+        if name not in (None, "cpt") and value is not None:
+            raise ValueError(f"null, because {name} follows no cosine")
+        return value
+
+    @field_validator("then")
+    @classmethod
+    def _after(cls, value: PhaseArguments | None, info: ValidationInfo) -> PhaseArguments | None:
+        name = info.data.get("name")
+        if value is not None and name not in (None, "cyclic", "scheduled", "cpt"):
+            raise ValueError(f"null, because a second phase follows cyclic, scheduled or cpt, not {name}")
         return value
 
     def passes_a_step(self, precisions: int) -> int:

@@ -66,6 +66,23 @@ def _layer_bits(configuration: Configuration) -> float:
     return sum(p.w_bits for p in configuration.values()) / len(configuration)
 
 
+def training_bitops(configuration: Configuration, layers: Sequence[LayerInfo], gradient_bits: int = FULL) -> float:
+    """Bit operations of one forward-backward pass by formula, as a share of those of a pass at 32 bits.
+
+    CPT's own figure, the mean of w·a (forward), w·g and a·g (gradients of inputs and of weights) over 32², averaged over
+    the layers by their weights. An adapter's training needs no gradient of the weights; the figure counts it all the same,
+    so that it compares with CPT's. Nothing here is measured.
+
+    Source: the training code of Fu et al. 2021, where w = a.
+    """
+    total = sum(info.weights for info in layers)
+    products = 0.0
+    for info in layers:
+        w, a = configuration[info.name]
+        products += info.weights * (w * a + w * gradient_bits + a * gradient_bits) / 3
+    return products / total / FULL**2
+
+
 def per_bit(costs: pd.DataFrame, accuracy: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:
     """`cost_table` with a metric beside it, and that metric for each average weight bit.
 

@@ -27,6 +27,7 @@ from qatlib.quantizer import (
     mse_scale,
     narrowed,
     quantize,
+    quantize_gradient,
     rotate,
     scale_from_absmax,
 )
@@ -91,6 +92,7 @@ class SwitchableLinear(nn.Module):
     Attributes:
         weight: the base weight in the replaced layer's own layout: (out, in) of `nn.Linear`, (in, out) of `Conv1D`.
         precision: the active `Precision`; switching writes this and nothing else.
+        gradient_bits: what the gradient of the layer's output is quantized to in the backward pass; 32 for not at all.
         adapters: one `Lora` a weight bit-width, keyed by its decimal string, or a single one under `SHARED`.
         clips: by activation bit-width, the log of the share of a token's largest magnitude at which the grid ends.
         steps: by weight bit-width, the log of the factor by which training has changed its scale, of the scale's shape.
@@ -105,6 +107,7 @@ class SwitchableLinear(nn.Module):
         self.in_features, self.out_features = self.oriented_weight.shape[1], self.oriented_weight.shape[0]
         self.quantizer = quantizer
         self.precision = FULL_PRECISION
+        self.gradient_bits = FULL
         self.adapters = nn.ModuleDict()
         self.clips = nn.ParameterDict()
         self.steps = nn.ParameterDict()
@@ -264,7 +267,8 @@ class SwitchableLinear(nn.Module):
         seen = self._quantized_input(x if full and not (self.adapters or self.observing) else self._in_basis(x), a_bits)
         y = F.linear(x, self.oriented_weight, self.bias) if full else F.linear(seen, self._quantized_weight(w_bits), self.bias)
         adapter = self.adapter(w_bits)
-        return y if adapter is None else y + adapter(seen)
+        y = y if adapter is None else y + adapter(seen)
+        return y if self.gradient_bits == FULL else quantize_gradient(y, self.gradient_bits)
 
     def adapter(self, w_bits: int) -> Lora | None:
         """The adapter in use at a weight bit-width: its own, or the one that all share; at 32 bits there may be none.

@@ -150,11 +150,15 @@ class SwitchableModel(nn.Module):
         self.infos = tuple(inject(lm, self.quantizer))
         self.lm = lm
         self.qa_outputs = nn.Linear(lm.config.hidden_size, 2)
-        nn.init.normal_(self.qa_outputs.weight, std=0.02)
-        nn.init.zeros_(self.qa_outputs.bias)
+        self.reset_head()
         self._layers: list[SwitchableLinear] = [lm.get_submodule(info.name) for info in self.infos]
         self.lora: dict[int, LoraSpec] = {}
         self.freeze_base()
+
+    def reset_head(self) -> None:
+        """Draw the span head anew."""
+        nn.init.normal_(self.qa_outputs.weight, std=0.02)
+        nn.init.zeros_(self.qa_outputs.bias)
 
     @property
     def blocks(self) -> nn.ModuleList:

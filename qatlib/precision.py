@@ -65,6 +65,11 @@ class Precision(NamedTuple):
 FULL_PRECISION = Precision(FULL, FULL)
 
 
+def widest_first(precisions: Sequence[Precision]) -> list[Precision]:
+    """By weight bits, then by activation bits."""
+    return sorted(precisions, reverse=True)
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """What a configuration needs to know of one switchable layer."""

@@ -220,6 +220,32 @@ def fake_quantize_dynamic(x: Tensor, bits: int, dims: Dims = -1, grid: Grid = "n
     return fake_quantize(x, scale * clip, bits, grid)
 
 
+class _QuantizeGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
+        ctx.bits = bits
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grad_outputs
+        scale = minmax_scale(grad, ctx.bits, -1)
+        # the ends are codes themselves, so nothing rounds beyond them but by an error of the division
+        low, high = code_range(ctx.bits)
+        codes = torch.floor(grad / scale + torch.rand_like(grad)).clamp_(low, high)
+        return (codes * scale).to(grad.dtype), None
+
+
+def quantize_gradient(x: Tensor, bits: int) -> Tensor:
+    """`x` itself; its gradient is quantized on the narrow grid, one scale a token, on the way back.
+
+    Rounding is stochastic, up with the probability of the fraction, so that the quantized gradient's expectation is the
+    gradient (Banner et al. 2018, on whose quantizer CPT's 8-bit gradients rest).
+    """
+    result: Tensor = _QuantizeGradient.apply(x, bits)
+    return result
+
+
 @lru_cache
 def hadamard(n: int) -> Tensor:
     """The symmetric orthogonal (n, n) matrix of ±1/√n (Sylvester 1867), n a power of two; it is its own inverse."""

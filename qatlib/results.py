@@ -48,13 +48,29 @@ def _spread(name: str, estimate: stats.Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
+def mean_of(scores: pd.DataFrame, cell: Cell, metric: str, **options: Any) -> stats.Estimate:
+    """Mean of `metric` in a cell, bootstrapped by paragraph and seed."""
+    mine = pick(scores, cell)
+    return stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], **options)
+
+
 def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **options: Any) -> stats.Estimate:
-    """Mean difference of `metric` between two cells on the same questions, bootstrapped by paragraph.
+    """Mean difference of `metric` between two cells on the same questions, bootstrapped by paragraph and seed.
+
+    Args:
+        metric: a column of `scores`, or `perplexity`, whose difference is in percent of the reference's.
 
     Raises:
-        ValueError: the two were not measured on the same questions.
+        ValueError: the two were not measured on the same questions, or text.
     """
     mine, other = pick(scores, cell), pick(scores, reference)
+    if metric == "perplexity":
+        nll, tokens = (_beside(mine, other, "paragraph", column) for column in ("nll", "tokens"))
+        if nll is None or tokens is None or not np.array_equal(mine["tokens"], tokens):
+            raise ValueError(f"{cell} and {reference} were measured on different text: no paired change")
+        options |= {"seeds": mine["seed"]}
+        ratio = stats.perplexity_ratio(mine["nll"], nll, mine["tokens"], mine["paragraph"], **options)
+        return replace(ratio, **{side: 100 * (getattr(ratio, side) - 1) for side in ("value", "low", "high")})
     against = _beside(mine, other, "id", metric)
     if against is None:
         raise ValueError(f"{cell} and {reference} answer different questions: no paired difference")
@@ -86,22 +102,31 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
         ValueError: a cell answers other questions than the reference.
     """
     rows = []
-    base = pick(scores, reference)
     for cell in cells(scores):
         mine = pick(scores, cell)
         row: dict[str, Any] = cell._asdict()
         for metric in ("f1", "em"):
-            row |= _spread(metric, stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], **options))
+            row |= _spread(metric, mean_of(scores, cell, metric, **options))
         for metric in ("f1", "em"):
             row |= _spread(f"{metric}_change", paired(scores, cell, reference, metric, **options))
-        beside = _beside(mine, base, "id", "f1")
-        assert beside is not None  # or `paired` had refused them
-        pair: list[stats.Column] = [mine["f1"], beside]
-        kept = stats.cluster_bootstrap(pair, mine["paragraph"], _percent, seeds=mine["seed"], **options)
-        row |= _spread("f1_kept", kept)
+        share = kept(scores, cell, reference, **options)
+        row |= _spread("f1_kept", share)
         row["loss"] = mine["loss"].mean()
-        rows.append(row | {"n": kept.n, "paragraphs": kept.clusters, "seeds": kept.seeds})
+        rows.append(row | {"n": share.n, "paragraphs": share.clusters, "seeds": share.seeds})
     return pd.DataFrame(rows)
+
+
+def kept(scores: pd.DataFrame, cell: Cell, reference: Cell, **options: Any) -> stats.Estimate:
+    """Percent of the reference's F1 that a cell has, on the same questions.
+
+    Raises:
+        ValueError: as `paired`.
+    """
+    mine, other = pick(scores, cell), pick(scores, reference)
+    against = _beside(mine, other, "id", "f1")
+    if against is None:
+        raise ValueError(f"{cell} and {reference} answer different questions: no share kept")
+    return stats.cluster_bootstrap([mine["f1"], against], mine["paragraph"], _percent, seeds=mine["seed"], **options)
 
 
 def _percent(part: Any, whole: Any) -> Any:
@@ -114,21 +139,20 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
 
     Returns:
         One row a cell: `model`, `precision`, `perplexity`, `perplexity_change` (percent), `token_accuracy` (percent of tokens
-        that were the most probable; each with `_low`, `_high`), `tokens`, `paragraphs`.
+        that were the most probable; each with `_low`, `_high`), `tokens`, `paragraphs`, `seeds`.
     """
     rows = []
-    base = pick(perplexities, reference)
     for cell in cells(perplexities):
         mine = pick(perplexities, cell)
-        if not mine[["paragraph", "tokens"]].equals(base[["paragraph", "tokens"]]):
-            raise ValueError(f"{cell} and {reference} were measured on different text: no paired change")
-        value = stats.perplexity(mine["nll"], mine["tokens"], mine["paragraph"], **options)
-        ratio = stats.perplexity_ratio(mine["nll"], base["nll"], mine["tokens"], mine["paragraph"], **options)
-        change = replace(ratio, **{side: 100 * (getattr(ratio, side) - 1) for side in ("value", "low", "high")})
-        right = stats.percentage(mine["correct"], mine["tokens"], mine["paragraph"], **options)
-        figures = {"perplexity": value, "perplexity_change": change, "token_accuracy": right}
+        of = options | {"seeds": mine["seed"]}
+        figures = {
+            "perplexity": stats.perplexity(mine["nll"], mine["tokens"], mine["paragraph"], **of),
+            "perplexity_change": paired(perplexities, cell, reference, "perplexity", **options),
+            "token_accuracy": stats.percentage(mine["correct"], mine["tokens"], mine["paragraph"], **of),
+        }
         row = cell._asdict() | {key: x for name, found in figures.items() for key, x in _spread(name, found).items()}
-        rows.append(row | {"tokens": int(mine["tokens"].sum()), "paragraphs": len(mine)})
+        seeds = mine["seed"].nunique()
+        rows.append(row | {"tokens": int(mine["tokens"].sum()) // seeds, "paragraphs": len(mine) // seeds, "seeds": seeds})
     return pd.DataFrame(rows)
 
 
@@ -137,6 +161,7 @@ def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: st
 
     Args:
         pairs: names of models; the second is what the first is compared with.
+        metric: as in `paired`.
 
     Returns:
         One row a pair and precision: `model`, `over` (the second), `precision`, `difference` (`model` minus `over`, in the
@@ -149,8 +174,9 @@ def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: st
             gap = paired(scores, cell, Cell(over, cell.precision), metric, **options)
             row = {"model": model, "over": over, "precision": cell.precision, **_spread("difference", gap), "p": gap.p}
             rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
-    table = pd.DataFrame(rows)
-    return table.assign(p=stats.holm(table["p"].tolist())) if rows else table
+    columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "p", "n", "paragraphs", "seeds"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(p=stats.holm(table["p"].tolist()))
 
 
 def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
@@ -161,10 +187,9 @@ def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> 
     """
     rows = []
     for cell in cells(scores):
-        mine = pick(scores, cell)
         row: dict[str, Any] = dict(cell._asdict())
         for metric in metrics:
-            found = stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], **options)
+            found = mean_of(scores, cell, metric, **options)
             row |= _spread(metric, found)
         rows.append(row | {"n": found.n, "paragraphs": found.clusters})
     return pd.DataFrame(rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from qatlib.arguments import ScheduleArguments, TrainingArguments
-from qatlib.precision import Configuration, LayerInfo, Precision
+from qatlib.arguments import CosineArguments, ScheduleArguments, TrainingArguments
+from qatlib.precision import Configuration, LayerInfo, Precision, widest_first
 
 Schedule = Callable[[int], Sequence[Configuration]]
 """Step number → the configurations whose losses make up that step."""
@@ -69,9 +70,50 @@ def progressive(precisions: Sequence[Precision], layers: Sequence[LayerInfo], st
     return lambda step: [uniform[step * len(uniform) // steps]]
 
 
-def widest_first(precisions: Sequence[Precision]) -> list[Precision]:
-    """By weight bits, then by activation bits."""
-    return sorted(precisions, reverse=True)
+def cosine_bits(step: int, period: float, low: float, high: float, form: str = "restart") -> float:
+    """B_t = low + ½ (high − low) (1 − cos(π t / T)), not rounded: from `low` at t = 0 towards `high` at t = T, the period.
+
+    Args:
+        form: `restart`, t counts anew every period (equation 1 of Fu et al. 2021, CPT); `continuous`, it goes on, so that
+            the bit-width falls from T to 2T as it rose (S0's equation as it stands).
+    """
+    # folded, which the cosine does not see, so that it falls through the very values it rose through
+    t = step % period if form == "restart" else period - abs(period - step % (2 * period))
+    return low + 0.5 * (high - low) * (1 - math.cos(math.pi * t / period))
+
+
+def cosine_cycles(
+    args: CosineArguments, precisions: Sequence[Precision], layers: Sequence[LayerInfo], seed: int, steps: int
+) -> Schedule:
+    """Cyclic precision training: one precision for all layers a step, that whose weight bits are nearest to the cosine's.
+
+    Half-way between two the even bit-width is taken, as rounding to integers does, of two even ones the narrower.
+
+    Args:
+        precisions: what is rounded to; activations are at what the precision says.
+        steps: of the training; `cycles` share them out, `reversed` starts from the last of them, `shuffled` keeps how
+            often each precision is trained.
+    """
+    ranked = widest_first(precisions)
+    low, high = args.between or (ranked[-1], ranked[0])
+    ladder = [p for p in ranked if low.w_bits <= p.w_bits <= high.w_bits]
+    period = args.period or steps / (args.cycles or 1)
+    sequence = []
+    for step in range(steps):
+        bits = cosine_bits(step, period, low.w_bits, high.w_bits, args.form)
+        sequence.append(min(ladder, key=lambda p: (abs(p.w_bits - bits), p.w_bits % 2, p.w_bits)))
+    if args.order == "reversed":
+        sequence.reverse()
+    elif args.order == "shuffled":
+        sequence = [sequence[i] for i in np.random.default_rng(seed).permutation(steps)]
+    uniform = {p: Configuration.uniform(p, layers) for p in ladder}
+    return lambda step: [uniform[sequence[step]]]
+
+
+def two_phases(first: Schedule, precision: Precision, layers: Sequence[LayerInfo], start: int) -> Schedule:
+    """`first`, and from step `start` on one precision for all layers (S2's cyclic, then static training)."""
+    static = [Configuration.uniform(precision, layers)]
+    return lambda step: first(step) if step < start else static
 
 
 def make_schedule(
@@ -83,6 +125,7 @@ def make_schedule(
         precisions: what a switchable model is trained for, in the order listed, which `cyclic` keeps.
     """
     passes = args.passes_a_step(len(precisions))
+    first_phase = steps - round(args.then.share * steps) if args.then else steps
     match args.name:
         case "random_per_layer":
             schedule = random_per_layer(precisions, layers, seed, passes)
@@ -98,7 +141,11 @@ def make_schedule(
             schedule = progressive(precisions, layers, steps)
         case "scheduled":
             schedule = cyclic(args.pattern or (), layers)
-    return lambda step: schedule(step // args.interval)
+        case "cpt":
+            assert args.cosine
+            schedule = cosine_cycles(args.cosine, precisions, layers, seed, first_phase)
+    held: Schedule = lambda step: schedule(step // args.interval)  # noqa: E731
+    return two_phases(held, args.then.precision, layers, first_phase) if args.then else held
 
 
 def at_passes(training: TrainingArguments, schedule: ScheduleArguments, precisions: int, passes: int) -> TrainingArguments:

@@ -22,9 +22,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qatlib import checkpoints
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
+from qatlib.evaluate import device_of
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, added_term, collate, span_logits, task_loss
-from qatlib.precision import Configuration, Precision
+from qatlib.precision import FULL, Configuration, Precision
 from qatlib.schedule import Schedule
 from qatlib.spans import Feature
 
@@ -131,7 +132,7 @@ def fit(
     for name in trackers:
         if find_spec(name) is None:  # accelerate would leave it out with no more than a line in the log
             raise ModuleNotFoundError(f"tracker {name} is not installed: pip install 'qatlib[{name}]'")
-    device = model.qa_outputs.weight.device
+    device = device_of(model)
     # Neither model nor optimizer is handed to accelerate: it would wrap the model, for several processes in a way that
     # stumbles over adapters without a gradient, and for autocast in a way that catches the probes as well.
     accelerator = Accelerator(cpu=device.type == "cpu", log_with=list(trackers) or None, project_dir=log_dir or checkpoint.parent)
@@ -152,7 +153,7 @@ def fit(
     if done < args.steps:
         _start_trackers(accelerator, description, rows, done)
     progress = tqdm(range(done, args.steps), initial=done, total=args.steps, desc=description, mininterval=5, disable=rank > 0)
-    with _recomputed_activations(model, args.gradient_checkpointing):
+    with _recomputed_activations(model, args.gradient_checkpointing), _quantized_gradients(model, args.gradient_bits):
         for step in progress:
             whole = [answered[i] for i in plan[step]]
             batch = collate(whole[rank::processes], pad_id, device, whole)
@@ -248,6 +249,17 @@ def _start_trackers(accelerator: Accelerator, name: str, rows: Sequence[dict[str
     accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": done + 1 if done else 0}})
     if not done:
         accelerator.log(rows[0], step=0)
+
+
+@contextmanager
+def _quantized_gradients(model: SwitchableModel, bits: int) -> Iterator[None]:
+    for layer in model.layers:
+        layer.gradient_bits = bits
+    try:
+        yield
+    finally:
+        for layer in model.layers:
+            layer.gradient_bits = FULL
 
 
 @contextmanager

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.cost import cost_table, linear_trend, named_table, per_bit
+from qatlib.cost import cost_table, linear_trend, named_table, per_bit, training_bitops
 from qatlib.model import SwitchableModel
 from qatlib.named import NAMED
+from qatlib.precision import Configuration, Precision
 
 
 @pytest.fixture
@@ -44,6 +45,25 @@ def test_averages_by_weights_and_by_layers_differ_where_sizes_do(model):
 def test_every_name_is_in_the_table_with_its_meaning(model):
     table = named_table(model.infos)
     assert table["configuration"].tolist() == list(NAMED) and table["meaning"].str.len().min() > 5
+
+
+def test_bit_operations_are_the_mean_of_three_products_over_those_of_floats(model):
+    def of(precision, gradient_bits=32):
+        return training_bitops(Configuration.uniform(precision, model.infos), model.infos, gradient_bits)
+
+    assert of(Precision(32, 32)) == 1
+    assert of(Precision(8, 8), 8) == pytest.approx(1 / 16)
+    assert of(Precision(4, 4), 8) == pytest.approx((16 + 2 * 32) / 3 / 1024)  # as CPT's code has it
+    assert of(Precision(2, 8), 16) == pytest.approx((16 + 32 + 128) / 3 / 1024)
+
+
+def test_bit_operations_of_a_mixture_are_averaged_by_weights(model):
+    mixed = Configuration.resolve("C7", model.infos)
+    expected = sum(
+        info.weights * training_bitops(Configuration.uniform(mixed[info.name], model.infos), model.infos, 8)
+        for info in model.infos
+    ) / sum(info.weights for info in model.infos)
+    assert training_bitops(mixed, model.infos, 8) == pytest.approx(expected)
 
 
 def scores(f1: dict[str, float], spread: float = 0.0) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from qatlib.quantizer import (
     mse_scale,
     narrowed,
     quantize,
+    quantize_gradient,
     rotate,
     sqnr_db,
 )
@@ -224,3 +225,30 @@ def test_groups_of_input_columns_have_their_own_scale():
     codes = quantize(groups, wide, 8)
     expected = quantize(codes, narrow / wide, 4).view(24, 64)
     assert torch.equal(narrowed(codes.view(24, 64), wide, narrow, 4), expected)
+
+
+def gradient_through(x, gradient, bits):
+    x = x.clone().requires_grad_()
+    y = quantize_gradient(x, bits)
+    assert torch.equal(y, x)
+    y.backward(gradient)
+    return x.grad
+
+
+@given(matrices(), BITS, st.integers(0, 99))
+def test_a_quantized_gradient_is_on_the_grid_within_a_step_and_of_its_type(x, bits, seed):
+    torch.manual_seed(seed)
+    found = gradient_through(torch.zeros_like(x), x, bits)
+    scale = minmax_scale(x, bits, -1).double()
+    codes = found.double() / scale
+    coarse = torch.finfo(x.dtype).eps * code_range(bits)[1]
+    assert found.dtype == x.dtype and bool(((codes - codes.round()).abs() <= coarse + 1e-3).all())
+    assert bool(((found.double() - x.double()).abs() <= scale * (1 + coarse + 1e-3)).all())
+
+
+def test_stochastic_rounding_does_not_bend_a_gradient():
+    torch.manual_seed(0)
+    gradient = torch.randn(4, 64)
+    mean = torch.stack([gradient_through(torch.zeros(4, 64), gradient, 3) for _ in range(4000)]).mean(0)
+    scale = minmax_scale(gradient, 3, -1)
+    assert bool(((mean - gradient).abs() < 5 * scale / 2 / 4000**0.5).all())  # five standard errors of a rounding

@@ -76,6 +76,7 @@ def test_gaps_of_one_table_are_corrected_together():
 
 def test_perplexity_changes_are_paired_percentages():
     base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4], "correct": [1, 2, 2, 2]})
+    base["seed"] = 0
     frame = pd.concat(
         [
             base.assign(model="teacher", precision="32"),
@@ -90,9 +91,31 @@ def test_perplexity_changes_are_paired_percentages():
     assert 100 / 3 <= change["token_accuracy_low"] < 50 < change["token_accuracy_high"] <= 200 / 3  # the paragraphs' own extremes
 
 
+def test_perplexities_of_several_seeds_are_paired_with_their_own_or_with_the_only_one():
+    base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4], "correct": [1, 2, 2, 2]})
+
+    def model(name, *shifts):
+        nll = [base["nll"] + base["tokens"] * x for x in shifts]
+        return pd.concat([base.assign(model=name, precision="32", seed=i, nll=x) for i, x in enumerate(nll)])
+
+    frame = pd.concat([model("teacher", 0.0), model("a", 0.1, 0.2, 0.3), model("b", 0.2, 0.3, 0.4)], ignore_index=True)
+    gap = gap_table(frame, [("b", "a")], "perplexity", **OPTIONS).iloc[0]
+    assert gap["difference_low"] == pytest.approx(100 * np.expm1(0.1)) == gap["difference_high"]
+    assert (gap["n"], gap["seeds"]) == (4, 3)
+    table = perplexity_table(frame, TEACHER, **OPTIONS).set_index("model")
+    assert table["seeds"].to_dict() == {"teacher": 1, "a": 3, "b": 3} and set(table["tokens"]) == {14}
+    assert table.loc["a", "perplexity_change"] == pytest.approx(100 * np.expm1(0.2))
+    assert table.loc["a", "perplexity_change_low"] < 100 * np.expm1(0.15)
+
+
+def test_no_pair_of_models_is_an_empty_table():
+    table = gap_table(BOTH, [("low", "nobody")], "f1", **OPTIONS)
+    assert table.empty and {"model", "difference_low", "p"} <= set(table)
+
+
 def test_other_text_is_no_pair():
     base = pd.DataFrame({"paragraph": list("ab"), "nll": [3.0, 4], "tokens": [3, 3], "correct": [1, 1]})
-    base = base.assign(model="teacher", precision="32")
+    base = base.assign(model="teacher", precision="32", seed=0)
     other = base.assign(model="low", paragraph=["a", "c"])
     with pytest.raises(ValueError, match="different text"):
         perplexity_table(pd.concat([base, other]), TEACHER, **OPTIONS)

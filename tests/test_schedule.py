@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatlib.arguments import ScheduleArguments, TrainingArguments
+from qatlib.arguments import CosineArguments, PhaseArguments, ScheduleArguments, TrainingArguments
 from qatlib.precision import LayerInfo, Precision
-from qatlib.schedule import at_passes, make_schedule, random_per_layer, random_uniform
+from qatlib.schedule import at_passes, cosine_bits, make_schedule, random_per_layer, random_uniform
 
 LAYERS = [LayerInfo(f"h.{i}.mlp", i, "mlp_in", 10, 2) for i in range(5)]
 WIDTHS = [Precision(b, b) for b in (4, 8, 2)]
 MANY = [Precision(b, b) for b in (6, 32, 3, 8, 2, 4)]
+
+INTEGERS = [Precision(b, b) for b in range(2, 17)]
+
+
+def cpt(cycles=5, then=None, **cosine):
+    return ScheduleArguments("cpt", cosine=CosineArguments(**({"cycles": cycles} | cosine)), then=then)
+
 
 RANDOM = [ScheduleArguments("random_per_layer", passes=2, interval=3), ScheduleArguments("random_uniform", passes=2)]
 FIXED = [
@@ -22,6 +32,8 @@ FIXED = [
     ScheduleArguments("cyclic", interval=2),
     ScheduleArguments("progressive"),
     ScheduleArguments("scheduled", pattern=tuple(MANY), interval=4),
+    cpt(),
+    cpt(form="continuous", order="reversed", then=PhaseArguments(Precision(4, 4))),
 ]
 EVERY = [*RANDOM, ScheduleArguments("sandwich"), ScheduleArguments("sandwich", passes=2, interval=5), *FIXED]
 
@@ -112,6 +124,64 @@ def test_progressive_goes_down_in_equal_shares(count, steps):
     assert widths == sorted(widths, reverse=True)
     shares = Counter(widths).values()
     assert len(shares) == count and max(shares) - min(shares) <= 1
+
+
+@given(st.integers(2, 8), st.integers(9, 16), st.integers(2, 40), st.integers(1, 6))
+def test_cpt_is_the_papers_formula_for_whole_cycles(low, high, period, cycles):
+    steps = period * cycles
+    schedule = make(cpt(cycles, between=(Precision(low, low), Precision(high, high))), INTEGERS, steps=steps)
+    one = [np.rint(low + 0.5 * (high - low) * (1 - math.cos(math.pi * (t % period) / period))) for t in range(period)]
+    assert [uniform_widths(schedule, step)[0] for step in range(steps)] == one * cycles
+    assert one[0] == low and all(a <= b for a, b in zip(one, one[1:], strict=False))
+
+
+@given(st.integers(2, 8), st.integers(9, 16), st.integers(2, 40))
+def test_the_studys_formula_falls_as_it_rose(low, high, period):
+    between = (Precision(low, low), Precision(high, high))
+    schedule = make(cpt(None, period=period, form="continuous", between=between), INTEGERS, steps=4 * period + 1)
+    widths = [uniform_widths(schedule, step)[0] for step in range(4 * period + 1)]
+    assert widths[0] == widths[2 * period] == low and widths[period] == widths[3 * period] == high
+    assert widths[period : 2 * period] == widths[period:0:-1] and widths[: 2 * period] == widths[2 * period : -1]
+
+
+@given(st.floats(1, 100), st.integers(0, 1000), st.sampled_from(["restart", "continuous"]))
+def test_a_cosine_stays_between_its_ends(period, step, form):
+    assert 3 <= cosine_bits(step, period, 3, 8, form) <= 8
+
+
+@given(st.lists(st.sampled_from(MANY), min_size=2, unique=True), st.integers(1, 7), st.integers(7, 60))
+def test_bits_are_rounded_to_the_nearest_precision_there_is(precisions, cycles, steps):
+    schedule, widths = make(cpt(cycles), precisions, steps=steps), [p.w_bits for p in precisions]
+    for step in range(steps):
+        bits = cosine_bits(step, steps / cycles, min(widths), max(widths))
+        (chosen,) = uniform_widths(schedule, step)
+        assert abs(chosen - bits) == min(abs(w - bits) for w in widths)
+
+
+@given(st.integers(1, 6), st.integers(6, 60), st.integers(0, 9))
+def test_reversed_and_shuffled_train_each_width_as_often(cycles, steps, seed):
+    orders = {}
+    for order in ("forward", "reversed", "shuffled"):
+        schedule = make(cpt(cycles, order=order), seed=seed, steps=steps)
+        orders[order] = [uniform_widths(schedule, step)[0] for step in range(steps)]
+    assert orders["reversed"] == orders["forward"][::-1]
+    assert Counter(orders["shuffled"]) == Counter(orders["forward"])
+
+
+def test_shuffled_is_another_order_for_another_seed():
+    one, other, forward = make(cpt(order="shuffled")), make(cpt(order="shuffled"), seed=1), make(cpt())
+    paths = [[uniform_widths(schedule, step)[0] for step in range(300)] for schedule in (one, other, forward)]
+    assert all(a != b for a, b in itertools.combinations(paths, 2))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.9])
+def test_the_second_phase_is_the_last_share_and_the_first_has_all_its_cycles(share):
+    schedule = make(cpt(2, then=PhaseArguments(Precision(4, 4), share)), WIDTHS, steps=200)
+    widths = [uniform_widths(schedule, step)[0] for step in range(200)]
+    start = 200 - round(200 * share)
+    assert widths[start:] == [4] * (200 - start)
+    whole = make(cpt(2), WIDTHS, steps=start)
+    assert widths[:start] == [uniform_widths(whole, step)[0] for step in range(start)]
 
 
 TRAINING = TrainingArguments(steps=600, batch_size=8, learning_rate=1e-3, warmup_steps=60, checkpoint_every=100)

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qatlib import training
-from qatlib.arguments import ObjectiveArguments, TrainingArguments
-from qatlib.layers import LoraSpec
+from qatlib.arguments import CosineArguments, ObjectiveArguments, ScheduleArguments, TrainingArguments
+from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.objectives import collate, span_nll
 from qatlib.precision import Configuration, Precision
-from qatlib.schedule import every_precision, random_per_layer
+from qatlib.schedule import every_precision, make_schedule, random_per_layer
 from qatlib.spans import Feature, featurize
 from qatlib.toyqa import build_model, build_tokenizer, generate
 from qatlib.training import batch_plan, fit, learning_rate, learning_rate_factor
@@ -112,8 +112,9 @@ def test_training_learns_and_leaves_the_base_alone(features, tmp_path):
         {"mixed_precision": "bf16", "objective": ObjectiveArguments("consistency", divergence="mse")},
         {"objective": ObjectiveArguments("distillation", temperature=2.0), "args": replace(ARGS, gradient_checkpointing=True)},
         {"objective": ObjectiveArguments("cascaded", divergence="js"), "learning_rate_factors": {WIDTHS[0]: 1.0, WIDTHS[1]: 0.5}},
+        {"args": replace(ARGS, gradient_bits=8)},
     ],
-    ids=["average", "bf16 consistency", "distillation", "cascaded"],
+    ids=["average", "bf16 consistency", "distillation", "cascaded", "quantized gradients"],
 )
 def test_a_killed_run_ends_with_the_same_weights_and_metrics(features, tmp_path, monkeypatch, options):
     options = {"probe": lambda: {"loss@8": 1.5}, "teacher": teacher(), **options}
@@ -138,6 +139,48 @@ def test_a_killed_run_ends_with_the_same_weights_and_metrics(features, tmp_path,
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     again = train(model(), features, path, **options)  # a finished run is read, not repeated
     assert again.equals(expected) and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_killed_inside_a_cycle_goes_on_at_the_right_width(features, tmp_path, monkeypatch):
+    cycle = ScheduleArguments("cpt", cosine=CosineArguments(cycles=2))
+    precisions = [Precision(b, b) for b in (8, 6, 4)]
+
+    def run(path):
+        made = model()
+        made.add_adapters({SHARED: LoraSpec(2, 4, 0.3)})
+        schedule = make_schedule(cycle, precisions, made.infos, seed=5, steps=10)
+        args = replace(ARGS, steps=10, checkpoint_every=3)
+        return made, fit(made, features, args, schedule, pad_id=1, seed=3, checkpoint=path)
+
+    whole, expected = run(tmp_path / "whole.safetensors")
+    assert expected["w_bits"].tolist()[1:] == [4, 4, 6, 6, 8, 4, 4, 6, 6, 8]
+    real, calls = training.task_loss, []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 8:  # in step 9, the last but one of the second cycle; the checkpoint is of step 6, its first
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(training, "task_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken.safetensors")
+    monkeypatch.setattr(training, "task_loss", real)
+    torch.manual_seed(12345)
+    resumed, rows = run(tmp_path / "broken.safetensors")
+    assert rows.equals(expected)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_gradients_are_quantized_while_training_and_not_after(features, tmp_path):
+    exact, quantized = model(0.0), model(0.0)
+    rows = [
+        train(made, features, tmp_path / name, args=replace(ARGS, gradient_bits=bits))
+        for made, name, bits in ((exact, "a.safetensors", 32), (quantized, "b.safetensors", 2))
+    ]
+    assert rows[0]["span_loss"][1] == rows[1]["span_loss"][1]  # the first forward pass knows nothing of it
+    assert rows[0]["grad_norm"][1] != rows[1]["grad_norm"][1]
+    assert {layer.gradient_bits for layer in quantized.layers} == {32}
 
 
 def test_an_adapter_that_was_not_drawn_stays_as_it_was(features, tmp_path):

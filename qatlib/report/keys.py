@@ -25,7 +25,7 @@ from qatlib.report.sections import ROOT
 _RENDERING = {"site.py", "cells.py"}
 """Modules of this package that only turn finished runs into pages."""
 _SHOWING = {
-    *("sections.py", "schema.py", "params.py", "complaints.py", "strict_yaml.py"),
+    *("sections.py", "experiments.py", "schema.py", "params.py", "complaints.py", "strict_yaml.py"),
     *("keys.py", "pipeline.py", "tables.py", "provenance.py", "figures.py"),
 }
 """Modules of this package that no result depends on but by way of the params."""

@@ -21,7 +21,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "01_build": ("seed", "model", "data", "quantizer", "teacher", "post_training", "evaluation", "compute"),
     "02_switchable_train": ("precisions", "lora", "switchable", "comparisons", "configurations", "deployment", "generative"),
     "03_sensitivity_heatmaps": ("sensitivity", "search"),
-    "04_cpt": (),
+    "04_cpt": ("precisions", "lora", "switchable", "cpt"),
     "05_adversarial": (),
 }
 """The parts of the params that a stage's results depend on, beside those of its upstream stages."""
@@ -30,7 +30,7 @@ UPSTREAM: Mapping[str, str | None] = {
     "01_build": None,
     "02_switchable_train": "01_build",
     "03_sensitivity_heatmaps": "02_switchable_train",
-    "04_cpt": "02_switchable_train",
+    "04_cpt": "01_build",
     "05_adversarial": "02_switchable_train",
 }
 

@@ -12,22 +12,17 @@ from pydantic_core import PydanticCustomError
 
 from qatlib.arguments import PrecisionField
 from qatlib.named import NAMED
-from qatlib.precision import FULL, FULL_PRECISION, Precision
+from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
+from qatlib.report.experiments import Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
 from qatlib.report.sections import (
-    Comparisons,
     Compute,
     Data,
-    Deployment,
     DynamicQuantizer,
     Evaluation,
-    Generative,
     Lora,
     Model,
-    Named,
     PostTraining,
-    Search,
     Section,
-    Sensitivity,
     Switchable,
     Teacher,
 )
@@ -53,6 +48,7 @@ class Params(Section):
     """Null for none: the embedded model has never seen a prompt."""
     sensitivity: Sensitivity
     search: Search
+    cpt: Cpt
     evaluation: Evaluation
     compute: Compute
 
@@ -171,6 +167,26 @@ class Params(Section):
                 _refuse(("budgets", section.budgets, f"a list of numbers of at least {least}, the narrowest candidate, or null"))
         return section
 
+    @check("cpt")
+    @classmethod
+    def _within_precisions(cls, section: Cpt, info: Info) -> Cpt:
+        if not info.data.get("precisions"):  # wrong themselves
+            return section
+        precisions = _cycled(section, info.data["precisions"])
+        names = [p.name for p in precisions]
+        if len({p.w_bits for p in precisions}) < len(precisions):
+            _refuse(("precisions", names, "a list with each weight bit-width once, or null"))
+        if section.lowest and section.lowest not in widest_first(precisions)[1:]:
+            _refuse(("lowest", section.lowest.name, f"one of {', '.join(names)} that is not the widest, or null"))
+        if section.second_phase and section.second_phase not in precisions:
+            _refuse(("second_phase", section.second_phase.name, f"one of {', '.join(names)}, or null"))
+        return section
+
+    @property
+    def cycled(self) -> tuple[Precision, ...]:
+        """The precisions that cyclic precision training and what it is compared with are about, widest first."""
+        return tuple(widest_first(_cycled(self.cpt, self.precisions)))
+
     @property
     def bases(self) -> tuple[Precision, ...]:
         """What all layers but the lowered one are at."""
@@ -188,6 +204,13 @@ class Params(Section):
         return self.search.budgets or tuple(within)
 
 
+def _cycled(section: Cpt, precisions: Sequence[Precision]) -> Sequence[Precision]:
+    if section.precisions:
+        return section.precisions
+    narrow, quantized = ([p for p in precisions if max(p) <= most] for most in (8, 16))
+    return next(found for found in (narrow, quantized, precisions) if len(found) > 1)
+
+
 def _bases(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[Precision, ...]:
     least = min(p.w_bits for p in precisions)
     return section.bases or (max([p for p in precisions if least < p.w_bits <= 8] or precisions), FULL_PRECISION)
@@ -200,7 +223,7 @@ def _bits(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[int, .
 
 def _untrained(name: str, precisions: Sequence[Precision], switchable: Switchable) -> set[int]:
     """Bit-widths of a named configuration that the switchable model has no adapter for."""
-    if switchable.adapters == "shared":
+    if switchable.adapters != "separate":
         return set()
     return {b for bits in NAMED[name].bits.values() for b in bits} - {p.w_bits for p in precisions} - {FULL}
 
@@ -221,6 +244,10 @@ def _misfit(switchable: Switchable, precisions: Sequence[Precision]) -> tuple[st
         return "schedule.passes", schedule.passes, allowed
     if unknown := [p.name for p in schedule.pattern or () if p not in precisions]:
         return "schedule.pattern", [p.name for p in schedule.pattern or ()], f"a list of precisions, which {unknown[0]} is not of"
+    cycled = [*(schedule.cosine and schedule.cosine.between or ()), *([schedule.then.precision] if schedule.then else [])]
+    if unknown := [p.name for p in cycled if p not in precisions]:
+        key = "then.precision" if schedule.then and unknown == [schedule.then.precision.name] else "cosine.between"
+        return f"schedule.{key}", unknown, "one of precisions" if key == "then.precision" else "two of precisions"
     if schedule.name == "progressive" and switchable.training.steps < count:
         return "training.steps", switchable.training.steps, f"at least {count}, a step for each of precisions"
     if objective.name in ("cascaded", "consistency") and schedule.passes_a_step(count) < 2:

@@ -12,7 +12,6 @@ from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
 from qatlib.arguments import ObjectiveArguments, PrecisionField, QuantizerArguments, ScheduleArguments, TrainingArguments
-from qatlib.named import NAMED
 from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.report.strict_yaml import given
 
@@ -55,8 +54,8 @@ def _source(value: Any, info: Info) -> Any:
 
 _SOURCE = "'embedded', 'hub:ID', 'dir:PATH' or 'pip:smollm2-135m'"
 _SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.json, .json.gz)"
-_Count = Annotated[int, Field(ge=1)]
-_Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 _Source = Annotated[str, PlainValidator(_source), WithJsonSchema({"description": _SOURCE})]
 _Sources = Annotated[
     str | tuple[str, ...],
@@ -71,9 +70,9 @@ class Model(Section):
 
     source: _Source
     """`embedded`, `hub:ID`, `dir:PATH` or `pip:smollm2-135m`."""
-    n_layer: Annotated[_Count | None, Field(validate_default=True)] = None
-    n_head: Annotated[_Count | None, Field(validate_default=True)] = None
-    n_embd: Annotated[_Count | None, Field(validate_default=True)] = None
+    n_layer: Annotated[Count | None, Field(validate_default=True)] = None
+    n_head: Annotated[Count | None, Field(validate_default=True)] = None
+    n_embd: Annotated[Count | None, Field(validate_default=True)] = None
     pretraining: Annotated[TrainingArguments | None, Field(validate_default=True)] = None
 
     @check("n_layer", "n_head", "n_embd", "pretraining")
@@ -96,7 +95,7 @@ class Data(Section):
     train: _Sources
     """`embedded`, `hub:ID`, `dir:PATH` (the hub's layout), or absolute paths of SQuAD JSON files."""
     validation: _Sources
-    train_questions: Annotated[_Count | None, Field(validate_default=True)] = None
+    train_questions: Annotated[Count | None, Field(validate_default=True)] = None
     """At most this many, drawn with the seed; null for all. For `embedded`: how many are generated."""
     validation_questions: Annotated[Annotated[int, Field(ge=10)] | None, Field(validate_default=True)] = None
     max_length: Annotated[int, Field(ge=16)]
@@ -132,9 +131,9 @@ class Data(Section):
 class Lora(Section):
     """One adapter a precision: its rank, alpha and dropout, in the order of `precisions`."""
 
-    ranks: tuple[_Count, ...]
+    ranks: tuple[Count, ...]
     alphas: tuple[Annotated[float, Field(gt=0)], ...]
-    dropouts: tuple[_Share, ...]
+    dropouts: tuple[Share, ...]
 
 
 class Teacher(Section):
@@ -143,9 +142,9 @@ class Teacher(Section):
     base: Literal["full", "lora"]
     full: TrainingArguments
     lora: TrainingArguments
-    rank: _Count
+    rank: Count
     alpha: Annotated[float, Field(gt=0)]
-    dropout: _Share
+    dropout: Share
 
 
 class Comparison(Section):
@@ -189,13 +188,17 @@ def _dynamic(quantizer: QuantizerArguments | None) -> QuantizerArguments | None:
 DynamicQuantizer = Annotated[QuantizerArguments, AfterValidator(_dynamic)]
 
 
+Adapters = Literal["separate", "shared", "none"]
+
+
 class Switchable(Section):
     """Training of the switchable model: which configurations a step sees, what it minimises, and how fast it learns."""
 
     schedule: ScheduleArguments
     objective: ObjectiveArguments
-    adapters: Literal["separate", "shared"] = "separate"
-    """One adapter a weight bit-width, or one for all of them, with the first rank, alpha and dropout of `lora`."""
+    adapters: Adapters = "separate"
+    """One adapter a weight bit-width; one for all of them, with the first rank, alpha and dropout of `lora`; or none: all
+    weights are trained in their place."""
     quantizer: DynamicQuantizer | None = None
     """Of the switchable model; null for the `quantizer` that the teacher is quantized with."""
     learning_rate_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
@@ -203,149 +206,11 @@ class Switchable(Section):
     training: TrainingArguments
 
 
-def _label(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9 -]{0,39}", name) or name in ("switchable", "specialist"):
-        raise ValueError("a name of up to 40 lower-case letters, digits, blanks and '-', but not switchable or specialist")
-    return name
-
-
-class Method(Section):
-    """One line of a comparison: what it does otherwise than `switchable`, all else alike."""
-
-    name: Annotated[str, AfterValidator(_label)]
-    schedule: ScheduleArguments | None = None
-    objective: ObjectiveArguments | None = None
-    adapters: Literal["separate", "shared"] | None = None
-    quantizer: DynamicQuantizer | None = None
-
-    def applied(self, switchable: Switchable) -> Switchable:
-        """The settings of `switchable` with what this method changes."""
-        changes = {key: value for key, value in self if key != "name" and value is not None}
-        return switchable.model_copy(update=changes)
-
-
-class Comparisons(Section):
-    """Trainings side by side, each at the same budget of forward-backward passes and with every seed."""
-
-    passes: _Count
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
-    methods: tuple[Method, ...]
-    """Schedules, objectives, kinds of adapters; the first is what the others are compared with. Empty for no comparison."""
-    quantizers: tuple[Method, ...] = ()
-    """Ways to put numbers on a grid, likewise."""
-    specialists: Annotated[int, Field(ge=0)] = 0
-    """For so many of the narrowest precisions a model of their own is trained, with the whole budget."""
-
-    @check("seeds")
-    @classmethod
-    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if twice := [seed for seed in value if value.count(seed) > 1]:
-            raise ValueError(f"a list with each seed once, which {twice[0]} is not")
-        return value
-
-    @check("methods", "quantizers")
-    @classmethod
-    def _named_once(cls, value: tuple[Method, ...], info: Info) -> tuple[Method, ...]:
-        names = [m.name for m in (*info.data.get("methods", ()), *value)]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"a list in which every name is another, here and in methods, unlike {given(twice[0])}")
-        return value
-
-    @check("quantizers", "specialists")
-    @classmethod
-    def _compared(cls, value: tuple[Method, ...] | int, info: Info) -> tuple[Method, ...] | int:
-        if value and not info.data.get("methods", True):
-            raise ValueError(f"{0 if isinstance(value, int) else []}, because no methods are listed to compare with")
-        return value
-
-
-class Named(Section):
-    """Configurations by name that the switchable model is judged at."""
-
-    names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Null for all that need no other bit-widths than `precisions` has."""
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
-
-    @check("names")
-    @classmethod
-    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if unknown := [name for name in value or () if name not in NAMED]:
-            raise ValueError(f"a list of {', '.join(NAMED)}, which {given(unknown[0])} is not one of")
-        return value
-
-
-class Deployment(Section):
-    """The switchable model on integer storage and kernels."""
-
-    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)] | None = None
-    """They answer the questions a second time, and are timed: of 8 bits at most; null for all such that are trained."""
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
-    batch_sizes: tuple[_Count, ...]
-    lengths: tuple[_Count, ...]
-    """Tokens of the windows that are timed, at each of `batch_sizes`."""
-
-
-class Generative(Section):
-    """Answers written after a prompt instead of marked in the context."""
-
-    questions: Annotated[int, Field(ge=10)]
-    max_answer_tokens: _Count
-
-
-class Sensitivity(Section):
-    """Layers lowered one at a time."""
-
-    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1)] | None = None
-    """What all other layers are at: some of `precisions`, or 32. The search starts from the first. Null for the widest of
-    `precisions` of 8 bits at most (of all, if there is nothing narrower), and 32."""
-    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)] | None = None
-    """What a layer is lowered to: weight bit-widths of `precisions`; null for all below the first of `bases`."""
-    lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
-    """What of a layer goes to those bits while the rest of it stays; the search needs both."""
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, from the half that the search may see."""
-
-    @check("lowered")
-    @classmethod
-    def _both(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if "both" not in value:
-            raise ValueError("a list that holds 'both', which the search is made of")
-        return value
-
-
-class Learning(Section):
-    """Training of a learned allocation."""
-
-    steps: _Count
-    batch_size: _Count
-    learning_rate: Annotated[float, Field(gt=0)]
-    penalty: Annotated[float, Field(gt=0)]
-    """Nats for every time the budget that is expected to be spent beyond it."""
-
-
-class Search(Section):
-    """Allocation of bits under a budget; candidates are the first of `sensitivity.bases` and `sensitivity.bits`."""
-
-    budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1)] | None = None
-    """Average weight bits; null for those of 8, 6, 5, 4 and 3 that lie within the candidates."""
-    draws: _Count
-    """Random configurations at every budget."""
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, from the half that the search never sees."""
-    pairs: Literal["none", "block", "all"] = "none"
-    """Which pairs of block × role are lowered together, for a correction of second order."""
-    learned: Learning | None = None
-
-
 class Evaluation(Section):
     """How answers are decoded and how sure the scores are."""
 
-    batch_size: _Count
-    max_answer_tokens: _Count
+    batch_size: Count
+    max_answer_tokens: Count
     resamples: Annotated[int, Field(ge=100)]
     """Bootstrap resamples, drawn by paragraph."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
@@ -355,6 +220,6 @@ class Compute(Section):
     """Arithmetic, CPU threads (null leaves their number to torch), and who follows a training."""
 
     mixed_precision: Literal["no", "bf16"]
-    threads: _Count | None = None
+    threads: Count | None = None
     trackers: tuple[Literal["tensorboard"], ...] = ()
     """Where training metrics go beside their files."""

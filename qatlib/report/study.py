@@ -237,6 +237,7 @@ class Study:
         at: Sequence[Precision] | Mapping[str, Any],
         questions: int | Sequence[Question] | None = None,
         published: bool = True,
+        predictions: bool = False,
     ) -> pd.DataFrame:
         """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
 
@@ -245,6 +246,7 @@ class Study:
             at: precisions, or anything that `Configuration.resolve` reads, by the name that `precision` shall have.
             questions: so many of the validation questions, or these; all of them if left out.
             published: as in `Stage.table`.
+            predictions: whether the answers stay, as `prediction`.
         """
         chosen = questions if isinstance(questions, Sequence) else spread(self.validation, questions)
         features = self.featurize(chosen) if questions else self.validation_features
@@ -257,7 +259,7 @@ class Study:
                 **self.answering,
                 description=f"{label} at {name}",
             )
-            return frame.drop(columns="prediction")
+            return frame if predictions else frame.drop(columns="prediction")
 
         return self._each(model, f"scores_{label}", label, at, measure, published)
 

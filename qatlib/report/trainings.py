@@ -13,10 +13,11 @@ from qatlib.arguments import ObjectiveArguments, QuantizerArguments, ScheduleArg
 from qatlib.evaluate import calibrate_clips
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
-from qatlib.precision import FULL, Precision
-from qatlib.report.sections import Method, Switchable
+from qatlib.precision import FULL, Precision, widest_first
+from qatlib.report.experiments import Method
+from qatlib.report.sections import Switchable
 from qatlib.report.study import Study, spread
-from qatlib.schedule import at_passes, make_schedule, widest_first
+from qatlib.schedule import at_passes, make_schedule
 
 CALIBRATION_WINDOWS = 16
 """Training windows that clipping ratios of activations are sought on."""
@@ -75,16 +76,23 @@ class Trainings:
         return settings.quantizer or self.params.quantizer
 
     def prepared(self, recipe: Recipe) -> SwitchableModel:
-        """The teacher with the recipe's quantizer and fresh adapters, not trained yet."""
+        """The teacher with the recipe's quantizer and fresh adapters, or with all weights to train; not trained yet.
+
+        An adapter's rank, alpha and dropout are those of its precision in the params; of the first, for others.
+        """
         model, lora, quantizer = self.study.saved_model(self.base), self.params.lora, self.quantizer(recipe.settings)
         model.set_quantizer(quantizer)
         columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
         specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
+        first = next(iter(specs.values()))
         torch.manual_seed(recipe.seed)
-        if recipe.settings.adapters == "shared":
-            model.add_adapters({SHARED: next(iter(specs.values()))})
-        else:
-            model.add_adapters({p.w_bits: specs[p] for p in recipe.precisions})
+        match recipe.settings.adapters:
+            case "none":
+                model.unfreeze_base()
+            case "shared":
+                model.add_adapters({SHARED: first})
+            case "separate":
+                model.add_adapters({p.w_bits: specs.get(p, first) for p in recipe.precisions})
         if quantizer.clipping == "mse":
             clipped = sorted({p.a_bits for p in recipe.precisions} - {FULL})
             calibrate_clips(model, spread(self.study.train_features, CALIBRATION_WINDOWS), clipped)
@@ -92,22 +100,28 @@ class Trainings:
             model.learn_steps(recipe.precisions)
         return model
 
-    def fit(self, model: SwitchableModel, recipe: Recipe) -> pd.DataFrame:
-        """Train a prepared model; its metrics, as `Study.fit`, probed at every precision."""
+    def fit(self, model: SwitchableModel, recipe: Recipe, probed: bool = True) -> pd.DataFrame:
+        """Train a prepared model; its metrics, as `Study.fit`.
+
+        Args:
+            probed: whether checkpoints look at the validation loss at every precision.
+        """
         settings, precisions = recipe.settings, recipe.precisions
         factors = settings.learning_rate_factors
         schedule = make_schedule(settings.schedule, precisions, model.infos, seed=recipe.seed, steps=settings.training.steps)
-        return self.study.fit(
+        metrics = self.study.fit(
             model,
             settings.training,
-            _file_name(recipe),
+            file_name(recipe),
             schedule,
-            precisions,
+            precisions if probed else (),
             seed=recipe.seed,
             objective=settings.objective,
             teacher=self.study.saved_model(self.base) if settings.objective.name == "distillation" else None,
             learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
         )
+        model.freeze_base()
+        return metrics
 
     def compared(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
         """Train every recipe and ask all of them the questions of `comparisons`, each at the precisions it was trained for.
@@ -118,15 +132,16 @@ class Trainings:
         found = []
         for recipe in recipes:
             model = self.prepared(recipe)
-            self.fit(model, recipe)
-            label = _file_name(recipe)
+            self.fit(model, recipe, probed=False)
+            label = file_name(recipe)
             scores = self.study.scores(model, label, recipe.precisions, self.params.comparisons.questions)
             found.append(scores.assign(model=recipe.name, seed=recipe.seed))
         return pd.concat(found, ignore_index=True)
 
 
-def _file_name(recipe: Recipe) -> str:
+def file_name(recipe: Recipe) -> str:
+    """What the files of a training are called."""
     if recipe.name == "switchable":
         return recipe.name
-    alone = f"_{recipe.precisions[0].name}" if recipe.name == "specialist" else ""
+    alone = f"_{recipe.precisions[0].name}" if len(recipe.precisions) == 1 else ""
     return f"{recipe.name}{alone}_seed{recipe.seed}".replace(" ", "_")

@@ -31,7 +31,7 @@ WRONG = {
     "no override": ("seed", '"seed" is no override; allowed is dotted.key=value'),
     "unknown section": (
         "tutor={}",
-        "tutor is an unknown key, given {}; allowed are comparisons, compute, configurations, data, ",
+        "tutor is an unknown key, given {}; allowed are comparisons, compute, configurations, cpt, data, ",
     ),
     "unknown key": (
         "model.n_layers=3",
@@ -141,7 +141,7 @@ WRONG = {
     ),
     "seed twice": (
         "comparisons.seeds=[1, 1]",
-        "comparisons.seeds is [1, 1]; allowed is a list with each seed once, which 1 is not",
+        "comparisons.seeds is [1, 1]; allowed is a list with each value once, which 1 is not",
     ),
     "configuration unknown": ("configurations.names=[C99]", 'which "C99" is not one of'),
     "deployment of floats": (
@@ -207,6 +207,46 @@ WRONG = {
         "switchable.schedule={name: scheduled, pattern: [8, 1]}",
         f"switchable.schedule.pattern[1] is 1; allowed is {BIT_WIDTH}",
     ),
+    "no cosine": (
+        "switchable.schedule={name: cpt}",
+        "switchable.schedule.cosine is null; allowed is a section with cycles or a period, which cpt follows",
+    ),
+    "cosine of others": (
+        "switchable.schedule={name: cyclic, cosine: {cycles: 2}}",
+        "switchable.schedule.cosine is",
+    ),
+    "cycles and a period": (
+        "switchable.schedule={name: cpt, cosine: {cycles: 2, period: 5}}",
+        "switchable.schedule.cosine.period is 5; allowed is an integer of at least 1 if cycles is null, or null if it is not",
+    ),
+    "neither cycles nor a period": (
+        "switchable.schedule={name: cpt, cosine: {form: restart}}",
+        "switchable.schedule.cosine.period is null; allowed is an integer of at least 1 if cycles is null",
+    ),
+    "falling ends": (
+        "switchable.schedule={name: cpt, cosine: {cycles: 2, between: [8, 4]}}",
+        "allowed is two precisions, the one with fewer weight bits first",
+    ),
+    "ends of others": (
+        "switchable.schedule={name: cpt, cosine: {cycles: 2, between: [5, 8]}}",
+        'switchable.schedule.cosine.between is ["5"]; allowed is two of precisions',
+    ),
+    "second phase elsewhere": (
+        "switchable.schedule={name: cyclic, then: {precision: 5}}",
+        'switchable.schedule.then.precision is ["5"]; allowed is one of precisions',
+    ),
+    "second phase of random": (
+        "switchable.schedule={name: random_uniform, then: {precision: 4}}",
+        "because a second phase follows cyclic, scheduled or cpt, not random_uniform",
+    ),
+    "interval of cpt": (
+        "switchable.schedule={name: cpt, cosine: {cycles: 2}, interval: 2}",
+        "switchable.schedule.interval is 2; allowed is 1, because cpt has cycles, or a period",
+    ),
+    "gradients of 20 bits": (
+        "switchable.training.gradient_bits=20",
+        "switchable.training.gradient_bits is 20; allowed is a bit-width from 2 to 16 or 32",
+    ),
     "too few steps to progress": (
         "switchable={schedule: {name: progressive}, objective: {name: average}, training: {steps: 5, batch_size: 1, "
         "learning_rate: 1}}",
@@ -244,6 +284,31 @@ WRONG = {
     "factor of 0": (
         "switchable.learning_rate_factors=[1, 1, 1, 1, 1, 0]",
         "switchable.learning_rate_factors[5] is 0; allowed is a number of more than 0",
+    ),
+    "cpt at one precision": ("cpt.precisions=[8]", "cpt.precisions is [8]; allowed is a list of at least 2, each a bit-width"),
+    "cpt at a width twice": (
+        "cpt.precisions=[8, w8a4, 4]",
+        'cpt.precisions is ["8", "w8a4", "4"]; allowed is a list with each weight bit-width once, or null',
+    ),
+    "cycles from the top": ("cpt.lowest=8", 'cpt.lowest is "8"; allowed is one of 8, 6, 4, 3, 2 that is not the widest, or null'),
+    "no static": ("cpt.static=0", "cpt.static is 0; allowed is an integer of at least 1 or null"),
+    "second phase of cpt": (
+        "cpt.second_phase=5",
+        'cpt.second_phase is "5"; allowed is one of 8, 6, 4, 3, 2, or null',
+    ),
+    "unknown method of cpt": (
+        "cpt.methods=[static, best]",
+        "cpt.methods[1] is \"best\"; allowed is 'static' or 'random separate'",
+    ),
+    "methods twice": ("cpt.methods=[static, static]", 'allowed is a list with each value once, which "static" is not'),
+    "dear method that is not trained": (
+        "cpt.equal_bitops=[random shared]",
+        'cpt.equal_bitops is ["random shared"]; allowed is a list of some of methods, which "random shared" is not',
+    ),
+    "fewer passes than cycles": ("cpt.passes=3", "cpt.passes is 3; allowed is an integer of at least 4, the number of cycles"),
+    "wide window": (
+        "cpt.range_test={steps: 4, window: 3, threshold: 1}",
+        "cpt.range_test.window is 3; allowed is an integer from 1 to half of steps (4)",
     ),
     "other tracker": (
         "compute.trackers=[wandb]",
@@ -448,14 +513,23 @@ def test_budgets_are_within_the_candidates() -> None:
 def test_there_is_always_something_to_lower(widths: list[int]) -> None:
     each = {"ranks": [1] * len(widths), "alphas": [1.0] * len(widths), "dropouts": [0.0] * len(widths)}
     wanted = [w for w in widths if w != 32]
-    params = load_params("quick", [f"precisions={widths}", f"post_training.precisions={wanted}", f"lora={json.dumps(each)}"])
+    changes = [f"precisions={widths}", f"post_training.precisions={wanted}", f"lora={json.dumps(each)}"]
+    params = load_params("quick", changes)
     assert params.lowered_to and max(params.lowered_to) < params.bases[0].w_bits
     assert set(params.lowered_to) < set(widths) and params.bases[0].w_bits in widths
     assert 8 not in widths or min(widths) == 8 or params.bases[0].w_bits == 8
+    cycled = [p.w_bits for p in params.cycled]
+    assert len(cycled) > 1 and cycled == sorted(cycled, reverse=True) and (32 not in cycled or sum(w < 32 for w in widths) == 1)
 
 
-def test_stages_depend_on_every_section_once() -> None:
-    assert sorted(name for sections in SECTIONS.values() for name in sections) == sorted(Params.model_fields)
+def test_every_section_has_a_stage_and_no_stage_names_one_twice() -> None:
+    assert {name for sections in SECTIONS.values() for name in sections} == {*Params.model_fields}
+    for stage in STAGES:
+        line = [stage]
+        while upstream := UPSTREAM[line[-1]]:
+            line.append(upstream)
+        named = [name for part in line for name in SECTIONS[part]]
+        assert len(named) == len({*named}), stage
     assert tuple(SECTIONS) == tuple(UPSTREAM) == STAGES
 
 
@@ -484,6 +558,7 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
                     {"name": "all"},
                     {"name": "sandwich", "passes": 3, "interval": 2},
                     {"name": "scheduled", "pattern": [precisions[0], precisions[-1]]},
+                    {"name": "cpt", "cosine": {"cycles": 3, "order": "shuffled"}, "then": {"precision": precisions[-1]}},
                 ]
             )
         ),
@@ -491,6 +566,8 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
         "comparisons.methods": [{"name": "first"}, {"name": "other", "quantizer": {"clipping": "mse", "nested": True}}],
         "comparisons.specialists": data.draw(st.integers(0, len(widths))),
         "configurations.names": data.draw(st.sampled_from([None, ["fp32"]])),
+        "cpt.precisions": [8, 4, "w3a8"],
+        "cpt.untrained": [7, "w5a8"],
     }
     params = load_params("quick", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     path = tmp_path_factory.mktemp("params") / "mine.yaml"

@@ -1,0 +1,76 @@
+"""How sharp a minimum is: the loss under random perturbation of the trained weights.
+
+Every filter is perturbed in proportion to its own norm, so that networks whose weights differ in scale compare (Li et al.
+2018, "Visualizing the loss landscape of neural nets", section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from qatlib.evaluate import evaluate_spans
+from qatlib.model import SwitchableModel
+from qatlib.spans import Feature
+from qatlib.squad import Question
+
+
+def filter_normalized(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """A random Gaussian direction of the shape (filters, inputs) of `weight`, each row as long as that row of `weight`."""
+    direction = torch.randn(weight.shape, generator=generator).to(weight)
+    return direction * (weight.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True))
+
+
+def weights_in_use(model: SwitchableModel) -> Iterator[Tensor]:
+    """What was trained and is in use at the present configuration, each (filters, inputs).
+
+    Of every layer both matrices of its adapter, or the base weight where it has none.
+    """
+    for layer in model.layers:
+        adapter = layer.adapter(layer.precision.w_bits)
+        yield from (layer.oriented_weight,) if adapter is None else adapter.parameters()
+
+
+@torch.no_grad()
+def sharpness(
+    model: SwitchableModel,
+    questions: Sequence[Question],
+    features: Sequence[Feature],
+    radii: Sequence[float],
+    draws: int,
+    seed: int,
+    **answering: Any,
+) -> pd.DataFrame:
+    """Loss and F1 at points around the model's weights, at its present configuration; the weights are put back exactly.
+
+    Args:
+        radii: length of the step as a share of each filter's norm.
+        draws: random directions, the same for every radius.
+        answering: `pad_id`, `batch_size`, `max_answer_tokens` of `evaluate_spans`.
+
+    Returns:
+        One row a direction, radius and question: `draw`, `radius`, `id`, `paragraph`, `loss_change` (nats), `f1_change`
+        (points), against the unperturbed model.
+    """
+    weights = list(weights_in_use(model))
+    before = [w.clone() for w in weights]
+    base = evaluate_spans(model, questions, features, **answering)
+    parts = []
+    try:
+        for draw in range(draws):
+            generator = torch.Generator().manual_seed(seed + draw)
+            directions = [filter_normalized(w, generator) for w in before]
+            for radius in radii:
+                for weight, start, direction in zip(weights, before, directions, strict=True):
+                    weight.copy_(start + radius * direction)
+                moved = evaluate_spans(model, questions, features, **answering)
+                changes = {f"{metric}_change": moved[metric] - base[metric] for metric in ("loss", "f1")}
+                parts.append(base[["id", "paragraph"]].assign(draw=draw, radius=radius, **changes))
+    finally:
+        for weight, start in zip(weights, before, strict=True):
+            weight.copy_(start)
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,138 @@
+"""Methods differ in what their names say and in nothing else, at the passes or bit operations they are said to have."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from qatlib.layers import SHARED
+from qatlib.precision import Precision
+from qatlib.report.cyclic import Cyclic, agreement
+from qatlib.report.study import Study
+from qatlib.report.trainings import Trainings
+
+LOWEST = Precision(2, 2)
+
+
+@pytest.fixture(scope="module")
+def base(make_desk, tmp_path_factory):
+    study = Study(make_desk(tmp_path_factory.mktemp("base")))
+    path = tmp_path_factory.mktemp("teacher") / "t"
+    study.teacher("full")[0].save(path, study.tokenizer)
+    return path
+
+
+@pytest.fixture
+def make(base, make_desk, tmp_path):
+    def made(*overrides: str) -> Cyclic:
+        study = Study(make_desk(tmp_path, *overrides))
+        return Cyclic(study, Trainings(study, base))
+
+    return made
+
+
+EVERY = (
+    "cpt.methods=[static, random separate, random shared, cpt separate, cpt shared, two-phase, cpt reversed, cpt shuffled, "
+    "random all weights, cpt all weights]"
+)
+
+
+def bits(work, recipe):
+    schedule = work.schedule(recipe)
+    return [int(schedule(step)[0].average_bits(work.layers)[0]) for step in range(recipe.settings.training.steps)]
+
+
+def test_every_method_has_the_same_passes_and_its_own_adapters_and_order(make):
+    work = make(EVERY, "cpt.passes=24", "cpt.equal_bitops=[]", "cpt.static=null")
+    recipes = work.recipes(LOWEST)
+    assert Counter(r.seed for r in recipes) == {0: 12, 1: 12} and {r.settings.training.steps for r in recipes} == {24}
+    first = {r.name: r for r in recipes if r.seed == 0 and r.name != "static"}
+    adapters = {name: r.settings.adapters for name, r in first.items()}
+    assert all(kind == "none" for name, kind in adapters.items() if "all weights" in name)
+    assert [name for name, kind in adapters.items() if kind == "separate"] == ["random separate", "cpt separate"]
+    cycle = bits(work, first["cpt shared"])
+    assert cycle == bits(work, first["cpt separate"]) == bits(work, first["cpt reversed"])[::-1]
+    assert cycle[:12] == cycle[12:] == sorted(cycle[:12]) and Counter(bits(work, first["cpt shuffled"])) == Counter(cycle)
+    assert bits(work, first["two-phase"])[18:] == [2] * 6
+    assert [r.precisions for r in recipes if r.name == "static" and r.seed == 0] == [(p,) for p in work.precisions]
+    rates = {name: r.settings.training.learning_rate for name, r in first.items()}
+    assert len(set(rates.values())) == 1  # of this profile; all weights take the teacher's
+    assert {r.settings.training.gradient_bits for r in recipes} == {8}
+
+
+def test_below_the_lowest_only_static_models_are_trained(make):
+    work = make("cpt.equal_bitops=[]", "cpt.static=null")
+    recipes = work.recipes(Precision(4, 4))
+    assert all(min(r.precisions).w_bits == 4 for r in recipes if r.name != "static")
+    assert min(r.precisions for r in recipes) == (LOWEST,)
+
+
+def test_equal_bit_operations_are_equal(make):
+    work = make("cpt.passes=200", "cpt.methods=[static, cpt shared]", "cpt.equal_bitops=[cpt shared]", "cpt.static=1")
+    total = work.costs(work.recipes(LOWEST)).set_index("model")["bitops"]
+    assert total["cpt shared at equal bitops"] == pytest.approx(total["static"], rel=0.01)
+    assert total["cpt shared"] < 0.7 * total["static"]
+
+
+def test_progress_is_the_fall_from_the_first_window_to_the_last(make):
+    work = make("cpt.range_test={steps: 4, window: 2, threshold: 1}", "cpt.lowest=null")
+    losses = {"2": [5.0, 5, 4.5, 4.5], "4": [5.0, 5, 4, 4], "8": [5.0, 4, 2, 1]}
+    rows = [{"precision": p, "step": i, "span_loss": x} for p, values in losses.items() for i, x in enumerate(values)]
+    progress = work.progress(pd.DataFrame(rows))
+    assert progress["progress"].tolist() == [0.5, 1, 3] and progress["trains"].tolist() == [False, True, True]
+    assert work.lowest(progress) == Precision(4, 4)
+    with pytest.raises(ValueError, match="no precision below 8 made progress of 1.0 nats; name cpt.lowest"):
+        work.lowest(progress.assign(trains=[False, False, True]))
+    assert make("cpt.lowest=2").lowest(progress) == LOWEST
+
+
+def test_the_range_test_trains_each_precision_from_the_same_start(make):
+    losses = make().range_test()
+    assert losses["precision"].tolist() == ["2"] * 4 + ["4"] * 4 + ["8"] * 4
+    assert losses["span_loss"].between(1, 9).all()
+
+
+def test_models_are_judged_where_they_can_run(make):
+    work = make("cpt.seeds=[0]", "cpt.untrained=[3]", "cpt.equal_bitops=[]")
+    recipes = [r for r in work.recipes(LOWEST) if r.name in ("static", "cpt separate", "cpt shared", "cpt all weights")]
+    found = work.trained(recipes)
+    judged = found["scores"].groupby(["model", "precision"], sort=False).size()
+    assert set(judged) == {10} and list(judged.index) == [
+        *(("static", "8"), ("static", "2")),
+        *(("cpt separate", p) for p in "842"),
+        *((name, p) for name in ("cpt shared", "cpt all weights") for p in "8432"),
+    ]
+    assert set(found["perplexities"].groupby(["model", "precision"]).groups) == set(judged.index)
+    sharp = found["sharpness"].groupby(["model", "precision", "radius"])["seed"].unique().map(list)
+    assert set(map(tuple, sharp)) == {(0, 1)} and set(sharp.index.get_level_values("precision")) == {"8", "2"}
+    assert found["curves"].groupby("model")["step"].max().to_dict() == {r.name: 4 for r in recipes}
+
+
+def test_all_weights_are_trained_and_then_frozen_without_adapters(make):
+    work = make("cpt.seeds=[0]")
+    recipe = next(r for r in work.recipes(LOWEST) if r.name == "cpt all weights")
+    model = work.trainings.prepared(recipe)
+    before = model.layers[0].weight.clone()
+    work.trainings.fit(model, recipe)
+    assert not model.lora and not (model.layers[0].weight == before).all()
+    assert not any(p.requires_grad for p in model.lm.parameters())
+
+
+def test_a_shared_adapter_takes_the_first_of_lora(make):
+    work = make("cpt.precisions=[8, 5]", "cpt.lowest=5", "cpt.static=null", "lora.ranks=[7, 2, 2, 2]")
+    by_name = {r.name: r for r in work.recipes(Precision(5, 5))}
+    assert work.trainings.prepared(by_name["cpt shared"]).lora.keys() == {SHARED}
+    separate = work.trainings.prepared(by_name["cpt separate"]).lora
+    assert {w: spec.rank for w, spec in separate.items()} == {8: 2, 5: 7}  # 5 bits are not among the run's precisions
+
+
+def test_agreement_is_the_share_of_equal_answers():
+    answers = {"8": ["a", "b", None, "d"], "4": ["a", "x", None, "d"], "2": ["x", "x", "x", "d"]}
+    rows = [
+        pd.DataFrame({"id": list("1234"), "paragraph": list("ppqq"), "prediction": said, "precision": p, "model": "m", "seed": 0})
+        for p, said in answers.items()
+    ]
+    same = agreement(pd.concat(rows, ignore_index=True)).groupby("precision", sort=False)["same"].mean()
+    assert same.to_dict() == {"8 and 4": 75, "8 and 2": 25, "4 and 2": 50}
