@@ -93,9 +93,9 @@ SpanFigures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of a batch of windows: span NLL (batch,), start and end logits (batch, tokens), fp32 on the CPU."""
 
 
-def span_figures(model: SwitchableModel, batch: Batch) -> SpanFigures:
-    """What answers are made of, at the model's present configuration."""
-    output = model(batch.input_ids)
+def span_figures(model: SwitchableModel, batch: Batch, inputs_embeds: torch.Tensor | None = None) -> SpanFigures:
+    """What answers are made of, at the model's present configuration; from other embeddings than the tokens', if given."""
+    output = model(batch.input_ids) if inputs_embeds is None else model(inputs_embeds=inputs_embeds)
     return span_nll(output, batch).cpu(), output.start.float().cpu(), output.end.float().cpu()
 
 

@@ -214,11 +214,21 @@ class SwitchableModel(nn.Module):
             layer.quantizer = quantizer
             layer.forget_codes()
 
-    def forward(self, input_ids: Tensor) -> Output:
-        """`input_ids` (batch, tokens), padded on the right: under a causal mask padding changes nothing before it."""
-        hidden = self.lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None) -> Output:
+        """Answer windows, padded on the right: under a causal mask padding changes nothing before it.
+
+        Args:
+            input_ids: (batch, tokens).
+            inputs_embeds: (batch, tokens, width) in their place: what `embed` gives, or a perturbation of it.
+        """
+        hidden = self.lm.base_model(input_ids=input_ids, inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
         start, end = self.qa_outputs(hidden).unbind(-1)
         return Output(hidden, start, end)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings (batch, tokens, width), before positions are added."""
+        embedded: Tensor = self.lm.get_input_embeddings()(input_ids)
+        return embedded
 
     def next_token_logits(self, hidden: Tensor) -> Tensor:
         """The language model's logits (…, vocabulary) from `Output.hidden`."""

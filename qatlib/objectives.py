@@ -37,6 +37,7 @@ class Batch:
         input_ids: (batch, tokens).
         context: (batch, tokens) bool, True on context tokens.
         real: (batch, tokens) bool, False on padding.
+        free: (batch, tokens) bool, True on context tokens of no given answer: all that an attacker may touch.
         start, end: (batch,) token positions of the answer; −1 where the window has none.
         windows, targets: what losses are means over: windows, and tokens to be predicted, of the whole batch,
             whatever the share, so that losses and gradients add up over the processes.
@@ -45,6 +46,7 @@ class Batch:
     input_ids: Tensor
     context: Tensor
     real: Tensor
+    free: Tensor
     start: Tensor
     end: Tensor
     windows: int
@@ -66,9 +68,13 @@ def collate(
     input_ids[real] = torch.tensor([token for f in features for token in f.input_ids])
     first = torch.tensor([f.context_start for f in features])
     context = (position >= first[:, None]) & real
-    start, end = torch.tensor([f.start for f in features]), torch.tensor([f.end for f in features])
+    free = context.clone()
+    for row, feature in zip(free, features, strict=True):
+        for start, end in feature.gold:
+            row[start : end + 1] = False
+    starts, ends = torch.tensor([f.start for f in features]), torch.tensor([f.end for f in features])
     whole = features if whole is None else whole
-    tensors = {"input_ids": input_ids, "context": context, "real": real, "start": start, "end": end}
+    tensors = {"input_ids": input_ids, "context": context, "real": real, "free": free, "start": starts, "end": ends}
     placed = {name: tensor.to(device) for name, tensor in tensors.items()}
     return Batch(**placed, windows=len(whole), targets=sum(len(f.input_ids) - 1 for f in whole))
 

@@ -29,6 +29,7 @@ class Feature:
             context token in order; both equal for a token of whitespace only.
         start, end: positions in `input_ids` of the first answer's first and last token, or both -1 when this window
             does not hold all of it.
+        gold: first and last position of the tokens of every given answer, as far as they are in this window.
     """
 
     question: int
@@ -37,12 +38,23 @@ class Feature:
     offsets: tuple[tuple[int, int], ...]
     start: int
     end: int
+    gold: tuple[tuple[int, int], ...] = ()
 
 
 def _strip(text: str, start: int, end: int) -> tuple[int, int]:
     """The span without whitespace at both ends; a span of whitespace only shrinks to its end."""
     kept_start = end - len(text[start:end].lstrip())
     return kept_start, max(kept_start, start + len(text[start:end].rstrip()))
+
+
+def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
+    """The first token that ends after a character."""
+    return bisect_right(offsets, character, key=lambda span: span[1])
+
+
+def _last_before(offsets: Sequence[tuple[int, int]], character: int) -> int:
+    """The last token that starts before a character."""
+    return bisect_left(offsets, character, key=lambda span: span[0]) - 1
 
 
 def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> list[Feature]:
@@ -84,15 +96,15 @@ def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase,
     for index, (question, head) in enumerate(zip(questions, heads, strict=True)):
         prefix = [*bos, *head[:question_room], *marker]
         ids, offsets = tokens[question.context]
-        answer = question.answers[0]
-        first_char, past_char = _strip(question.context, answer.start, answer.start + len(answer.text))
-        first = bisect_right(offsets, first_char, key=lambda span: span[1])
-        last = bisect_left(offsets, past_char, key=lambda span: span[0]) - 1
+        spans = [_strip(question.context, answer.start, answer.start + len(answer.text)) for answer in question.answers]
+        runs = [(_token_at(offsets, first_char), _last_before(offsets, past_char)) for first_char, past_char in spans]
+        first, last = runs[0]
 
         room = max_length - len(prefix)
         for begin in range(0, max(1, len(ids) - stride), room - stride):
             shift = len(prefix) - begin
-            whole = begin <= first <= last < begin + room
+            whole, past = begin <= first <= last < begin + room, min(begin + room, len(ids))
+            inside = [(max(a, begin) + shift, min(b, past - 1) + shift) for a, b in runs if a < past and b >= begin]
             features.append(
                 Feature(
                     question=index,
@@ -101,6 +113,7 @@ def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase,
                     offsets=tuple(offsets[begin : begin + room]),
                     start=first + shift if whole else -1,
                     end=last + shift if whole else -1,
+                    gold=tuple(dict.fromkeys(inside)),
                 )
             )
     return features

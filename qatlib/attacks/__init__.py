@@ -1,0 +1,1 @@
+"""Attacks on a span model, and the defences they are judged against."""

@@ -1,0 +1,68 @@
+"""How a model answers: at one static configuration, or at precisions drawn anew (random precision inference, RPI).
+
+The threat model knows the set of precisions and their probabilities, equal for all, and not the draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qatlib.layers import SwitchableLinear, forwards_replaced
+from qatlib.model import SwitchableModel
+from qatlib.precision import Configuration, Precision
+from qatlib.schedule import random_per_layer
+
+Draws = Callable[[int], Sequence[Configuration]]
+"""Number of a query → the configurations whose mean loss an attacker sees there."""
+
+
+def static(precision: Precision, model: SwitchableModel) -> Draws:
+    """One precision at every query: no defence."""
+    configuration = Configuration.uniform(precision, model.infos)
+    return lambda query: [configuration]
+
+
+def every(precisions: Sequence[Precision], model: SwitchableModel) -> Draws:
+    """All precisions at every query: the exact expectation over RPI that draws one precision for all layers."""
+    uniform = [Configuration.uniform(p, model.infos) for p in precisions]
+    return lambda query: uniform
+
+
+def one_of(precisions: Sequence[Precision], model: SwitchableModel, seed: int) -> Draws:
+    """One precision for all layers, drawn anew at every query: what an attacker sees who does not average (S0's RPI)."""
+    uniform = [Configuration.uniform(p, model.infos) for p in precisions]
+    return lambda query: [uniform[np.random.default_rng((seed, query)).integers(len(uniform))]]
+
+
+def per_layer(precisions: Sequence[Precision], model: SwitchableModel, seed: int, draws: int = 1) -> Draws:
+    """`draws` configurations a query in which every layer draws its own precision: a sampled expectation."""
+    return random_per_layer(precisions, model.infos, seed, draws)
+
+
+@contextmanager
+def per_token(precisions: Sequence[Precision], model: SwitchableModel, generator: torch.Generator) -> Iterator[None]:
+    """Every token draws its precision anew at every layer and pass.
+
+    A layer computes at all K precisions and each token takes one of the results, so that a pass costs K.
+    """
+    with (
+        model.at(model.configuration),
+        forwards_replaced({layer: partial(_token_by_token, layer, precisions, generator) for layer in model.layers}),
+    ):
+        yield
+
+
+def _token_by_token(layer: SwitchableLinear, precisions: Sequence[Precision], generator: torch.Generator, x: Tensor) -> Tensor:
+    choice = torch.randint(len(precisions), (*x.shape[:-1], 1), generator=generator).to(x.device)
+    result = torch.empty(0)
+    for i, precision in enumerate(precisions):
+        layer.precision = precision
+        y = SwitchableLinear.forward(layer, x)
+        result = y if i == 0 else torch.where(choice == i, y, result)
+    return result

@@ -1,0 +1,160 @@
+"""Gradient attacks on the embeddings of a question's context: FGSM, PGD, and PGD in expectation over random precisions.
+
+    δ ← Π_ε(δ + α · direction(E_c ∇_δ L(x + δ; c)))
+
+over configurations c that the attacker draws (EOT, Athalye et al. 2018): one alone is PGD (Madry et al. 2018), one alone and
+a single step of length ε from the clean input FGSM (Goodfellow et al. 2015). Gradients go straight through every rounding
+(BPDA, Athalye et al. 2018). Only tokens that `Batch.free` allows are touched: never the question, never a given answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qatlib.attacks.defence import Draws
+from qatlib.model import Output, SwitchableModel
+from qatlib.objectives import Batch, span_nll
+
+
+@dataclass(frozen=True)
+class EmbeddingAttack:
+    """What an attacker on embeddings does."""
+
+    epsilon: float
+    """Radius, in units of the mean norm of the token embeddings: of a token's perturbation in L2; in L∞ of a coordinate times
+    the square root of their number, so that the corners of the cube are as far as the sphere of L2."""
+    norm: Literal["linf", "l2"] = "linf"
+    steps: int = 10
+    step_size: float | None = None
+    """As a share of epsilon; 2.5 / steps if left out (Madry et al. 2018), at most 1."""
+    restarts: int = 1
+    """Each from another random point of the ball, the first from the clean input if `random_start` is off."""
+    random_start: bool = True
+    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+
+    @classmethod
+    def fgsm(cls, epsilon: float, norm: Literal["linf", "l2"] = "linf") -> EmbeddingAttack:
+        """One step to the border from the clean input."""
+        return cls(epsilon, norm, steps=1, step_size=1, random_start=False)
+
+
+def mean_embedding_norm(model: SwitchableModel) -> float:
+    """Mean L2 norm of the token embeddings over the vocabulary, the unit of epsilon."""
+    weight = model.lm.get_input_embeddings().weight.detach()
+    return float(weight.float().norm(dim=1).mean())
+
+
+def attack_embeddings(
+    model: SwitchableModel, batch: Batch, attack: EmbeddingAttack, draws: Draws, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The strongest perturbation found for each window of a batch, by the attacker's own loss.
+
+    Args:
+        batch: windows; one without an answer has no loss and is left as it is.
+        draws: what the attacker averages over at each of its steps.
+        seed: of the random starts.
+
+    Returns:
+        Embeddings (batch, tokens, width), and the attacker's mean loss there, (batch,), nats or logits; the clean input counts
+        as found, so the loss is never below that of the clean one under the same draws.
+    """
+    model.eval()
+    clean, free, radius, generator = _ball(model, batch, attack, seed)
+    step = radius * min(1.0, attack.step_size if attack.step_size is not None else 2.5 / attack.steps)
+    best = torch.zeros_like(clean)
+    worst = torch.full((len(clean),), -torch.inf, device=clean.device)
+    for restart in range(attack.restarts):
+        delta = torch.zeros_like(clean)
+        if attack.random_start or restart:
+            delta = project(_random_point(clean, radius, attack.norm, generator), radius, attack.norm) * free
+        for i in range(attack.steps + 1):
+            query = restart * (attack.steps + 1) + i
+            loss, gradient = expected_loss(model, clean, delta, batch, attack.loss, draws, query, i < attack.steps)
+            better = loss > worst
+            worst = torch.where(better, loss, worst)
+            best = torch.where(better[:, None, None], delta, best)
+            if gradient is not None:
+                delta = project(delta + step * _direction(gradient, attack.norm), radius, attack.norm) * free
+    return clean + best, worst
+
+
+def expected_loss(
+    model: SwitchableModel, clean: Tensor, delta: Tensor, batch: Batch, loss: str, draws: Draws, query: int, gradient: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Mean over the drawn configurations of each window's loss (batch,), and its gradient with respect to `delta` if asked.
+
+    The loss of a window without an answer is 0, and so is its gradient.
+    """
+    configurations = draws(query)
+    losses, total = torch.zeros(len(clean), device=clean.device), torch.zeros_like(clean) if gradient else None
+    for configuration in configurations:
+        with model.at(configuration), torch.set_grad_enabled(gradient):
+            moved = delta.detach().requires_grad_(gradient)
+            found = window_loss(model(inputs_embeds=clean + moved), batch, loss)
+            if total is not None:
+                (slope,) = torch.autograd.grad(found.sum(), moved)
+                total += slope / len(configurations)
+        losses += found.detach() / len(configurations)
+    return losses, total
+
+
+def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
+    """Of every window (batch,): the span NLL in nats, or the margin, how far the best wrong token is above the right one.
+
+    The margin is the mean over start and end of max(wrong logits) − right logit over context tokens (Carlini & Wagner 2017),
+    which does not flatten where an answer is already sure. 0 for a window without an answer.
+    """
+    if loss == "cross_entropy":
+        return span_nll(output, batch).nan_to_num(0.0)
+    answered, margins = batch.start >= 0, []
+    for logits, target in ((output.start, batch.start), (output.end, batch.end)):
+        right = target.clamp_min(0)[:, None]
+        wrong = logits.float().masked_fill(~batch.context, -torch.inf).scatter(1, right, -torch.inf)
+        margins.append(wrong.max(1).values - logits.float().gather(1, right)[:, 0])
+    return ((margins[0] + margins[1]) / 2).where(answered & torch.isfinite(margins[0] + margins[1]), 0.0)
+
+
+def project(delta: Tensor, radius: float, norm: str) -> Tensor:
+    """The nearest point of the ball of every token: coordinates clamped (L∞), or the token's vector shortened (L2)."""
+    if norm == "linf":
+        return delta.clamp(-radius, radius)
+    length = delta.norm(dim=-1, keepdim=True)
+    return torch.where(length > radius, delta * (radius / length), delta)
+
+
+def _direction(gradient: Tensor, norm: str) -> Tensor:
+    """Of steepest ascent in the norm: the sign, or every token's unit vector (0 where there is no gradient)."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def _random_point(like: Tensor, radius: float, norm: str, generator: torch.Generator) -> Tensor:
+    """Uniform in the cube; in L2 a random direction at a uniform distance."""
+    if norm == "linf":
+        return (2 * torch.rand(like.shape, generator=generator).to(like) - 1) * radius
+    point = torch.randn(like.shape, generator=generator).to(like)
+    return _direction(point, norm) * radius * torch.rand((*like.shape[:-1], 1), generator=generator).to(like)
+
+
+def random_noise(model: SwitchableModel, batch: Batch, attack: EmbeddingAttack, seed: int) -> Tensor:
+    """Embeddings moved to a random point of the ball's border, the control of equal norm: corners of the cube, or the sphere."""
+    clean, free, radius, generator = _ball(model, batch, attack, seed)
+    point = torch.randn(clean.shape, generator=generator).to(clean)
+    return clean + radius * _direction(point, attack.norm) * free
+
+
+@torch.no_grad()
+def _ball(
+    model: SwitchableModel, batch: Batch, attack: EmbeddingAttack, seed: int
+) -> tuple[Tensor, Tensor, float, torch.Generator]:
+    """Clean embeddings (batch, tokens, width), what may move (batch, tokens, 1), the radius, and the batch's own generator."""
+    clean = model.embed(batch.input_ids)
+    free = (batch.free & (batch.start >= 0)[:, None])[..., None]
+    radius = attack.epsilon * mean_embedding_norm(model) / (clean.shape[-1] ** 0.5 if attack.norm == "linf" else 1)
+    # by what is in the batch, so that it does not matter which process has it
+    return clean, free, radius, torch.Generator().manual_seed(seed + int(batch.input_ids.sum()))

@@ -1,0 +1,64 @@
+"""Answers to attacked input: one attack, answered in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from qatlib.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.model import SwitchableModel
+from qatlib.objectives import Batch
+from qatlib.precision import Precision
+from qatlib.spans import Feature
+from qatlib.squad import Question
+
+Craft = Callable[[Batch], Tensor]
+"""A batch → the embeddings (batch, tokens, width) that an attacker puts in place of its own."""
+
+Answering = Callable[[Batch, Tensor], SpanFigures]
+"""A batch and attacked embeddings → what answers are made of."""
+
+
+def at(model: SwitchableModel, precision: Precision) -> Answering:
+    """Answer with all layers at one precision."""
+
+    def figures(batch: Batch, embeds: Tensor) -> SpanFigures:
+        with model.at(precision):
+            return span_figures(model, batch, embeds)
+
+    return figures
+
+
+def judged(
+    model: SwitchableModel,
+    questions: Sequence[Question],
+    features: Sequence[Feature],
+    craft: Craft,
+    answering: Mapping[str, Answering],
+    *,
+    pad_id: int,
+    batch_size: int,
+    max_answer_tokens: int,
+    description: str | None = None,
+) -> pd.DataFrame:
+    """Attack every window once, and answer each attacked one in every way.
+
+    Returns:
+        `evaluate_spans`' rows for each way, which `answered` names: `answered`, `id`, `paragraph`, `em`, `f1`, `loss`,
+        `prediction`.
+    """
+    model.eval()
+
+    def measure(batch: Batch) -> dict[str, SpanFigures]:
+        embeds = craft(batch)
+        with torch.no_grad():
+            return {name: answer(batch, embeds) for name, answer in answering.items()}
+
+    found = over_batches(features, batch_size, pad_id, device_of(model), measure, description)
+    decode = partial(answers, questions, features, max_answer_tokens=max_answer_tokens)
+    frames = [decode([(rows, figures[name]) for rows, figures in found]).assign(answered=name) for name in answering]
+    return pd.concat(frames, ignore_index=True)
