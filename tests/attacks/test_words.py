@@ -1,0 +1,128 @@
+"""Candidates read alike, ranks find the word that matters, and an attack never makes the loss it sees smaller."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+from qatlib.attacks import candidates
+from qatlib.attacks.text import free_words
+from qatlib.attacks.words import WordAttack
+from qatlib.layers import SHARED, LoraSpec
+from qatlib.model import SwitchableModel
+from qatlib.precision import Configuration
+from qatlib.spans import featurize
+from qatlib.squad import Answer, Question, read_squad, write_squad
+from qatlib.toyqa import build_model, build_tokenizer, generate
+
+TOKENIZER = build_tokenizer()
+QUESTIONS = generate(8, 0)
+VOCABULARY = candidates.vocabulary(["red", "north", "winter", "garden"], 3, 0)
+
+
+def question(context: str, answer: str = "Paris") -> Question:
+    return Question("q", "t", context, "where?", (Answer(answer, context.index(answer)),))
+
+
+def spans(q: Question) -> dict[str, tuple[int, int]]:
+    return {q.context[start:end]: (start, end) for start, end in free_words(q)}
+
+
+TEXT = question("They built larger houses in Paris. Quick trains ran to Smith and the river.")
+
+
+def test_synonyms_keep_the_part_of_speech_and_the_form():
+    words = spans(TEXT)
+    assert "bigger" in candidates.synonyms(TEXT, words["larger"])
+    assert "homes" in candidates.synonyms(TEXT, words["houses"]) and "home" not in candidates.synonyms(TEXT, words["houses"])
+    assert "Fast" in candidates.synonyms(TEXT, words["Quick"])
+    own = {"built", "houses", "house", "build"}
+    assert not own & {w.lower() for word in ("built", "houses") for w in candidates.synonyms(TEXT, words[word])}
+
+
+@pytest.mark.parametrize("word", ["the", "They", "Smith"])
+def test_stop_words_and_names_stay(word):
+    assert candidates.synonyms(TEXT, spans(TEXT)[word]) == []
+
+
+def test_a_masked_language_model_is_asked_for_its_likeliest_words_of_the_same_kind(tmp_path):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "bigger", "smaller", "houses", "of", "larger", "##er", "they"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    lm = BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), **sizes)).eval()
+    found = candidates.masked_lm(lm, tokenizer, len(vocabulary))(TEXT, spans(TEXT)["larger"])
+    assert set(found) == {"bigger", "smaller"}
+    assert candidates.masked_lm(lm, tokenizer, len(vocabulary))(TEXT, spans(TEXT)["Smith"]) == []
+
+
+def test_a_vocabulary_gives_other_words_and_the_same_ones_again():
+    q = question("red fox in Paris")
+    found = VOCABULARY(q, spans(q)["red"])
+    assert found == VOCABULARY(q, spans(q)["red"]) and "red" not in found and len(found) in (2, 3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    made = SwitchableModel(build_model(2, 2, 32, 0))
+    made.add_adapters({SHARED: LoraSpec(2, 4)})
+    torch.nn.init.normal_(made.qa_outputs.weight, std=0.5)
+    return made.eval()
+
+
+@pytest.fixture
+def attacker(model):
+    def make(*precisions, source=VOCABULARY):
+        configurations = [Configuration.resolve(p, model.infos) for p in precisions or (8,)]
+        cut = lambda questions: featurize(questions, TOKENIZER, 128, 32)  # noqa: E731
+        return WordAttack(model, cut, configurations, source, pad_id=1, batch_size=16)
+
+    return make
+
+
+def test_losses_are_means_over_the_configurations(attacker):
+    each = [attacker(p).losses(QUESTIONS) for p in (8, 2)]
+    assert attacker(8, 2).losses(QUESTIONS) == pytest.approx(np.mean(each, axis=0), rel=1e-5)
+
+
+@pytest.mark.parametrize("by", ["attention", "removal", "both"])
+def test_ranks_are_orders_of_the_words_that_have_candidates(attacker, by):
+    only_long = lambda q, span: ["garden"] if span[1] - span[0] > 4 else []  # noqa: E731
+    for q, ranked in zip(QUESTIONS, attacker(source=only_long).ranked(QUESTIONS, by), strict=True):
+        assert sorted(ranked) == [span for span in free_words(q) if span[1] - span[0] > 4]
+
+
+def test_by_removal_the_word_whose_loss_hurts_most_comes_first(attacker):
+    mine = attacker()
+    words = [free_words(q) for q in QUESTIONS]
+    removal = mine._removal(QUESTIONS, words)
+    for ranked, spans_, scores in zip(mine.ranked(QUESTIONS, "removal"), words, removal, strict=True):
+        assert ranked[0] == spans_[int(np.argmax(scores))]
+
+
+def test_attention_is_a_share_and_leaves_the_model_as_it_was(attacker, model):
+    mine, before = attacker(), model.lm.config._attn_implementation
+    words = [free_words(q) for q in QUESTIONS]
+    for scores in mine._attention(QUESTIONS, words):
+        assert (scores >= 0).all() and (scores > 0).any() and scores.max() <= 1
+    assert model.lm.config._attn_implementation == before
+
+
+def test_an_attack_raises_the_loss_it_sees_and_touches_few_words(attacker, tmp_path):
+    mine = attacker(8, 2)
+    attacked = mine.attack(QUESTIONS, "removal", 2)
+    before, after = mine.losses(QUESTIONS), mine.losses(attacked)
+    assert (after >= before).all() and (after > before).any()
+    for q, a in zip(QUESTIONS, attacked, strict=True):
+        assert (a.id, a.question) == (q.id, q.question)
+        assert sum(x != y for x, y in zip(q.context.split(), a.context.split(), strict=True)) <= 2
+    write_squad(attacked, tmp_path / "attacked.json")
+    assert read_squad(tmp_path / "attacked.json") == attacked
+
+
+def test_without_candidates_nothing_is_attacked(attacker):
+    assert attacker(source=lambda q, span: []).attack(QUESTIONS, "both", 3) == QUESTIONS
