@@ -215,6 +215,33 @@ class ScheduleArguments:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class AttackArguments:
+    """What an attacker on embeddings does; `qatlib.attacks.embedding` has the equations."""
+
+    epsilon: Annotated[float, Field(ge=0)]
+    """Radius, in units of the mean norm of the token embeddings: of a token's perturbation in L2; in L∞ of a coordinate times
+    the square root of their number, so that the corners of the cube are as far as the sphere of L2."""
+    norm: Literal["linf", "l2"] = "linf"
+    steps: Annotated[int, Field(ge=1)] = 10
+    step_size: Annotated[float, Field(gt=0, le=1)] | None = None
+    """As a share of epsilon; 2.5 / steps if left out (Madry et al. 2018), at most 1."""
+    restarts: Annotated[int, Field(ge=1)] = 1
+    """Each from another random point of the ball, but the first from the clean input without `random_start`."""
+    random_start: bool = True
+    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+
+    @classmethod
+    def fgsm(cls, epsilon: float, norm: Literal["linf", "l2"] = "linf") -> AttackArguments:
+        """One step to the border from the clean input (Goodfellow et al. 2015)."""
+        return cls(epsilon, norm, steps=1, step_size=1, random_start=False)
+
+    @property
+    def passes(self) -> int:
+        """Passes over a batch for each configuration averaged over; all but the last of a restart go back as well."""
+        return self.restarts * (self.steps + 1)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ObjectiveArguments:
     """What a training step minimises; `qatlib.objectives` says what each objective adds and whose it is."""
 

@@ -29,6 +29,9 @@ from qatlib.precision import FULL, Configuration, Precision
 from qatlib.schedule import Schedule
 from qatlib.spans import Feature
 
+Adversary = Callable[[Batch, Configuration], Tensor]
+"""A batch and the configuration it is trained at → the embeddings (batch, tokens, width) put in place of its tokens'."""
+
 Probe = Callable[[], Mapping[str, float]]
 """Measures the model between steps, without touching random states or gradients."""
 
@@ -83,6 +86,7 @@ def fit(
     objective: ObjectiveArguments | None = None,
     teacher: SwitchableModel | None = None,
     learning_rate_factors: Mapping[Precision, float] | None = None,
+    adversary: Adversary | None = None,
     mixed_precision: str = "no",
     trackers: Sequence[str] = (),
     log_dir: Path | None = None,
@@ -105,6 +109,8 @@ def fit(
             evaluated, without gradients, once a step.
         learning_rate_factors: factors on the learning rate, by precision; a step's rate is multiplied by the mean
             factor over the layers' precisions in the step's configurations.
+        adversary: for adversarial training (Madry et al. 2018); at random precision it is Double-Win Quant's (Fu et al. 2021).
+            Its passes are not counted in the metrics.
         mixed_precision: `no` or `bf16` (autocast); weights, optimizer and probes stay in fp32.
         trackers: accelerate's trackers that the metrics go to as well (`tensorboard`); a resumed run goes on in the
             same log, `<log_dir>/<description>`.
@@ -163,7 +169,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             model.train()
-            losses = _passes(model, batch, configurations, args.lm_weight, objective, teacher, autocast)
+            losses = _passes(model, batch, configurations, args.lm_weight, objective, teacher, adversary, autocast)
             if processes > 1:
                 _add_up(accelerator, [*trainable.values()], losses)
             norm = torch.nn.utils.clip_grad_norm_(trainable.values(), args.max_grad_norm)
@@ -193,6 +199,7 @@ def _passes(
     lm_weight: float,
     objective: ObjectiveArguments,
     teacher: SwitchableModel | None,
+    adversary: Adversary | None,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Tensor]:
     """Forward and backward of every configuration of a step, widest first; gradients add up in the parameters.
@@ -211,7 +218,7 @@ def _passes(
     for configuration in configurations:
         model.set_precision(configuration)
         with autocast:
-            output = model(batch.input_ids)
+            output = model(batch.input_ids) if adversary is None else model(inputs_embeds=adversary(batch, configuration))
             loss, parts = task_loss(model, output, batch, lm_weight)
             logits = span_logits(output)
             added = added_term(objective, logits, wider, taught, batch)

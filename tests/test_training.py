@@ -183,6 +183,24 @@ def test_gradients_are_quantized_while_training_and_not_after(features, tmp_path
     assert {layer.gradient_bits for layer in quantized.layers} == {32}
 
 
+def test_an_adversary_is_asked_for_every_pass_at_its_configuration(features, tmp_path):
+    made, asked = model(0.0), []
+
+    def adversary(batch, configuration):
+        asked.append(configuration)
+        assert made.configuration == configuration and made.training
+        return made.embed(batch.input_ids) * 1.5
+
+    rows = train(made, features, tmp_path / "a.safetensors", adversary=adversary)
+    assert len(asked) == rows["passes"].sum() == 12
+    plain = train(model(0.0), features, tmp_path / "b.safetensors")
+    same = train(
+        model(0.0), features, tmp_path / "c.safetensors", adversary=lambda batch, _: made.embed(batch.input_ids).detach()
+    )
+    assert rows["span_loss"][1] != plain["span_loss"][1]
+    assert same["span_loss"].equals(plain["span_loss"])  # embeddings of the tokens themselves change nothing
+
+
 def test_an_adapter_that_was_not_drawn_stays_as_it_was(features, tmp_path):
     made = model(0.0)
     before = {n: p.clone() for n, p in made.named_parameters()}

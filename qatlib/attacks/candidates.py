@@ -56,7 +56,7 @@ def _stop_words() -> frozenset[str]:
 @cache
 def _forms(word: str) -> frozenset[tuple[str, str]]:
     """(lemma, Penn tag) of everything a word in lower case can be."""
-    import lemminflect
+    import lemminflect  # type: ignore[import-untyped]
 
     found = set()
     for part, lemmas in lemminflect.getAllLemmas(word).items():

@@ -9,37 +9,13 @@ a single step of length ε from the clean input FGSM (Goodfellow et al. 2015). G
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import Draws
 from qatlib.model import Output, SwitchableModel
 from qatlib.objectives import Batch, span_nll
-
-
-@dataclass(frozen=True)
-class EmbeddingAttack:
-    """What an attacker on embeddings does."""
-
-    epsilon: float
-    """Radius, in units of the mean norm of the token embeddings: of a token's perturbation in L2; in L∞ of a coordinate times
-    the square root of their number, so that the corners of the cube are as far as the sphere of L2."""
-    norm: Literal["linf", "l2"] = "linf"
-    steps: int = 10
-    step_size: float | None = None
-    """As a share of epsilon; 2.5 / steps if left out (Madry et al. 2018), at most 1."""
-    restarts: int = 1
-    """Each from another random point of the ball, the first from the clean input if `random_start` is off."""
-    random_start: bool = True
-    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
-
-    @classmethod
-    def fgsm(cls, epsilon: float, norm: Literal["linf", "l2"] = "linf") -> EmbeddingAttack:
-        """One step to the border from the clean input."""
-        return cls(epsilon, norm, steps=1, step_size=1, random_start=False)
 
 
 def mean_embedding_norm(model: SwitchableModel) -> float:
@@ -49,7 +25,7 @@ def mean_embedding_norm(model: SwitchableModel) -> float:
 
 
 def attack_embeddings(
-    model: SwitchableModel, batch: Batch, attack: EmbeddingAttack, draws: Draws, seed: int
+    model: SwitchableModel, batch: Batch, attack: AttackArguments, draws: Draws, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The strongest perturbation found for each window of a batch, by the attacker's own loss.
 
@@ -62,6 +38,7 @@ def attack_embeddings(
         Embeddings (batch, tokens, width), and the attacker's mean loss there, (batch,), nats or logits; the clean input counts
         as found, so the loss is never below that of the clean one under the same draws.
     """
+    training = model.training
     model.eval()
     clean, free, radius, generator = _ball(model, batch, attack, seed)
     step = radius * min(1.0, attack.step_size if attack.step_size is not None else 2.5 / attack.steps)
@@ -79,6 +56,7 @@ def attack_embeddings(
             best = torch.where(better[:, None, None], delta, best)
             if gradient is not None:
                 delta = project(delta + step * _direction(gradient, attack.norm), radius, attack.norm) * free
+    model.train(training)
     return clean + best, worst
 
 
@@ -141,7 +119,7 @@ def _random_point(like: Tensor, radius: float, norm: str, generator: torch.Gener
     return _direction(point, norm) * radius * torch.rand((*like.shape[:-1], 1), generator=generator).to(like)
 
 
-def random_noise(model: SwitchableModel, batch: Batch, attack: EmbeddingAttack, seed: int) -> Tensor:
+def random_noise(model: SwitchableModel, batch: Batch, attack: AttackArguments, seed: int) -> Tensor:
     """Embeddings moved to a random point of the ball's border, the control of equal norm: corners of the cube, or the sphere."""
     clean, free, radius, generator = _ball(model, batch, attack, seed)
     point = torch.randn(clean.shape, generator=generator).to(clean)
@@ -150,7 +128,7 @@ def random_noise(model: SwitchableModel, batch: Batch, attack: EmbeddingAttack, 
 
 @torch.no_grad()
 def _ball(
-    model: SwitchableModel, batch: Batch, attack: EmbeddingAttack, seed: int
+    model: SwitchableModel, batch: Batch, attack: AttackArguments, seed: int
 ) -> tuple[Tensor, Tensor, float, torch.Generator]:
     """Clean embeddings (batch, tokens, width), what may move (batch, tokens, 1), the radius, and the batch's own generator."""
     clean = model.embed(batch.input_ids)

@@ -11,7 +11,14 @@ from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
-from qatlib.arguments import ObjectiveArguments, PrecisionField, QuantizerArguments, ScheduleArguments, TrainingArguments
+from qatlib.arguments import (
+    AttackArguments,
+    ObjectiveArguments,
+    PrecisionField,
+    QuantizerArguments,
+    ScheduleArguments,
+    TrainingArguments,
+)
 from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.report.strict_yaml import given
 
@@ -203,6 +210,8 @@ class Switchable(Section):
     """Of the switchable model; null for the `quantizer` that the teacher is quantized with."""
     learning_rate_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Factors on the learning rate, one for each of `precisions`; null for none."""
+    adversary: AttackArguments | None = None
+    """Who perturbs every training batch at the very configuration it is trained at; null for nobody."""
     training: TrainingArguments
 
 

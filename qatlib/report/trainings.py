@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from qatlib.arguments import ObjectiveArguments, QuantizerArguments, ScheduleArguments
+from qatlib.attacks.embedding import attack_embeddings
 from qatlib.evaluate import calibrate_clips
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
@@ -18,6 +19,7 @@ from qatlib.report.experiments import Method
 from qatlib.report.sections import Switchable
 from qatlib.report.study import Study, spread
 from qatlib.schedule import at_passes, make_schedule
+from qatlib.training import Adversary
 
 CALIBRATION_WINDOWS = 16
 """Training windows that clipping ratios of activations are sought on."""
@@ -119,9 +121,16 @@ class Trainings:
             objective=settings.objective,
             teacher=self.study.saved_model(self.base) if settings.objective.name == "distillation" else None,
             learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
+            adversary=self._adversary(model, recipe),
         )
         model.freeze_base()
         return metrics
+
+    def _adversary(self, model: SwitchableModel, recipe: Recipe) -> Adversary | None:
+        attack = recipe.settings.adversary
+        if attack is None:
+            return None
+        return lambda batch, at: attack_embeddings(model, batch, attack, lambda query: [at], recipe.seed)[0]
 
     def compared(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
         """Train every recipe and ask all of them the questions of `comparisons`, each at the precisions it was trained for.

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import every, per_layer, static
 from qatlib.attacks.embedding import (
-    EmbeddingAttack,
     attack_embeddings,
     expected_loss,
     mean_embedding_norm,
@@ -76,7 +76,7 @@ def by_hand(model, batch):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fgsm_is_the_hand_derived_step(norm):
     model, batch = Linear(), linear_batch()
-    found, loss = attack_embeddings(model, batch, EmbeddingAttack.fgsm(0.3, norm), lambda query: [1.0], 0)
+    found, loss = attack_embeddings(model, batch, AttackArguments.fgsm(0.3, norm), lambda query: [1.0], 0)
     gradient, radius = by_hand(model, batch), 0.3 * mean_embedding_norm(model)
     if norm == "linf":
         expected = radius / WIDTH**0.5 * gradient.sign()
@@ -89,7 +89,7 @@ def test_fgsm_is_the_hand_derived_step(norm):
 
 def test_pgd_on_a_linear_margin_ends_at_the_border_in_the_gradients_direction():
     model, batch = Linear(), linear_batch()
-    attack = EmbeddingAttack(0.01, "l2", steps=20, random_start=False, loss="margin")
+    attack = AttackArguments(0.01, "l2", steps=20, random_start=False, loss="margin")
     found, loss = attack_embeddings(model, batch, attack, lambda query: [1.0], 0)
     x = model.embed(batch.input_ids)[0].detach()
     expected = torch.zeros_like(x)
@@ -147,9 +147,9 @@ def model(request):
 
 
 ATTACKS = [
-    EmbeddingAttack.fgsm(0.5),
-    EmbeddingAttack(0.5, steps=3, restarts=2),
-    EmbeddingAttack(0.5, "l2", steps=3, loss="margin"),
+    AttackArguments.fgsm(0.5),
+    AttackArguments(0.5, steps=3, restarts=2),
+    AttackArguments(0.5, "l2", steps=3, loss="margin"),
 ]
 
 
@@ -184,10 +184,10 @@ def test_the_question_and_every_given_answer_are_protected():
 def test_an_attack_raises_the_loss_it_is_aimed_at_and_more_with_a_larger_ball(model):
     draws, losses = static(PRECISIONS[0], model), []
     for epsilon in (0.0, 0.1, 1.0):
-        losses.append(attack_embeddings(model, BATCH, EmbeddingAttack(epsilon, steps=5), draws, 0)[1].mean())
+        losses.append(attack_embeddings(model, BATCH, AttackArguments(epsilon, steps=5), draws, 0)[1].mean())
     assert losses[0] < losses[1] < losses[2]
     with torch.no_grad(), model.at(8):
         noise = window_loss(
-            model(inputs_embeds=random_noise(model, BATCH, EmbeddingAttack(1.0), 0)), BATCH, "cross_entropy"
+            model(inputs_embeds=random_noise(model, BATCH, AttackArguments(1.0), 0)), BATCH, "cross_entropy"
         ).mean()
     assert noise < losses[2]

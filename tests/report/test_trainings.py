@@ -8,7 +8,7 @@ import torch
 from qatlib.layers import SHARED
 from qatlib.precision import Precision
 from qatlib.report.study import Study
-from qatlib.report.trainings import Trainings
+from qatlib.report.trainings import Recipe, Trainings
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,14 @@ def test_a_switchable_model_is_trained_as_the_settings_say(trainings, objective)
     assert set(rows["passes"]) == {3} and ("divergence" in rows) == ("teacher_passes" in rows) == (objective == "distillation")
     assert rows[["span_loss@32", "span_loss@2"]].notna().all(axis=None)
     assert rows["learning_rate"].max() == pytest.approx(mine.params.switchable.training.learning_rate * (1 + 0.5 + 0.5) / 3)
+
+
+def test_adversarial_training_sees_perturbed_input(trainings):
+    rows = {}
+    for name, adversary in {"a": "null", "b": "{epsilon: 1, steps: 1}"}.items():
+        mine = trainings(f"switchable.adversary={adversary}", "switchable.training.steps=2")
+        rows[name] = mine.fit(mine.prepared(mine.own), Recipe(name, mine.own.precisions, mine.own.settings, 0))
+    assert rows["b"]["span_loss"][1] > rows["a"]["span_loss"][1]
 
 
 def test_every_variation_and_specialist_has_the_same_passes(trainings):
