@@ -136,3 +136,31 @@ def _ball(
     radius = attack.epsilon * mean_embedding_norm(model) / (clean.shape[-1] ** 0.5 if attack.norm == "linf" else 1)
     # by what is in the batch, so that it does not matter which process has it
     return clean, free, radius, torch.Generator().manual_seed(seed + int(batch.input_ids.sum()))
+
+
+def random_search(
+    model: SwitchableModel, batch: Batch, attack: AttackArguments, draws: Draws, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The worst of as many random points of the ball's border as `attack` has passes: an attacker without gradients.
+
+    Returns:
+        As `attack_embeddings`; the clean input does not count as found.
+    """
+    clean = _ball(model, batch, attack, seed)[0]
+    best, worst = clean, torch.full((len(clean),), -torch.inf, device=clean.device)
+    for query in range(attack.passes):
+        moved = random_noise(model, batch, attack, seed + 7919 * (query + 1))
+        loss, _ = expected_loss(model, clean, moved - clean, batch, attack.loss, draws, query, gradient=False)
+        better = loss > worst
+        worst, best = torch.where(better, loss, worst), torch.where(better[:, None, None], moved, best)
+    return best, worst
+
+
+def nonzero_gradients(model: SwitchableModel, batch: Batch, draws: Draws) -> float:
+    """Share of the coordinates an attacker may move whose gradient at the clean input is not 0; of windows with an answer."""
+    with torch.no_grad():
+        clean = model.embed(batch.input_ids)
+    _, gradient = expected_loss(model, clean, torch.zeros_like(clean), batch, "cross_entropy", draws, 0)
+    assert gradient is not None
+    touched = gradient[batch.free & (batch.start >= 0)[:, None]]
+    return float((touched != 0).float().mean())

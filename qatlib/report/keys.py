@@ -67,7 +67,8 @@ class Run:
     def data_hashes(self) -> dict[str, str | None]:
         """SHA-256 of every file or directory the params name, by path; None for what is not on this machine."""
         data, source = self.params.data, self.params.model.source
-        named = [item for part in (data.train, data.validation) for item in ([part] if isinstance(part, str) else part)]
+        parts = (data.train, data.validation, self.params.adversarial.shifted or ())
+        named = [item for part in parts for item in ([part] if isinstance(part, str) else part)]
         return {item: _hash_source(item) for item in (*named, source)}
 
     @cached_property
@@ -80,9 +81,9 @@ class Run:
         pins = hash_files([self.root / "constraints.txt"], self.root)
         params = self.params.model_dump(mode="json")
         params["model"]["source"] = self._content(self.params.model.source)
-        for part in ("train", "validation"):
-            source = getattr(self.params.data, part)
-            params["data"][part] = [self._content(item) for item in ([source] if isinstance(source, str) else source)]
+        for section, part in (("data", "train"), ("data", "validation"), ("adversarial", "shifted")):
+            source = getattr(getattr(self.params, section), part) or ()
+            params[section][part] = [self._content(item) for item in ([source] if isinstance(source, str) else source)]
         keys: dict[str, Keys] = {}
         for stage in STAGES:
             sources = _cells(self.notebook(stage))

@@ -22,7 +22,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "02_switchable_train": ("precisions", "lora", "switchable", "comparisons", "configurations", "deployment", "generative"),
     "03_sensitivity_heatmaps": ("sensitivity", "search"),
     "04_cpt": ("precisions", "lora", "switchable", "cpt"),
-    "05_adversarial": (),
+    "05_adversarial": ("precisions", "lora", "switchable", "adversarial"),
 }
 """The parts of the params that a stage's results depend on, beside those of its upstream stages."""
 
@@ -31,7 +31,7 @@ UPSTREAM: Mapping[str, str | None] = {
     "02_switchable_train": "01_build",
     "03_sensitivity_heatmaps": "02_switchable_train",
     "04_cpt": "01_build",
-    "05_adversarial": "02_switchable_train",
+    "05_adversarial": "01_build",
 }
 
 

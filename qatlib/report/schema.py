@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from qatlib.arguments import PrecisionField
 from qatlib.named import NAMED
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
-from qatlib.report.experiments import Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
+from qatlib.report.experiments import Adversarial, Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
 from qatlib.report.sections import (
     Compute,
     Data,
@@ -49,6 +49,7 @@ class Params(Section):
     sensitivity: Sensitivity
     search: Search
     cpt: Cpt
+    adversarial: Adversarial
     evaluation: Evaluation
     compute: Compute
 

@@ -64,7 +64,7 @@ _SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.jso
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 _Source = Annotated[str, PlainValidator(_source), WithJsonSchema({"description": _SOURCE})]
-_Sources = Annotated[
+Sources = Annotated[
     str | tuple[str, ...],
     PlainValidator(_source),
     PlainSerializer(lambda source: source if isinstance(source, str) else list(source)),
@@ -99,9 +99,9 @@ class Model(Section):
 class Data(Section):
     """Questions to train on and to be judged by, and how they are cut into windows."""
 
-    train: _Sources
+    train: Sources
     """`embedded`, `hub:ID`, `dir:PATH` (the hub's layout), or absolute paths of SQuAD JSON files."""
-    validation: _Sources
+    validation: Sources
     train_questions: Annotated[Count | None, Field(validate_default=True)] = None
     """At most this many, drawn with the seed; null for all. For `embedded`: how many are generated."""
     validation_questions: Annotated[Annotated[int, Field(ge=10)] | None, Field(validate_default=True)] = None

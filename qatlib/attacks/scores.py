@@ -1,0 +1,96 @@
+"""Scores under attack: one row an attack, a way of answering and a question; means over draws and minima over attacks.
+
+Columns: `attack` (`none` for clean input), `answered`, `id`, `paragraph`, `em` and `f1` in percent, `loss` in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from qatlib import stats
+from qatlib.precision import Precision
+from qatlib.stats import Estimate
+
+Set = tuple[Precision, ...]
+"""Precisions that random precision inference draws from, all equally likely."""
+
+
+def set_name(precisions: Sequence[Precision]) -> str:
+    """`{4, 8}`."""
+    return f"{{{', '.join(p.name for p in precisions)}}}"
+
+
+def averaged(frame: pd.DataFrame, answered: Sequence[str], name: str) -> pd.DataFrame:
+    """Each question's mean over some ways of answering, as one way of the given name."""
+    chosen = frame[frame["answered"].isin(answered)]
+    keys = [c for c in frame if c not in ("answered", "em", "f1", "loss")]
+    return chosen.groupby(keys, sort=False, as_index=False)[["em", "f1", "loss"]].mean().assign(answered=name)
+
+
+def randomized(frame: pd.DataFrame, precisions: Set) -> pd.DataFrame:
+    """RPI over one precision for all layers, exactly: `averaged` over the set's precisions, answered by `RPI {4, 8}`."""
+    return averaged(frame, [p.name for p in precisions], f"RPI {set_name(precisions)}")
+
+
+def worst_over(frame: pd.DataFrame, attacks: Sequence[str], name: str = "worst") -> pd.DataFrame:
+    """For each question and way of answering the lowest F1 over some attacks: the mean of minima, not the minimum of means."""
+    chosen = frame[frame["attack"].isin(attacks)]
+    keys = [c for c in frame if c not in ("attack", "em", "f1", "loss")]
+    low = chosen.groupby(keys, sort=False, as_index=False).agg({"em": "min", "f1": "min", "loss": "max"})
+    return low.assign(attack=name)
+
+
+def drops(frame: pd.DataFrame) -> pd.DataFrame:
+    """F1 and EM lost to each attack by each way of answering, against the same way without one, as rows a question."""
+    keys = [c for c in frame if c not in ("attack", "em", "f1", "loss")]
+    clean = frame.loc[frame["attack"] == "none", [*keys, "em", "f1"]]
+    both = frame[frame["attack"] != "none"].merge(clean, on=keys, suffixes=("", "_clean"))
+    lost = {f"{metric}_drop": both[f"{metric}_clean"] - both[metric] for metric in ("f1", "em")}
+    return both[[*keys, "attack", "f1", "f1_clean"]].assign(**lost)
+
+
+def select(frame: pd.DataFrame, answered: str, attack: str) -> pd.DataFrame:
+    """The rows of one way of answering under one attack.
+
+    Raises:
+        KeyError: there are none.
+    """
+    rows = frame[(frame["answered"] == answered) & (frame["attack"] == attack)]
+    if rows.empty:
+        raise KeyError(f"no answers by {answered} under {attack}")
+    return rows
+
+
+def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", scale: float = 1.0, **options: Any) -> Estimate:
+    """Mean of `scale` · a − b over the questions that both have (and the seeds, where there are), bootstrapped by paragraph.
+
+    Args:
+        options: of `stats.cluster_bootstrap`.
+    """
+    keys = [c for c in ("seed", "id", "paragraph") if c in a and c in b]
+    pair = a[[*keys, metric]].merge(b[[*keys, metric]], on=keys, suffixes=("", "_b"))
+    seeds = {"seeds": pair["seed"]} if "seed" in keys else {}
+    return stats.mean(scale * pair[metric] - pair[f"{metric}_b"], pair["paragraph"], **seeds, **options)
+
+
+def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
+    """Mean over the questions, bootstrapped by paragraph."""
+    return stats.mean(a[metric], a["paragraph"], **options)
+
+
+def most_robust(frame: pd.DataFrame, among: Sequence[str], attack: str, clean_f1: float) -> str:
+    """Of some ways of answering whose clean F1 is no less than that, the one with the highest F1 under an attack.
+
+    If none is as good on clean input: the best there.
+    """
+    clean = {name: select(frame, name, "none")["f1"].mean() for name in among}
+    good = [name for name in among if clean[name] >= clean_f1] or [max(clean, key=clean.__getitem__)]
+    return max(good, key=lambda name: select(frame, name, attack)["f1"].mean())
+
+
+def as_scores(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """In the schema of `qatlib.results`: the way of answering is the model, the attack the precision."""
+    return frame.rename(columns={"answered": "model", "attack": "precision"}).assign(seed=seed)

@@ -1,0 +1,254 @@
+"""What notebook 5 is made of: attacks at every precision, answered at every precision and by random draws.
+
+Everything is kept a question: one row an attack, a way of answering and a question. What random precision inference (RPI) does
+over one precision for all layers needs no sampling then: its expectation is the mean over the rows of its precisions, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
+from qatlib.attacks.defence import Draws, every, one_of, per_layer, per_token, static
+from qatlib.attacks.embedding import attack_embeddings, nonzero_gradients, random_noise, random_search
+from qatlib.attacks.judge import Answering, Craft, at, judged
+from qatlib.attacks.scores import Set, averaged, set_name
+from qatlib.attacks.tokens import hotflip
+from qatlib.evaluate import SpanFigures, device_of, span_figures
+from qatlib.model import SwitchableModel
+from qatlib.objectives import Batch, collate
+from qatlib.precision import FULL_PRECISION, Precision, widest_first
+from qatlib.report.sections import Switchable
+from qatlib.report.study import Study, spread
+from qatlib.report.trainings import Recipe, Trainings
+from qatlib.schedule import at_passes
+from qatlib.squad import Question
+
+
+class Robustness:
+    """Attacks on the models of one run.
+
+    Attributes:
+        questions, fewer: what the first method, and everything else, is judged on.
+        widths: every precision that a defence may draw, widest first.
+    """
+
+    def __init__(self, study: Study, trainings: Trainings) -> None:
+        self.study, self.trainings, self.params, self.section = study, trainings, study.params, study.params.adversarial
+        self.questions = spread(study.validation, self.section.questions)
+        self.fewer = spread(self.questions, self.section.fewer_questions)
+        self.sets: list[Set] = [*self.section.sets, self.section.control]
+        self.widths = widest_first(list(dict.fromkeys(p for s in self.sets for p in s)))
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
+    def recipe(self, method: str, seed: int) -> Recipe:
+        """The training of a method: one shared adapter, the passes of `adversarial`.
+
+        `plain` is trained at full precision alone, the others at random precisions of all sets; `cpt` cycles through
+        them, `consistency` learns from the widest of its step, `adversarial` sees perturbed input.
+        """
+        own, passes = self.params.switchable, self.section.passes
+        schedule, objective = ScheduleArguments("random_uniform"), ObjectiveArguments("average")
+        precisions = (FULL_PRECISION,) if method == "plain" else tuple(self.widths)
+        if method == "cpt":
+            schedule = ScheduleArguments("cpt", cosine=CosineArguments(cycles=min(self.params.cpt.cycles, passes)))
+        elif method == "consistency":
+            schedule, objective = ScheduleArguments("sandwich", passes=2), ObjectiveArguments("consistency")
+        update = {
+            "schedule": schedule,
+            "objective": objective,
+            "adapters": "shared",
+            "learning_rate_factors": None,
+            "adversary": self.section.adversary if method == "adversarial" else None,
+            "training": at_passes(own.training, schedule, len(precisions), passes),
+        }
+        settings: Switchable = own.model_copy(update=update)
+        return Recipe(f"robust {method}", precisions, settings, seed)
+
+    def trained(self, method: str, seed: int) -> SwitchableModel:
+        """A method's model, from its checkpoint if it has been trained."""
+        recipe = self.recipe(method, seed)
+        model = self.trainings.prepared(recipe)
+        self.trainings.fit(model, recipe, probed=False)
+        return model
+
+    # -- attacks --------------------------------------------------------------------------------------------------
+
+    def pgd(self, model: SwitchableModel, draws: Draws, attack: AttackArguments | None = None) -> Craft:
+        """PGD on the mean loss over what is drawn."""
+        return lambda batch: attack_embeddings(model, batch, attack or self.section.attack, draws, self.params.seed)[0]
+
+    def noise(self, model: SwitchableModel) -> Craft:
+        """A random point on the border of the attack's ball."""
+        return lambda batch: random_noise(model, batch, self.section.attack, self.params.seed)
+
+    def flipped(self, model: SwitchableModel, draws: Draws) -> Craft:
+        """HotFlip over all tokens but special ones."""
+        allowed = torch.ones(model.lm.get_input_embeddings().weight.shape[0], dtype=torch.bool, device=device_of(model))
+        allowed[self.study.tokenizer.all_special_ids] = False
+
+        def craft(batch: Batch) -> torch.Tensor:
+            with torch.no_grad():
+                return model.embed(hotflip(model, batch, self.section.flips, draws, allowed)[0])
+
+        return craft
+
+    def untouched(self, model: SwitchableModel) -> Craft:
+        """No attack."""
+        return lambda batch: model.embed(batch.input_ids).detach()
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def everywhere(self, model: SwitchableModel) -> dict[str, Answering]:
+        """An answer at every precision."""
+        return {p.name: at(model, p) for p in self.widths}
+
+    def finer(self, model: SwitchableModel, precisions: Set) -> dict[str, Answering]:
+        """Answers of the finer draws: each layer, or each token, draws a precision; `draws` of each."""
+        found: dict[str, Answering] = {}
+        for i in range(self.section.draws):
+            mixed = per_layer(precisions, model, self.params.seed + 1)(i)[0]
+
+            def by_layer(batch: Batch, embeds: torch.Tensor, mixed: Any = mixed) -> SpanFigures:
+                with model.at(mixed):
+                    return span_figures(model, batch, embeds)
+
+            def by_token(batch: Batch, embeds: torch.Tensor, i: int = i) -> SpanFigures:
+                generator = torch.Generator().manual_seed(self.params.seed + 1000 * i + int(batch.input_ids.sum()))
+                with per_token(precisions, model, generator):
+                    return span_figures(model, batch, embeds)
+
+            found |= {f"layer {i}": by_layer, f"token {i}": by_token}
+        return found
+
+    def judged(
+        self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
+    ) -> pd.DataFrame:
+        """`qatlib.attacks.judge.judged`, kept under a name."""
+
+        def compute() -> pd.DataFrame:
+            features = self.study.featurize(questions)
+            frame = judged(model, questions, features, craft, ways, **self.study.answering, description=name)
+            return frame.drop(columns="prediction")
+
+        return self.study.stage.table(name, compute, published=False).assign(answered=lambda x: x["answered"].astype(str))
+
+    def matrix(self, model: SwitchableModel, label: str, questions: Sequence[Question]) -> pd.DataFrame:
+        """Clean, noisy, attacked at each precision and adaptively over each set: each answered at every precision.
+
+        Returns:
+            `judged`'s rows with `attack`: `none`, `noise`, `PGD at 8` for each precision, `EOT {4, 8}` for each set.
+        """
+        crafts: dict[str, tuple[str, Craft]] = {
+            "none": ("clean", self.untouched(model)),
+            "noise": ("noise", self.noise(model)),
+        }
+        for p in self.widths:
+            crafts[f"PGD at {p.name}"] = f"pgd_{p.name}", self.pgd(model, static(p, model))
+        for s in self.sets:
+            crafts[f"EOT {set_name(s)}"] = f"eot_{'_'.join(p.name for p in s)}", self.pgd(model, every(s, model))
+        ways = self.everywhere(model)
+        parts = [
+            self.judged(f"{label}_{file}".lower(), model, craft, ways, questions).assign(attack=attack)
+            for attack, (file, craft) in crafts.items()
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    @property
+    def fixed(self) -> Precision:
+        """The static precision that variations of the attack are tried at: the widest of the first set."""
+        return widest_first(self.sets[0])[0]
+
+    def variations(self, model: SwitchableModel) -> pd.DataFrame:
+        """Other radii, steps, restarts and losses of the attack, FGSM, and no gradients at all, at one static precision.
+
+        Returns:
+            `judged`'s rows with `attack`, and `passes`, what it took.
+        """
+        own, draws = self.section.attack, static(self.fixed, model)
+        tried = {"PGD": own, "FGSM": AttackArguments.fgsm(own.epsilon, own.norm)}
+        tried |= {f"PGD, ε {e:g}": replace(own, epsilon=e) for e in self.section.epsilons}
+        tried |= {
+            "PGD, twice the steps": replace(own, steps=2 * own.steps),
+            "PGD, twice the restarts": replace(own, restarts=2 * own.restarts),
+            "PGD, margin loss": replace(own, loss="margin"),
+        }
+        crafts = {name: (self.pgd(model, draws, attack), attack.passes) for name, attack in tried.items()}
+        crafts["none"] = self.untouched(model), 0
+        crafts["random search"] = self.searched(model, draws), own.passes
+        parts = []
+        for i, (name, (craft, passes)) in enumerate(crafts.items()):
+            found = self.judged(f"variation_{i}", model, craft, {self.fixed.name: at(model, self.fixed)}, self.fewer)
+            parts.append(found.assign(attack=name, passes=passes))
+        return pd.concat(parts, ignore_index=True)
+
+    def iterations(self, model: SwitchableModel) -> pd.DataFrame:
+        """Mean loss that the attacker reaches after so many steps: `steps`, `loss` (nats), at one static precision."""
+        rows, own = [], self.section.attack
+        for steps in sorted({1, 2, 4, own.steps, 2 * own.steps}):
+            craft = self.pgd(model, static(self.fixed, model), replace(own, steps=steps, restarts=1))
+            ways = {self.fixed.name: at(model, self.fixed)}
+            found = self.judged(f"iterations_{steps}", model, craft, ways, self.fewer)
+            rows.append({"steps": steps, "loss": found["loss"].mean()})
+        return pd.DataFrame(rows)
+
+    def searched(self, model: SwitchableModel, draws: Draws) -> Craft:
+        """Random search with as many passes as the attack has."""
+        return lambda batch: random_search(model, batch, self.section.attack, draws, self.params.seed)[0]
+
+    def gradients(self, model: SwitchableModel) -> pd.DataFrame:
+        """`precision`, `nonzero`, the percentage of the attackable coordinates with a gradient, on a batch of windows."""
+        windows = [f for f in self.study.featurize(self.fewer) if f.start >= 0][: self.params.evaluation.batch_size]
+        batch = collate(windows, self.study.pad_id, device_of(model))
+        shares = {p.name: 100 * nonzero_gradients(model, batch, static(p, model)) for p in self.widths}
+        return pd.DataFrame({"precision": list(shares), "nonzero": list(shares.values())})
+
+    def from_outside(self, model: SwitchableModel, twin: SwitchableModel) -> pd.DataFrame:
+        """Answers to an attack on a model that was trained apart, at the fixed precision."""
+        craft = self.pgd(twin, static(self.fixed, twin))
+        return self.judged("twin", model, craft, self.everywhere(model), self.fewer).assign(attack="twin")
+
+    def drawn_finer(self, model: SwitchableModel) -> pd.DataFrame:
+        """Draws a layer and a token against draws for all layers, from the first set, each attacked adaptively.
+
+        Attackers average over the uniform precisions exactly, or over `draws` mixed configurations a step.
+        """
+        first = self.sets[0]
+        crafts = {
+            "none": self.untouched(model),
+            "EOT, uniform": self.pgd(model, every(first, model)),
+            "EOT, mixed": self.pgd(model, per_layer(first, model, self.params.seed, self.section.draws)),
+        }
+        ways = {p.name: at(model, p) for p in first} | self.finer(model, first)
+        parts = [
+            self.judged(f"finer_{i}", model, craft, ways, self.fewer).assign(attack=name)
+            for i, (name, craft) in enumerate(crafts.items())
+        ]
+        found = pd.concat(parts, ignore_index=True)
+        kinds = {"per batch": [p.name for p in first]}
+        kinds |= {f"per {kind}": [f"{kind} {i}" for i in range(self.section.draws)] for kind in ("layer", "token")}
+        return pd.concat([averaged(found, names, name) for name, names in kinds.items()], ignore_index=True)
+
+    def hotflipped(self, model: SwitchableModel) -> pd.DataFrame:
+        """HotFlip at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere."""
+        first, parts = self.sets[0], []
+        aims = {f"HotFlip at {p.name}": static(p, model) for p in dict.fromkeys((FULL_PRECISION, *first))}
+        aims[f"HotFlip EOT {set_name(first)}"] = every(first, model)
+        ways = {p.name: at(model, p) for p in dict.fromkeys((FULL_PRECISION, *first))}
+        for i, (name, draws) in enumerate({"none": None, **aims}.items()):
+            craft = self.flipped(model, draws) if draws else self.untouched(model)
+            parts.append(self.judged(f"hotflip_{i}", model, craft, ways, self.fewer).assign(attack=name))
+        return pd.concat(parts, ignore_index=True)
+
+    def one_draw(self, model: SwitchableModel, questions: int) -> pd.DataFrame:
+        """The study's own protocol (S0): each step's gradient comes from one random precision, and nothing is averaged."""
+        few = spread(self.questions, questions)
+        craft = self.pgd(model, one_of(self.sets[0], model, self.params.seed))
+        ways = {p.name: at(model, p) for p in self.sets[0]}
+        return self.judged("one_draw", model, craft, ways, few).assign(attack="PGD, one draw a step")

@@ -1,0 +1,129 @@
+"""Attacks on the text itself, and questions from elsewhere: answered at every precision, as notebook 5 shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from qatlib import toyqa
+from qatlib.attacks import candidates
+from qatlib.attacks.characters import character_noise
+from qatlib.attacks.scores import Set, set_name
+from qatlib.attacks.words import WordAttack
+from qatlib.evaluate import evaluate_perplexity
+from qatlib.model import SwitchableModel
+from qatlib.precision import FULL_PRECISION, Configuration, Precision
+from qatlib.report.robustness import Robustness
+from qatlib.report.study import spread
+from qatlib.squad import Question, load_questions, write_squad
+
+
+class Textual:
+    """Attacked text for one model."""
+
+    def __init__(self, work: Robustness, model: SwitchableModel) -> None:
+        self.work, self.model, self.study, self.section = work, model, work.study, work.section
+        self.widths: list[Precision] = list(dict.fromkeys((FULL_PRECISION, *work.sets[0])))
+
+    def answered(self, name: str, questions: Sequence[Question]) -> pd.DataFrame:
+        """Scores of questions as they are, at every precision of the first set and at 32 bits.
+
+        A question of the validation set keeps its paragraph, whatever an attack has made of the context.
+        """
+        ways = {name: way for name, way in self.work.everywhere(self.model).items() if name in {p.name for p in self.widths}}
+        found = self.work.judged(name, self.model, self.work.untouched(self.model), ways, questions)
+        known = {q.id: q.paragraph for q in self.study.validation}
+        return found.assign(paragraph=[known.get(i, p) for i, p in zip(found["id"], found["paragraph"], strict=True)])
+
+    # -- characters -----------------------------------------------------------------------------------------------
+
+    def noisy(self) -> pd.DataFrame:
+        """Clean questions, and the same with character noise: `attack` is `none` or `characters`."""
+        rate, seed = self.section.noise_rate, self.study.params.seed
+        noisy = [character_noise(q, rate, seed) for q in self.work.fewer]
+        parts = {"none": self.answered("characters_none", self.work.fewer), "characters": self.answered("characters", noisy)}
+        return pd.concat([part.assign(attack=name) for name, part in parts.items()], ignore_index=True)
+
+    def perplexities(self) -> pd.DataFrame:
+        """What perplexity is made of, on clean and on noisy paragraphs, noisy as a question's context is.
+
+        Returns:
+            `precision`, `paragraph`, `nll`, `tokens`, `noisy_nll`, `noisy_tokens`; `RPI {4, 8}` has the mean of its set's.
+        """
+        rate, seed = self.section.noise_rate, self.study.params.seed
+        texts = {"": self.study.paragraphs}
+        asked = [Question(str(i), "", text, "", ()) for i, text in enumerate(self.study.paragraphs)]
+        texts["noisy_"] = [character_noise(q, rate, seed).context for q in asked]
+        params, parts = self.study.params, []
+        for p in self.widths:
+            columns: dict[str, pd.Series] = {}
+            for prefix, written in texts.items():
+                with self.model.at(p):
+                    found = evaluate_perplexity(
+                        self.model,
+                        self.study.tokenizer,
+                        written,
+                        pad_id=self.study.pad_id,
+                        max_length=params.data.max_length,
+                        batch_size=params.evaluation.batch_size,
+                    )
+                columns |= {f"{prefix}nll": found["nll"], f"{prefix}tokens": found["tokens"]}
+            where = [q.paragraph for q in asked]  # of the clean text, both times
+            parts.append(pd.DataFrame({"precision": p.name, "paragraph": where} | columns))
+        frame = pd.concat(parts, ignore_index=True)
+        first = frame[frame["precision"].isin([p.name for p in self.work.sets[0]])]
+        mean = first.groupby("paragraph", sort=False, as_index=False)[["nll", "tokens", "noisy_nll", "noisy_tokens"]].mean()
+        return pd.concat([frame, mean.assign(precision=f"RPI {set_name(self.work.sets[0])}")], ignore_index=True)
+
+    # -- words ----------------------------------------------------------------------------------------------------
+
+    def candidates(self) -> candidates.Candidates:
+        """The source of words that the params name."""
+        settings = self.section.words
+        assert settings
+        if settings.candidates == "synonyms":
+            return candidates.synonyms
+        if settings.candidates == "vocabulary":
+            words = sorted({w for q in self.study.train[:500] for w in re.findall(r"[a-z]{4,}", q.context)})
+            return candidates.vocabulary(words, settings.count, self.study.params.seed)
+        source = settings.candidates.partition(":")[2]
+        lm = AutoModelForMaskedLM.from_pretrained(source).to(self.study.device).eval()
+        return candidates.masked_lm(lm, AutoTokenizer.from_pretrained(source), settings.count)
+
+    def worded(self) -> pd.DataFrame:
+        """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere.
+
+        The attacked questions of each are kept as a SQuAD file among the stage's checkpoints, `words_<aim>.json`.
+        """
+        settings = self.section.words
+        assert settings
+        questions = spread(self.study.validation, settings.questions)
+        parts = [self.answered("words_none", questions).assign(attack="none")]
+        aims: dict[str, Set] = {f"words at {p.name}": (p,) for p in self.widths}
+        aims[f"words EOT {set_name(self.work.sets[0])}"] = self.work.sets[0]
+        for i, (name, aim) in enumerate(aims.items()):
+            path = self.study.stage.checkpoints(f"words_{i}") / "attacked.json"
+            if not path.is_file():
+                configurations = [Configuration.uniform(p, self.model.infos) for p in aim]
+                options = {"pad_id": self.study.pad_id, "batch_size": self.study.params.evaluation.batch_size}
+                attacker = WordAttack(self.model, self.study.featurize, configurations, self.candidates(), **options)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_squad(attacker.attack(questions, settings.ranking, settings.most), path)
+            attacked = {q.id: q for q in load_questions([path], "validation")}
+            parts.append(self.answered(f"words_{i}", [attacked[q.id] for q in questions]).assign(attack=name))
+        return pd.concat(parts, ignore_index=True)
+
+    # -- elsewhere ------------------------------------------------------------------------------------------------
+
+    def shifted(self) -> pd.DataFrame:
+        """The questions that the params name as shifted, answered as they are; `attack` is `none`."""
+        source = self.section.shifted
+        assert source
+        if source == "embedded":  # other questions than those of training and validation
+            found = toyqa.generate(self.section.fewer_questions, seed=2 * self.study.params.seed + 1_000_003)
+        else:
+            found = spread(load_questions(source, "validation"), self.section.fewer_questions)
+        return self.answered("shifted", found).assign(attack="none")

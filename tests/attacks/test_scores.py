@@ -1,0 +1,67 @@
+"""Means over draws, minima over attacks, drops, and paired contrasts."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from qatlib.attacks import scores
+from qatlib.precision import Precision
+
+F1 = {  # answered, attack → F1 of questions a to d
+    ("8", "none"): [100.0, 100, 100, 60],
+    ("4", "none"): [100.0, 80, 60, 60],
+    ("8", "PGD at 8"): [0.0, 100, 40, 0],
+    ("4", "PGD at 8"): [80.0, 20, 60, 0],
+    ("8", "PGD at 4"): [60.0, 0, 100, 0],
+    ("4", "PGD at 4"): [40.0, 20, 0, 60],
+}
+FRAME = pd.concat(
+    [
+        pd.DataFrame({"id": list("abcd"), "paragraph": list("ppqq"), "f1": f1, "em": f1, "loss": 1.0}).assign(
+            answered=p, attack=a
+        )
+        for (p, a), f1 in F1.items()
+    ],
+    ignore_index=True,
+)
+SET = (Precision(4, 4), Precision(8, 8))
+
+
+def f1(frame, answered, attack):
+    return scores.select(frame, answered, attack).sort_values("id")["f1"].tolist()
+
+
+def test_a_draw_is_the_mean_over_the_set_question_by_question():
+    drawn = scores.averaged(FRAME, ["4", "8"], "RPI {4, 8}")
+    assert scores.set_name(SET) == "{4, 8}"
+    assert f1(drawn, "RPI {4, 8}", "none") == [100, 90, 80, 60]
+    assert f1(drawn, "RPI {4, 8}", "PGD at 8") == [40, 60, 50, 0]
+
+
+def test_the_worst_is_the_mean_of_minima():
+    worst = scores.worst_over(FRAME, ["PGD at 8", "PGD at 4"])
+    assert f1(worst, "8", "worst") == [0, 0, 40, 0]
+    drawn = scores.averaged(FRAME, ["4", "8"], "RPI")  # first the expectation over draws, then the attacker's choice
+    assert f1(scores.worst_over(drawn, ["PGD at 8", "PGD at 4"]), "RPI", "worst") == [40, 10, 50, 0]
+
+
+def test_drops_are_against_the_same_way_of_answering_without_an_attack():
+    lost = scores.drops(FRAME)
+    assert scores.select(lost, "4", "PGD at 4").sort_values("id")["f1_drop"].tolist() == [60, 60, 60, 0]
+    assert "none" not in set(lost["attack"])
+
+
+def test_the_most_robust_is_chosen_among_those_that_are_good_enough_without_an_attack():
+    assert scores.most_robust(FRAME, ["8", "4"], "PGD at 8", 0) == "4"
+    assert scores.most_robust(FRAME, ["8", "4"], "PGD at 8", 80) == "8"
+    assert scores.most_robust(FRAME, ["8", "4"], "PGD at 8", 99) == "8"  # none is as good: the best there
+
+
+def test_a_contrast_pairs_questions_whatever_their_order():
+    a, b = scores.select(FRAME, "8", "none"), scores.select(FRAME, "4", "none").sample(frac=1, random_state=0)
+    found = scores.contrast(a, b, resamples=100)
+    assert (found.value, found.n, found.clusters) == (15, 4, 2)
+    assert scores.contrast(a, b, scale=0.5, resamples=100).value == pytest.approx(45 - 75)
+    with pytest.raises(KeyError, match="no answers by 3 under none"):
+        scores.select(FRAME, "3", "none")

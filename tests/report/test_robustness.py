@@ -1,0 +1,98 @@
+"""Attacks of one run on a model of the smoke profile: what they see, and that draws are those they are said to be."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from qatlib.attacks import scores
+from qatlib.precision import FULL_PRECISION
+from qatlib.report import attack_checks
+from qatlib.report.robustness import Robustness
+from qatlib.report.study import Study
+from qatlib.report.textual import Textual
+from qatlib.report.trainings import Trainings
+from qatlib.squad import load_questions
+
+SETS = ["adversarial.sets=[[8, 4]]", "adversarial.control=[16, 32]", "adversarial.words.most=2"]
+
+
+@pytest.fixture(scope="module")
+def work(make_desk, tmp_path_factory):
+    study = Study(make_desk(tmp_path_factory.mktemp("robust"), *SETS))
+    path = tmp_path_factory.mktemp("teacher") / "t"
+    study.teacher("full")[0].save(path, study.tokenizer)
+    return Robustness(study, Trainings(study, path))
+
+
+@pytest.fixture(scope="module")
+def model(work):
+    return work.trained("random", 0)
+
+
+@pytest.fixture(scope="module")
+def frame(work, model):
+    return work.matrix(model, "main", work.questions)
+
+
+def test_trainings_differ_in_what_their_names_say(work):
+    recipes = {method: work.recipe(method, 0) for method in ("random", "plain", "cpt", "consistency", "adversarial")}
+    assert {r.settings.adapters for r in recipes.values()} == {"shared"}
+    passes = {m: r.settings.training.steps * r.settings.schedule.passes_a_step(len(r.precisions)) for m, r in recipes.items()}
+    assert set(passes.values()) == {work.section.passes}
+    assert recipes["plain"].precisions == (FULL_PRECISION,) and recipes["cpt"].settings.schedule.name == "cpt"
+    assert recipes["consistency"].settings.objective.name == "consistency"
+    assert [m for m, r in recipes.items() if r.settings.adversary] == ["adversarial"]
+
+
+def test_every_attack_is_answered_at_every_precision(work, frame):
+    attacks = ["none", "noise", *(f"PGD at {b}" for b in (32, 16, 8, 4)), "EOT {8, 4}", "EOT {16, 32}"]
+    assert frame.groupby(["attack", "answered"], sort=False).size().to_dict() == {
+        (a, str(b)): len(work.questions) for a in attacks for b in (32, 16, 8, 4)
+    }
+    clean = work.study.scores(work.trained("random", 0), "clean", [work.fixed], work.questions)
+    assert scores.select(frame, work.fixed.name, "none")["f1"].tolist() == clean["f1"].tolist()
+
+
+def test_the_attacker_raises_the_loss_it_aims_at(work, frame):
+    for p in ("32", "8", "4"):
+        clean, own = (scores.select(frame, p, attack)["loss"] for attack in ("none", f"PGD at {p}"))
+        assert (own.to_numpy() >= clean.to_numpy() - 1e-5).all() and own.mean() > clean.mean()
+
+
+def test_finer_draws_average_so_many_answers(work, model):
+    finer = work.drawn_finer(model)
+    assert set(finer["answered"]) == {"per batch", "per layer", "per token"}
+    assert set(finer.groupby(["answered", "attack"]).size()) == {len(work.fewer)}
+
+
+def test_all_checks_are_made(work, model, frame):
+    drawn = [scores.averaged(frame, [p.name for p in s], f"RPI {scores.set_name(s)}") for s in work.sets]
+    complete = pd.concat([frame, *drawn], ignore_index=True)
+    attacks = [a for a in frame["attack"].unique() if a.startswith(("PGD", "EOT"))]
+    complete = pd.concat([complete, scores.worst_over(complete, attacks)], ignore_index=True)
+    found = attack_checks.main_checks(complete, work.sets, work.section.control, resamples=100)
+    outside = work.from_outside(model, work.trained("random", 1000))
+    more = (work.variations(model), work.gradients(model), complete, outside, work.fixed.name, work.section.attack)
+    found += attack_checks.variation_checks(*more, resamples=100)
+    assert {check.number for check in found} == set(range(13))
+
+
+def test_attacked_text_keeps_its_paragraph_and_its_answers(work, model):
+    text = Textual(work, model)
+    originals = {q.id: q for q in work.study.validation}
+    for found in (text.noisy(), text.worded()):
+        assert all(originals[row.id].paragraph == row.paragraph for row in found.itertuples())
+    path = work.study.stage.checkpoints("words_0") / "attacked.json"
+    for q in load_questions([path], "validation"):
+        original = originals[q.id]
+        assert q.question == original.question and [a.text for a in q.answers] == [a.text for a in original.answers]
+        changed = [a != b for a, b in zip(q.context.split(), original.context.split(), strict=True)]
+        assert sum(changed) <= 2
+
+
+def test_noise_changes_perplexity_and_a_draw_is_the_mean(work, model):
+    found = Textual(work, model).perplexities().set_index(["precision", "paragraph"])
+    assert (found["noisy_nll"] != found["nll"]).all()
+    mean = (found.loc["8", "nll"] + found.loc["4", "nll"]) / 2
+    assert found.loc["RPI {8, 4}", "nll"].to_dict() == pytest.approx(mean.to_dict())
