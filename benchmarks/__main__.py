@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from benchmarks.attacking import attack
 from benchmarks.inference import inference
 from benchmarks.measure import Row
 from benchmarks.memory import memory
@@ -26,6 +27,7 @@ from benchmarks.training import cyclic_training, training_step
 COMPARISONS: tuple[Callable[[Settings, torch.device], Iterator[Row]], ...] = (
     training_step,
     cyclic_training,
+    attack,
     switching,
     inference,
     memory,

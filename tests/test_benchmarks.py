@@ -54,7 +54,7 @@ def test_every_comparison_runs_and_is_written(tmp_path, capsys):
     written = json.loads((tmp_path / "bench.json").read_text())
     table = pd.read_csv(tmp_path / "bench.csv")
     assert len(table) == len(written["rows"]) and written["environment"]["torch"] == torch.__version__
-    groups = {"training step", "cyclic training", "peak memory of a step", "switching", "inference", "memory", "disk"}
+    groups = {"training step", "cyclic training", "attack", "peak memory of a step", "switching", "inference", "memory", "disk"}
     assert set(table["group"]) == groups and (table["ratio"] > 0).all()
     assert capsys.readouterr().out.count(" ratio ") == len(table)
     stored = table[table["ours"] == "all widths stored"]
