@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from qatlib.report.keys import Run
 from qatlib.report.params import STAGES
-from qatlib.report.pipeline import Stage
+from qatlib.report.pipeline import Stage, _make_portable
 from qatlib.report.tables import read_table, write_table
 
 REPOSITORY = Path(__file__).parents[1]
@@ -327,3 +327,22 @@ def test_tables_that_would_not_come_back(tmp_path: Path) -> None:
         write_table(tmp_path / "t", pd.DataFrame({"x": [1]}, index=["a"]))
     assert not list(tmp_path.iterdir())
     write_table(tmp_path / "t", pd.DataFrame({"x": np.array([0.1], dtype=np.float32)}))
+
+
+def test_no_path_of_the_machine_stays_in_a_notebook(tmp_path: Path) -> None:
+    lines = [f"{sys.prefix}/lib/tqdm/auto.py:21: TqdmWarning\n", f"{tmp_path}/qatlib/x.py\n", "0.5 / 2 and a/b stay\n"]
+    content = {
+        "metadata": {
+            "papermill": {"parameters": {"profile": f"{tmp_path}/mine.yaml", "overrides": [f"data.train=[{tmp_path}/a.json]"]}}
+        },
+        "cells": [
+            {"cell_type": "code", "metadata": {}, "source": "f()", "outputs": [{"output_type": "stream", "text": lines}]},
+            {"cell_type": "markdown", "metadata": {}, "source": "x"},
+        ],
+    }
+    path = tmp_path / "executed.ipynb"
+    path.write_text(json.dumps(content))
+    _make_portable(path, tmp_path)
+    text = path.read_text()
+    assert str(tmp_path) not in text and sys.prefix not in text
+    assert ".venv/lib/tqdm/auto.py:21" in text and "0.5 / 2 and a/b stay" in text

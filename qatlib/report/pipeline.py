@@ -282,7 +282,7 @@ def _execute(run: Run, stage: str) -> None:
 
 
 def _make_portable(notebook: Path, root: Path) -> None:
-    """Take the machine's paths out of what papermill wrote into a notebook: the parameters and where files lay."""
+    """Take the machine's paths out of a notebook that papermill wrote: parameters, where files lay, warnings that name one."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
     content["metadata"]["papermill"] |= {
         "input_path": f"notebooks/{notebook.parent.name}.ipynb",
@@ -294,6 +294,10 @@ def _make_portable(notebook: Path, root: Path) -> None:
     for cell in content["cells"]:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             cell["source"] = portable("".join(cell["source"]), root)
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "stream":
+                text = "".join(output["text"])
+                output["text"] = text.replace(f"{root}/", "").replace(f"{sys.prefix}/", ".venv/")
     write_atomic(notebook, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
