@@ -31,7 +31,7 @@ WRONG = {
     "no override": ("seed", '"seed" is no override; allowed is dotted.key=value'),
     "unknown section": (
         "tutor={}",
-        "tutor is an unknown key, given {}; allowed are comparisons, compute, configurations, cpt, data, ",
+        "tutor is an unknown key, given {}; allowed are adversarial, comparisons, compute, configurations, cpt, data, ",
     ),
     "unknown key": (
         "model.n_layers=3",
