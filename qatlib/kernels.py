@@ -1,14 +1,16 @@
-"""Products of int8 codes by the machine's own integer matrix kernels: exact int32 sums, scaled to floats once.
+"""Products of codes, exact integer sums that are scaled to floats once: by the machine's integer matrix kernels, or by floats.
 
-On a CPU that is oneDNN's int8 product (AVX512-VNNI, AMX) by the operator that inductor calls: it writes scaled floats at once,
-and at 2,640 tokens of GPT-2's shapes took a third of `torch._int_mm`'s time. (That operator's prepacked layout is up to a
-third faster below 200 tokens and half as fast above 1,000, so the matrix is left in plain layout.) Elsewhere it is
-`torch._int_mm`.
+On a CPU the integer kernel is oneDNN's int8 product (AVX512-VNNI, AMX) by the operator that inductor calls: it writes
+scaled floats at once, and at 2,640 tokens of GPT-2's shapes took a third of `torch._int_mm`'s time. (That operator's
+prepacked layout is up to a third faster below 200 tokens and half as fast above 1,000, so the matrix is left in plain
+layout.) Elsewhere it is `torch._int_mm`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +25,16 @@ class CodeMatrix:
         scale: a scalar, (out, 1), or (out, groups, 1) for as many equal runs of input columns.
     """
 
+    dtype = torch.int8
+    """Of the codes that it is multiplied with."""
+
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
         self.device = codes.device
-        groups = scale.shape[1] if scale.ndim == 3 else 1
-        scales = scale.reshape(-1, groups).expand(len(codes), groups).float()
-        self._parts = [_Part(*pair) for pair in zip(codes.chunk(groups, 1), scales.unbind(1), strict=True)]
+        self._parts = [_Part(*pair) for pair in _by_group(codes, scale)]
 
     def matmul(self, x: Tensor) -> Tensor:
         """Σ over groups of scale · (x Cᵀ): int8 codes `x` (tokens, in) → fp32 (tokens, out)."""
-        parts = zip(self._parts, x.chunk(len(self._parts), 1), strict=True)
-        part, columns = next(parts)
-        y = part.matmul(columns)
-        for part, columns in parts:
-            y += part.matmul(columns)
-        return y
+        return _sum_of_products(self._parts, x)
 
     @property
     def codes(self) -> Tensor:
@@ -47,6 +45,51 @@ class CodeMatrix:
     def nbytes(self) -> int:
         """Bytes of the codes as they lie in memory; scales not counted."""
         return sum(part.matrix.nbytes for part in self._parts)
+
+
+class FloatCodes:
+    """What a `CodeMatrix` computes, by the float kernel: the same floats to the last bit, on every device.
+
+    Exact as long as no sum passes 2²⁴: with 8 bits that takes more than 1,040 products of the largest codes with one sign.
+
+    Args:
+        codes: (out, in) integers of at most 8 bits.
+        scale: as of a `CodeMatrix`.
+    """
+
+    dtype = torch.float32
+    """Of the codes that it is multiplied with."""
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self._parts = [_FloatPart(part.float(), own) for part, own in _by_group(codes, scale)]
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """As `CodeMatrix.matmul`, of codes kept as floats."""
+        return _sum_of_products(self._parts, x)
+
+
+@dataclass(frozen=True)
+class _FloatPart:
+    codes: Tensor
+    scale: Tensor
+
+    def matmul(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.codes).mul_(self.scale)
+
+
+def _by_group(codes: Tensor, scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The input columns of each group and their scale for each output."""
+    groups = scale.shape[1] if scale.ndim == 3 else 1
+    scales = scale.reshape(-1, groups).expand(len(codes), groups).float()
+    return zip(codes.chunk(groups, 1), scales.unbind(1), strict=True)
+
+
+def _sum_of_products(parts: Sequence[_Part | _FloatPart], x: Tensor) -> Tensor:
+    products = (part.matmul(columns) for part, columns in zip(parts, x.chunk(len(parts), 1), strict=True))
+    y = next(products)
+    for product in products:
+        y += product
+    return y
 
 
 class _Part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.kernels import CodeMatrix, FloatCodes, is_exact
 from qatlib.precision import FULL, FULL_PRECISION
+from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import (
     EMAObserver,
     Observer,
-    activation_grid,
     dequantize,
     fake_quantize,
-    fake_quantize_dynamic,
     grouped,
     minmax_scale,
     mse_scale,
@@ -29,7 +29,6 @@ from qatlib.quantizer import (
     quantize,
     quantize_gradient,
     rotate,
-    scale_from_absmax,
 )
 
 SHARED = 0
@@ -49,6 +48,18 @@ def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
     finally:
         for module in forwards:
             del module.__dict__["forward"]
+
+
+@contextmanager
+def multiplied_as_floats(layers: Sequence[SwitchableLinear]) -> Iterator[None]:
+    """Layers that answer without integer kernels for the length of a `with` block: the simulation of a deployed model."""
+    for layer in layers:
+        layer.by_integers = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.by_integers = True
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,8 @@ class SwitchableLinear(nn.Module):
         adapters: one `Lora` a weight bit-width, keyed by its decimal string, or a single one under `SHARED`.
         clips: by activation bit-width, the log of the share of a token's largest magnitude at which the grid ends.
         steps: by weight bit-width, the log of the factor by which training has changed its scale, of the scale's shape.
+        by_integers: whether it answers by integer kernels, where the device's are exact; if not, codes are multiplied as
+            floats, with the same results.
         observer: takes in what the layer is given while `observing`; an `EMAObserver` gives static activation scales.
     """
 
@@ -113,10 +126,12 @@ class SwitchableLinear(nn.Module):
         self.steps = nn.ParameterDict()
         self.observer: Observer = EMAObserver()
         self.observing = False
+        self.by_integers = True
         self._scales: dict[int, Tensor] = {}
         self._scales_of = 0  # the version of the weight that they were computed of
         self._codes: dict[int, tuple[tuple[int, ...], Tensor]] = {}
         self._dequantized: tuple[tuple[int, ...], Tensor] | None = None
+        self._matrix: tuple[tuple[int, ...], CodeMatrix | FloatCodes] | None = None
 
     @property
     def oriented_weight(self) -> Tensor:
@@ -188,7 +203,7 @@ class SwitchableLinear(nn.Module):
         self._scales_of = self.weight._version
         self._scales.clear()
         self._codes.clear()
-        self._dequantized = None
+        self._dequantized = self._matrix = None
 
     def _made_of(self, w_bits: int) -> tuple[int, ...]:
         """Changes whenever the codes of this width do."""
@@ -226,6 +241,15 @@ class SwitchableLinear(nn.Module):
                 self._dequantized = version, floats
         return self._dequantized[1]
 
+    def _code_matrix(self, w_bits: int) -> CodeMatrix | FloatCodes:
+        """The codes of the width in use, kept like its floats."""
+        kind = CodeMatrix if self.by_integers and is_exact(self.weight.device) else FloatCodes
+        version = (w_bits, *self._made_of(w_bits))
+        if self._matrix is None or self._matrix[0] != version or type(self._matrix[1]) is not kind:
+            with torch.inference_mode(False), torch.no_grad():
+                self._matrix = version, kind(*self.codes(w_bits))
+        return self._matrix[1]
+
     def _trained_weight(self, w_bits: int) -> Tensor:
         """Fake-quantized at this very call, with gradients to the weight and to the step sizes that are trained."""
         weight = self._in_basis(self.oriented_weight)
@@ -241,27 +265,46 @@ class SwitchableLinear(nn.Module):
         clips = self.quantizer.clipping != "minmax" or str(w_bits) in self.steps
         return fake_quantize(self._grouped(weight), scale, w_bits, self.quantizer.grid, clips=clips).reshape(weight.shape)
 
+    def _input_quantizer(self, a_bits: int) -> InputQuantizer:
+        clip = self.clips.get(str(a_bits), None)
+        return InputQuantizer(
+            a_bits, self.quantizer, None if clip is None else clip.exp(), getattr(self.observer, "absmax", None)
+        )
+
     def _quantized_input(self, x: Tensor, a_bits: int) -> Tensor:
         if self.observing:
             self.observer.observe(x)
         if a_bits == FULL:
             return x
-        grid = activation_grid(self.quantizer.grid)
-        if self.quantizer.activations == "per_token":
-            clip = self.clips.get(str(a_bits), None)
-            return fake_quantize_dynamic(x, a_bits, -1, grid, None if clip is None else clip.exp())
-        absmax = getattr(self.observer, "absmax", None)
-        if absmax is None:
-            raise RuntimeError("static activation scales need a calibration pass: call qatlib.evaluate.calibrate first")
-        return fake_quantize(x, scale_from_absmax(absmax, a_bits, grid), a_bits, grid)
+        quantizer = self._input_quantizer(a_bits)
+        clips = quantizer.clip is not None or self.quantizer.activations != "per_token"
+        return fake_quantize(x, quantizer.scale(x), a_bits, quantizer.grid, clips=clips)
+
+    def _answers_by_codes(self, x: Tensor) -> bool:
+        """Whether nothing but the answer is asked for, in fp32, at widths that integer kernels take."""
+        wants_gradient = self.training or torch.is_grad_enabled() or self.observing
+        fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        return not wants_gradient and fp32 and max(self.precision) <= CODE_BITS
+
+    def _code_product(self, x: Tensor) -> Tensor:
+        w_bits, a_bits = self.precision
+        matrix, lora = self._code_matrix(w_bits), self.adapter(w_bits)
+        factors = None if lora is None else AdapterFactors(lora.lora_A * lora.scaling, lora.lora_B, self.bias, type(matrix))
+        y = code_product(x.reshape(-1, self.in_features), self._input_quantizer(a_bits), matrix, factors, self.bias)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (…, in_features) → (…, out_features).
+
+        Where no gradient is wanted it multiplies codes, as the deployed layer does and to the last bit; else it multiplies
+        codes read back as floats, which is the same but for fp32 rounding.
 
         Raises:
             RuntimeError: static activation scales without a calibration pass.
             ValueError: a weight bit-width that has no adapter while other bit-widths have one.
         """
+        if self._answers_by_codes(x):
+            return self._code_product(x)
         w_bits, a_bits = self.precision
         full = w_bits == a_bits == FULL
         seen = self._quantized_input(x if full and not (self.adapters or self.observing) else self._in_basis(x), a_bits)

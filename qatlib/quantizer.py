@@ -207,17 +207,9 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow", *,
     return result
 
 
-def fake_quantize_dynamic(x: Tensor, bits: int, dims: Dims = -1, grid: Grid = "narrow", clip: Tensor | None = None) -> Tensor:
-    """Fake quantization with a scale of `x` itself: `dims=-1` is one scale a token (ZeroQuant, Yao et al. 2022).
-
-    Args:
-        clip: share of the largest magnitude at which the grid ends, a scalar, learned where it requires a gradient;
-            left out, it ends at the largest magnitude itself (min-max).
-    """
-    scale = minmax_scale(x, bits, dims, grid)
-    if clip is None:
-        return fake_quantize(x, scale, bits, grid, clips=False)
-    return fake_quantize(x, scale * clip, bits, grid)
+def fake_quantize_dynamic(x: Tensor, bits: int, dims: Dims = -1, grid: Grid = "narrow") -> Tensor:
+    """Fake quantization with a min-max scale of `x` itself: `dims=-1` is one scale a token (ZeroQuant, Yao et al. 2022)."""
+    return fake_quantize(x, minmax_scale(x, bits, dims, grid), bits, grid, clips=False)
 
 
 class _QuantizeGradient(torch.autograd.Function):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatlib import kernels
-from qatlib.kernels import CodeMatrix, is_exact, three_digits
+from qatlib.kernels import CodeMatrix, FloatCodes, is_exact, three_digits
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -39,6 +39,7 @@ def test_products_are_the_scaled_integer_sums(tokens, inputs, outputs, device, k
     assert torch.equal(packed.matmul(x), sums * scale.t())
     assert torch.equal(CodeMatrix(matrix, scale[0, 0]).matmul(x), sums * scale[0, 0])
     assert torch.equal(packed.codes, matrix) and packed.nbytes >= matrix.nbytes
+    assert torch.equal(FloatCodes(matrix, scale).matmul(x.float()), packed.matmul(x))
 
 
 @pytest.mark.parametrize("groups", [2, 4])
@@ -47,6 +48,7 @@ def test_groups_of_inputs_are_scaled_each_by_its_own(groups, kernel):
     dequantized = (matrix.view(20, groups, -1) * scale).view(20, 32)
     packed = CodeMatrix(matrix, scale)
     assert torch.allclose(packed.matmul(x), x.float() @ dequantized.t(), rtol=1e-5, atol=1e-2)
+    assert torch.equal(FloatCodes(matrix, scale).matmul(x.float()), packed.matmul(x))
     assert torch.equal(packed.codes, matrix)
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
+from qatlib.layers import SHARED, LoraSpec, SwitchableLinear, multiplied_as_floats
 from qatlib.precision import Precision
-from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, mse_scale, rotate, sqnr_db
+from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, minmax_scale, mse_scale, rotate, sqnr_db
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 3, 0.5), 32: LoraSpec(4, 8)}
 
@@ -250,7 +250,8 @@ def test_a_clip_is_the_share_at_which_an_activation_grid_ends():
     layer = wide()
     layer.precision = Precision(32, 3)
     layer.clips["3"] = nn.Parameter(torch.tensor(0.5).log())
-    expected = nn.functional.linear(fake_quantize_dynamic(WIDE, 3, clip=torch.tensor(0.5)), layer.weight, layer.bias)
+    clipped = fake_quantize(WIDE, minmax_scale(WIDE, 3, -1) / 2, 3)
+    expected = nn.functional.linear(clipped, layer.weight, layer.bias)
     assert torch.allclose(layer(WIDE), expected, atol=1e-6)
 
 
@@ -315,3 +316,19 @@ def test_mse_clipping_is_the_scale_of_least_error():
     expected = fake_quantize(layer.weight, mse_scale(layer.weight, 3), 3)
     layer.precision = Precision(3, 32)
     assert torch.allclose(layer(WIDE), nn.functional.linear(WIDE, expected, layer.bias), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["8", "w4a8", "w4a2", "w4a32", "32"])
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_answers_are_the_same_by_integers_by_floats_and_but_for_rounding_where_gradients_are_wanted(kind, precision):
+    layer = switchable(kind)
+    stir(layer)
+    layer.precision = Precision.parse(precision)
+    with_gradient = layer(X).detach()
+    with torch.no_grad():
+        by_integers = layer(X)
+        with multiplied_as_floats([layer]):
+            by_floats = layer(X)
+        again = layer(X)
+    assert torch.equal(by_integers, by_floats) and torch.equal(again, by_integers)
+    torch.testing.assert_close(by_integers, with_gradient, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from torch.utils.benchmark import Timer
 
 from qatlib.deploy import deploy
 from qatlib.evaluate import evaluate_spans
+from qatlib.layers import multiplied_as_floats
 from qatlib.model import Output, SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.report.study import Study, spread
@@ -42,7 +43,7 @@ def _bytes(path: Path) -> int:
 
 
 def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
-    """The same questions for the fake-quantized model and the deployed one, at every precision that is deployed.
+    """The same questions for the simulation, codes multiplied as floats, and the deployed model, at every deployed precision.
 
     Returns:
         One row a precision: `precision`, `f1` and `deployed_f1` in percent, `same_answers` in percent of the questions,
@@ -57,7 +58,7 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
 
     rows = []
     for p in params.deployed:
-        with model.at(p):
+        with model.at(p), multiplied_as_floats(model.layers):
             simulated = ask(model, f"simulated at {p.name}")
         real = ask(deploy(model, p), f"deployed at {p.name}")
         rows.append(

@@ -1,0 +1,129 @@
+"""The product of a quantized layer, in the one order of steps that its simulation and its deployment share.
+
+With codes c = round(x / s_x) of the input, C of the weight, and an adapter (A, B):
+
+    y = s_x · Σ_groups s_W · (c Cᵀ) + [s_x · (c Aᵀ), 1] · [B, b]ᵀ
+
+The sums of products of codes are integers. An integer kernel computes them exactly, and so does a float one, since fp32
+holds every integer up to 2²⁴; only then are they scaled. So both give the same floats to the last bit. (Codes read back
+as floats and multiplied would give others: a last bit that differs can flip a code of the next layer, a whole level.)
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qatlib.arguments import QuantizerArguments
+from qatlib.kernels import CodeMatrix, FloatCodes, three_digits
+from qatlib.quantizer import activation_grid, code_range, minmax_scale, rotate, scale_from_absmax
+
+CODE_BITS = 8
+"""The widest codes that are multiplied as codes; wider ones are read back and multiplied as floats."""
+
+_BLOCK = 2**18
+"""Elements that a run of element-wise steps works on at a time: a megabyte of fp32 stays in the cache between them."""
+
+_FEW_TOKENS = 64
+"""Below that an adapter's product with floats is faster than the one with digits."""
+
+
+class AdapterFactors:
+    """A LoRA adapter's two factors, laid out for a product with codes.
+
+    The first also in digits, so that it reads the codes of the layer's input; the second, transposed, with the layer's bias
+    as a last row, so that both are added in one pass.
+
+    Args:
+        lora_A: (rank, in), with the adapter's scaling in it.
+        lora_B: (out, rank).
+        kind: what multiplies codes.
+    """
+
+    def __init__(self, lora_A: Tensor, lora_B: Tensor, bias: Tensor | None, kind: type[CodeMatrix | FloatCodes]) -> None:
+        self.lora_A, self.lora_B, self._kind = lora_A.contiguous(), lora_B.contiguous(), kind
+        self.up = torch.cat([lora_B.t(), lora_B.new_zeros(1, len(lora_B)) if bias is None else bias[None]])
+
+    @cached_property
+    def _digits(self) -> CodeMatrix | FloatCodes:
+        return self._kind(*three_digits(self.lora_A))
+
+    def down(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """(tokens, in) codes and (tokens, 1) → (tokens, rank + 1), fp32, the last column of ones."""
+        if len(codes) < _FEW_TOKENS:
+            low = F.linear(codes.float(), self.lora_A)
+        else:
+            low = self._digits.matmul(codes).view(len(codes), 3, -1).sum(1)
+        return F.pad(low.mul_(scale), (0, 1), value=1.0)
+
+
+class InputQuantizer:
+    """How a layer's input becomes codes: basis, grid and scale.
+
+    Args:
+        clip: share of a token's largest magnitude at which the grid ends; left out, all of it.
+        absmax: the magnitude of static scales, where the quantizer has those.
+    """
+
+    def __init__(self, bits: int, quantizer: QuantizerArguments, clip: Tensor | None, absmax: Tensor | None) -> None:
+        self.bits, self.grid = bits, activation_grid(quantizer.grid)
+        self._rotated, self._per_token = quantizer.rotation == "hadamard", quantizer.activations == "per_token"
+        self.clip, self._absmax = clip, absmax
+
+    def in_basis(self, x: Tensor) -> Tensor:
+        """`x` (…, in), rotated where the quantizer rotates."""
+        return rotate(x) if self._rotated else x
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Of `x` (…, in) in the quantizer's basis: (…, 1), or a scalar where scales are static.
+
+        Raises:
+            RuntimeError: static scales without a calibration pass.
+        """
+        if self._per_token:
+            scale = minmax_scale(x, self.bits, -1, self.grid)
+            return scale if self.clip is None else scale * self.clip
+        if self._absmax is None:
+            raise RuntimeError(
+                "static activation scales need a calibration pass: call qatlib.evaluate.calibrate, before a model is deployed"
+            )
+        return scale_from_absmax(self._absmax, self.bits, self.grid)
+
+    def codes(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """`quantize` with that scale, to the last bit, block by block: `x` (tokens, in) → codes (tokens, in), (tokens, 1)."""
+        ends = code_range(self.bits, self.grid)
+        codes, scale = torch.empty_like(x, dtype=dtype), torch.empty(len(x), 1, device=x.device)
+        for rows in _blocks(x):
+            seen = self.in_basis(x[rows])
+            scale[rows] = self.scale(seen)
+            codes[rows] = torch.div(seen, scale[rows]).round_().clamp_(*ends)
+        return codes, scale
+
+
+def code_product(
+    x: Tensor,
+    quantizer: InputQuantizer,
+    matrix: CodeMatrix | FloatCodes,
+    adapter: AdapterFactors | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """`x` (tokens, in) fp32 → (tokens, out) fp32, as the module's formula says."""
+    codes, scale = quantizer.codes(x, matrix.dtype)
+    y = matrix.matmul(codes)
+    low = None if adapter is None else adapter.down(codes, scale)
+    for rows in _blocks(y):
+        part = y[rows].mul_(scale[rows])
+        if adapter is not None and low is not None:
+            part.addmm_(low[rows], adapter.up)
+        elif bias is not None:
+            part.add_(bias)
+    return y
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Runs of rows of (rows, columns) to work on one after the other: all at once on a GPU."""
+    size = len(x) if x.is_cuda else max(1, _BLOCK // x.shape[1])
+    return [slice(start, start + size) for start in range(0, len(x), max(1, size))]
