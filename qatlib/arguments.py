@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from qatlib.precision import BIT_WIDTHS, FULL, Precision
@@ -32,6 +41,15 @@ PrecisionField = Annotated[
     WithJsonSchema({"description": _PRECISION}),
 ]
 """A `Precision` in a params file: whatever `Precision.parse` reads, written back by its name."""
+
+
+def _bit_width(value: int) -> int:
+    if value not in BIT_WIDTHS:
+        raise ValueError(f"a bit-width from 2 to 16 or {FULL}")
+    return value
+
+
+BitWidth = Annotated[int, AfterValidator(_bit_width)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -77,19 +95,12 @@ class TrainingArguments:
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     lm_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the next-token loss beside the span loss: keeps the language model and so the meaning of perplexity."""
-    gradient_bits: int = FULL
+    gradient_bits: BitWidth = FULL
     """Bits of the gradients that enter the switchable layers in the backward pass, one scale a token; 32 for floats (CPT: 8)."""
     gradient_checkpointing: bool = False
     """Keep each block's input alone and compute the rest anew in the backward pass: less memory for one more forward pass."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints."""
-
-    @field_validator("gradient_bits")
-    @classmethod
-    def _bit_width(cls, value: int) -> int:
-        if value not in BIT_WIDTHS:
-            raise ValueError(f"a bit-width from 2 to 16 or {FULL}")
-        return value
 
     @field_validator("warmup_steps")
     @classmethod

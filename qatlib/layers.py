@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.kernels import CodeMatrix, FloatCodes, is_exact
-from qatlib.precision import FULL, FULL_PRECISION
+from qatlib.precision import FULL, FULL_PRECISION, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import (
     EMAObserver,
@@ -312,6 +312,12 @@ class SwitchableLinear(nn.Module):
         adapter = self.adapter(w_bits)
         y = y if adapter is None else y + adapter(seen)
         return y if self.gradient_bits == FULL else quantize_gradient(y, self.gradient_bits)
+
+    def at_each(self, precisions: Iterable[Precision], x: Tensor) -> Iterator[Tensor]:
+        """What the layer gives at one precision after the other, whatever stands in for its `forward`; it stays at the last."""
+        for precision in precisions:
+            self.precision = precision
+            yield SwitchableLinear.forward(self, x)
 
     def adapter(self, w_bits: int) -> Lora | None:
         """The adapter in use at a weight bit-width: its own, or the one that all share; at 32 bits there may be none.

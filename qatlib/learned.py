@@ -96,8 +96,4 @@ def _mixed(model: SwitchableModel, problem: Allocation, shares: Tensor) -> Itera
 
 
 def _mixture(layer: SwitchableLinear, precisions: Sequence[Precision], shares: Tensor, x: Tensor) -> Tensor:
-    parts = []
-    for share, p in zip(shares, precisions, strict=True):
-        layer.precision = p
-        parts.append(share * SwitchableLinear.forward(layer, x))
-    return torch.stack(parts).sum(0)
+    return torch.stack([share * y for share, y in zip(shares, layer.at_each(precisions, x), strict=True)]).sum(0)

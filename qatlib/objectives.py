@@ -52,6 +52,11 @@ class Batch:
     windows: int
     targets: int
 
+    @property
+    def attackable(self) -> Tensor:
+        """(batch, tokens) bool: `free` tokens of windows that have an answer, and so a loss to raise."""
+        return self.free & (self.start >= 0)[:, None]
+
 
 def collate(
     features: Sequence[Feature], pad_id: int, device: torch.device | str = "cpu", whole: Sequence[Feature] | None = None

@@ -44,7 +44,8 @@ def cells(frame: pd.DataFrame) -> list[Cell]:
     return [Cell(*row) for row in unique.itertuples(index=False)]
 
 
-def _spread(name: str, estimate: stats.Estimate) -> dict[str, float]:
+def interval(name: str, estimate: stats.Estimate) -> dict[str, float]:
+    """An estimate as columns of a table: `name`, and its bounds `name_low` and `name_high`."""
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
@@ -106,11 +107,11 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
         mine = pick(scores, cell)
         row: dict[str, Any] = cell._asdict()
         for metric in ("f1", "em"):
-            row |= _spread(metric, mean_of(scores, cell, metric, **options))
+            row |= interval(metric, mean_of(scores, cell, metric, **options))
         for metric in ("f1", "em"):
-            row |= _spread(f"{metric}_change", paired(scores, cell, reference, metric, **options))
+            row |= interval(f"{metric}_change", paired(scores, cell, reference, metric, **options))
         share = kept(scores, cell, reference, **options)
-        row |= _spread("f1_kept", share)
+        row |= interval("f1_kept", share)
         row["loss"] = mine["loss"].mean()
         rows.append(row | {"n": share.n, "paragraphs": share.clusters, "seeds": share.seeds})
     return pd.DataFrame(rows)
@@ -150,7 +151,7 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
             "perplexity_change": paired(perplexities, cell, reference, "perplexity", **options),
             "token_accuracy": stats.percentage(mine["correct"], mine["tokens"], mine["paragraph"], **of),
         }
-        row = cell._asdict() | {key: x for name, found in figures.items() for key, x in _spread(name, found).items()}
+        row = cell._asdict() | {key: x for name, found in figures.items() for key, x in interval(name, found).items()}
         seeds = mine["seed"].nunique()
         rows.append(row | {"tokens": int(mine["tokens"].sum()) // seeds, "paragraphs": len(mine) // seeds, "seeds": seeds})
     return pd.DataFrame(rows)
@@ -172,7 +173,7 @@ def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: st
     for model, over in pairs:
         for cell in (c for c in cells(scores) if c.model == model and Cell(over, c.precision) in known):
             gap = paired(scores, cell, Cell(over, cell.precision), metric, **options)
-            row = {"model": model, "over": over, "precision": cell.precision, **_spread("difference", gap), "p": gap.p}
+            row = {"model": model, "over": over, "precision": cell.precision, **interval("difference", gap), "p": gap.p}
             rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
     columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "p", "n", "paragraphs", "seeds"]
     table = pd.DataFrame(rows, columns=columns)
@@ -190,7 +191,7 @@ def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> 
         row: dict[str, Any] = dict(cell._asdict())
         for metric in metrics:
             found = mean_of(scores, cell, metric, **options)
-            row |= _spread(metric, found)
+            row |= interval(metric, found)
         rows.append(row | {"n": found.n, "paragraphs": found.clusters})
     return pd.DataFrame(rows)
 

@@ -66,6 +66,11 @@ def _forms(word: str) -> frozenset[tuple[str, str]]:
     return frozenset(found)
 
 
+def _related(word: str, other: str) -> bool:
+    """Whether two words have a lemma in common."""
+    return not {lemma for lemma, _ in _forms(word)}.isdisjoint(lemma for lemma, _ in _forms(other))
+
+
 def _replaceable(question: Question, span: Span) -> str | None:
     """The word in lower case, unless it is a stop word, or a name: capitalised elsewhere than at the start of a sentence."""
     start, end = span
@@ -91,8 +96,7 @@ def synonyms(question: Question, span: Span) -> list[str]:
         for other in _synonyms().get(lemma, []):
             if any(other_tag[:1] == tag[:1] for _, other_tag in _forms(other)):
                 found |= dict.fromkeys(lemminflect.getInflection(other, tag)[:1])  # the usual spelling
-    own = {lemma for lemma, _ in _forms(word)}
-    return [_capitalised(w, question.context[span[0] :]) for w in found if w != word and not own & {x for x, _ in _forms(w)}]
+    return [_capitalised(w, question.context[span[0] :]) for w in found if w != word and not _related(w, word)]
 
 
 def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, window: int = 200) -> Candidates:
@@ -116,9 +120,9 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
             return []
         best = lm(**encoded).logits[0, places[0]].topk(count).indices.tolist()
         words = [str(w) for w in tokenizer.convert_ids_to_tokens(best)]
-        tags, own = {tag for _, tag in _forms(word)}, {lemma for lemma, _ in _forms(word)}
+        tags = {tag for _, tag in _forms(word)}
         fits = [w for w in words if w.isalpha() and w not in _stop_words() and tags & {t for _, t in _forms(w)}]
-        return [_capitalised(w, question.context[start:]) for w in fits if not own & {x for x, _ in _forms(w)}]
+        return [_capitalised(w, question.context[start:]) for w in fits if not _related(w, word)]
 
     return candidates
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
+from qatlib.results import interval
 from qatlib.stats import Estimate
 
 TOLERANCE = 1.0
@@ -73,8 +74,8 @@ def table(checks: Sequence[Check]) -> pd.DataFrame:
     rows = []
     for check in checks:
         e = check.found
-        figures = {"value": nan, "value_low": nan, "value_high": nan, "n": 0}
+        figures: dict[str, float] = {"value": nan, "value_low": nan, "value_high": nan, "n": 0}
         if e is not None:
-            figures = {"value": e.value, "value_low": e.low, "value_high": e.high, "n": e.n}
+            figures = interval("value", e) | {"n": e.n}
         rows.append({"check": check.number, "what": check.what, **figures, "holds": check.verdict})
     return pd.DataFrame(rows)

@@ -61,8 +61,6 @@ def per_token(precisions: Sequence[Precision], model: SwitchableModel, generator
 def _token_by_token(layer: SwitchableLinear, precisions: Sequence[Precision], generator: torch.Generator, x: Tensor) -> Tensor:
     choice = torch.randint(len(precisions), (*x.shape[:-1], 1), generator=generator).to(x.device)
     result = torch.empty(0)
-    for i, precision in enumerate(precisions):
-        layer.precision = precision
-        y = SwitchableLinear.forward(layer, x)
+    for i, y in enumerate(layer.at_each(precisions, x)):
         result = y if i == 0 else torch.where(choice == i, y, result)
     return result

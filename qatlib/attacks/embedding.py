@@ -132,7 +132,7 @@ def _ball(
 ) -> tuple[Tensor, Tensor, float, torch.Generator]:
     """Clean embeddings (batch, tokens, width), what may move (batch, tokens, 1), the radius, and the batch's own generator."""
     clean = model.embed(batch.input_ids)
-    free = (batch.free & (batch.start >= 0)[:, None])[..., None]
+    free = batch.attackable[..., None]
     radius = attack.epsilon * mean_embedding_norm(model) / (clean.shape[-1] ** 0.5 if attack.norm == "linf" else 1)
     # by what is in the batch, so that it does not matter which process has it
     return clean, free, radius, torch.Generator().manual_seed(seed + int(batch.input_ids.sum()))
@@ -162,5 +162,5 @@ def nonzero_gradients(model: SwitchableModel, batch: Batch, draws: Draws) -> flo
         clean = model.embed(batch.input_ids)
     _, gradient = expected_loss(model, clean, torch.zeros_like(clean), batch, "cross_entropy", draws, 0)
     assert gradient is not None
-    touched = gradient[batch.free & (batch.start >= 0)[:, None]]
+    touched = gradient[batch.attackable]
     return float((touched != 0).float().mean())

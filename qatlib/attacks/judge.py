@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -23,14 +23,14 @@ Answering = Callable[[Batch, Tensor], SpanFigures]
 """A batch and attacked embeddings → what answers are made of."""
 
 
-def at(model: SwitchableModel, precision: Precision) -> Answering:
-    """Answer with all layers at one precision."""
+def answers_at(model: SwitchableModel, precisions: Iterable[Precision]) -> dict[str, Answering]:
+    """By name, answers with all layers at one precision."""
 
-    def figures(batch: Batch, embeds: Tensor) -> SpanFigures:
+    def figures(precision: Precision, batch: Batch, embeds: Tensor) -> SpanFigures:
         with model.at(precision):
             return span_figures(model, batch, embeds)
 
-    return figures
+    return {p.name: partial(figures, p) for p in precisions}
 
 
 def judged(

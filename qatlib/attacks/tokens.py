@@ -27,7 +27,7 @@ def hotflip(
     """
     model.eval()
     table = model.lm.get_input_embeddings().weight.detach()
-    ids, free = batch.input_ids.clone(), batch.free & (batch.start >= 0)[:, None]
+    ids, free = batch.input_ids.clone(), batch.attackable
     best, worst = ids.clone(), torch.full((len(ids),), -torch.inf, device=ids.device)
     for flip in range(flips + 1):
         with torch.no_grad():

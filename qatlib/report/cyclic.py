@@ -11,14 +11,13 @@ from typing import Any
 import pandas as pd
 
 from qatlib import cost
-from qatlib.arguments import CosineArguments, ObjectiveArguments, PhaseArguments, ScheduleArguments
+from qatlib.arguments import CosineArguments, PhaseArguments, ScheduleArguments
 from qatlib.landscape import sharpness
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, LayerInfo, Precision
-from qatlib.report.sections import Switchable
 from qatlib.report.study import Study, spread
-from qatlib.report.trainings import Recipe, Trainings, file_name
-from qatlib.schedule import Schedule, at_passes, make_schedule
+from qatlib.report.trainings import Recipe, Trainings, at_budget, file_name
+from qatlib.schedule import Schedule, make_schedule
 
 STATIC = ScheduleArguments("all")
 RANDOM = ScheduleArguments("random_uniform")
@@ -141,19 +140,11 @@ class Cyclic:
         seed: int,
         passes: int | None = None,
     ) -> Recipe:
-        own = self.params.switchable
-        training = at_passes(own.training, schedule, len(precisions), passes or self.section.passes)
+        settings = self.trainings.plain(schedule, len(precisions), passes or self.section.passes, adapters=adapters)
         changes: dict[str, Any] = {"gradient_bits": self.section.gradient_bits}
         if adapters == "none":
             changes["learning_rate"] = self.params.teacher.full.learning_rate
-        update = {
-            "schedule": schedule,
-            "objective": ObjectiveArguments("average"),
-            "adapters": adapters,
-            "learning_rate_factors": None,
-            "training": replace(training, **changes),
-        }
-        settings: Switchable = own.model_copy(update=update)
+        settings = settings.model_copy(update={"training": replace(settings.training, **changes)})
         return Recipe(name, tuple(precisions), settings, seed)
 
     def _as_dear(self, recipe: Recipe) -> Recipe:
@@ -164,8 +155,7 @@ class Cyclic:
         for _ in range(3):  # another number of steps rounds the cosine otherwise, and so has another mean
             again = Recipe(f"{recipe.name} at equal bitops", recipe.precisions, settings, recipe.seed)
             passes = round(budget * settings.training.steps / self.bitops(again))
-            training = at_passes(recipe.settings.training, settings.schedule, len(recipe.precisions), passes)
-            settings = settings.model_copy(update={"training": training})
+            settings = at_budget(recipe.settings, len(recipe.precisions), passes)
         return replace(again, settings=settings)
 
     def schedule(self, recipe: Recipe) -> Schedule:

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, Field
 from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 
-from qatlib.arguments import AttackArguments, ObjectiveArguments, PrecisionField, ScheduleArguments
+from qatlib.arguments import AttackArguments, BitWidth, ObjectiveArguments, PrecisionField, ScheduleArguments
 from qatlib.named import NAMED
-from qatlib.precision import BIT_WIDTHS, Precision
+from qatlib.precision import FULL, Precision
 from qatlib.report.sections import Adapters, Count, DynamicQuantizer, Section, Sources, Switchable
 from qatlib.report.strict_yaml import given
 
@@ -215,7 +215,7 @@ class Cpt(Section):
     cycles: Count
     """Of a whole training."""
     form: Literal["restart", "continuous"] = "restart"
-    gradient_bits: int = 32
+    gradient_bits: BitWidth = FULL
     """Of every training here: 2 to 16, or 32 for floats."""
     second_phase: PrecisionField | None = None
     """What the method two-phase ends at; null for where its cycles start."""
@@ -234,13 +234,6 @@ class Cpt(Section):
     """Where it is made, and what counts as progress."""
     sharpness: Sharpness | None = None
     """Null for none."""
-
-    @check("gradient_bits")
-    @classmethod
-    def _bit_width(cls, value: int) -> int:
-        if value not in BIT_WIDTHS:
-            raise ValueError("a bit-width from 2 to 16 or 32")
-        return value
 
     @check("passes")
     @classmethod

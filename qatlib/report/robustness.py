@@ -16,17 +16,15 @@ import torch
 from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
 from qatlib.attacks.defence import Draws, every, one_of, per_layer, per_token, static
 from qatlib.attacks.embedding import attack_embeddings, nonzero_gradients, random_noise, random_search
-from qatlib.attacks.judge import Answering, Craft, at, judged
+from qatlib.attacks.judge import Answering, Craft, answers_at, judged
 from qatlib.attacks.scores import Set, averaged, set_name
 from qatlib.attacks.tokens import hotflip
 from qatlib.evaluate import SpanFigures, device_of, span_figures
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, collate
 from qatlib.precision import FULL_PRECISION, Precision, widest_first
-from qatlib.report.sections import Switchable
 from qatlib.report.study import Study, spread
 from qatlib.report.trainings import Recipe, Trainings
-from qatlib.schedule import at_passes
 from qatlib.squad import Question
 
 
@@ -53,22 +51,15 @@ class Robustness:
         `plain` is trained at full precision alone, the others at random precisions of all sets; `cpt` cycles through
         them, `consistency` learns from the widest of its step, `adversarial` sees perturbed input.
         """
-        own, passes = self.params.switchable, self.section.passes
+        passes, adversary = self.section.passes, self.section.adversary if method == "adversarial" else None
         schedule, objective = ScheduleArguments("random_uniform"), ObjectiveArguments("average")
         precisions = (FULL_PRECISION,) if method == "plain" else tuple(self.widths)
         if method == "cpt":
             schedule = ScheduleArguments("cpt", cosine=CosineArguments(cycles=min(self.params.cpt.cycles, passes)))
         elif method == "consistency":
             schedule, objective = ScheduleArguments("sandwich", passes=2), ObjectiveArguments("consistency")
-        update = {
-            "schedule": schedule,
-            "objective": objective,
-            "adapters": "shared",
-            "learning_rate_factors": None,
-            "adversary": self.section.adversary if method == "adversarial" else None,
-            "training": at_passes(own.training, schedule, len(precisions), passes),
-        }
-        settings: Switchable = own.model_copy(update=update)
+        changes = {"objective": objective, "adapters": "shared", "adversary": adversary}
+        settings = self.trainings.plain(schedule, len(precisions), passes, **changes)
         return Recipe(f"robust {method}", precisions, settings, seed)
 
     def trained(self, method: str, seed: int) -> SwitchableModel:
@@ -104,10 +95,6 @@ class Robustness:
         return lambda batch: model.embed(batch.input_ids).detach()
 
     # -- answers --------------------------------------------------------------------------------------------------
-
-    def everywhere(self, model: SwitchableModel) -> dict[str, Answering]:
-        """An answer at every precision."""
-        return {p.name: at(model, p) for p in self.widths}
 
     def finer(self, model: SwitchableModel, precisions: Set) -> dict[str, Answering]:
         """Answers of the finer draws: each layer, or each token, draws a precision; `draws` of each."""
@@ -153,7 +140,7 @@ class Robustness:
             crafts[f"PGD at {p.name}"] = f"pgd_{p.name}", self.pgd(model, static(p, model))
         for s in self.sets:
             crafts[f"EOT {set_name(s)}"] = f"eot_{'_'.join(p.name for p in s)}", self.pgd(model, every(s, model))
-        ways = self.everywhere(model)
+        ways = answers_at(model, self.widths)
         parts = [
             self.judged(f"{label}_{file}".lower(), model, craft, ways, questions).assign(attack=attack)
             for attack, (file, craft) in crafts.items()
@@ -184,7 +171,7 @@ class Robustness:
         crafts["random search"] = self.searched(model, draws), own.passes
         parts = []
         for i, (name, (craft, passes)) in enumerate(crafts.items()):
-            found = self.judged(f"variation_{i}", model, craft, {self.fixed.name: at(model, self.fixed)}, self.fewer)
+            found = self.judged(f"variation_{i}", model, craft, answers_at(model, [self.fixed]), self.fewer)
             parts.append(found.assign(attack=name, passes=passes))
         return pd.concat(parts, ignore_index=True)
 
@@ -193,7 +180,7 @@ class Robustness:
         rows, own = [], self.section.attack
         for steps in sorted({1, 2, 4, own.steps, 2 * own.steps}):
             craft = self.pgd(model, static(self.fixed, model), replace(own, steps=steps, restarts=1))
-            ways = {self.fixed.name: at(model, self.fixed)}
+            ways = answers_at(model, [self.fixed])
             found = self.judged(f"iterations_{steps}", model, craft, ways, self.fewer)
             rows.append({"steps": steps, "loss": found["loss"].mean()})
         return pd.DataFrame(rows)
@@ -212,7 +199,7 @@ class Robustness:
     def from_outside(self, model: SwitchableModel, twin: SwitchableModel) -> pd.DataFrame:
         """Answers to an attack on a model that was trained apart, at the fixed precision."""
         craft = self.pgd(twin, static(self.fixed, twin))
-        return self.judged("twin", model, craft, self.everywhere(model), self.fewer).assign(attack="twin")
+        return self.judged("twin", model, craft, answers_at(model, self.widths), self.fewer).assign(attack="twin")
 
     def drawn_finer(self, model: SwitchableModel) -> pd.DataFrame:
         """Draws a layer and a token against draws for all layers, from the first set, each attacked adaptively.
@@ -225,7 +212,7 @@ class Robustness:
             "EOT, uniform": self.pgd(model, every(first, model)),
             "EOT, mixed": self.pgd(model, per_layer(first, model, self.params.seed, self.section.draws)),
         }
-        ways = {p.name: at(model, p) for p in first} | self.finer(model, first)
+        ways = answers_at(model, first) | self.finer(model, first)
         parts = [
             self.judged(f"finer_{i}", model, craft, ways, self.fewer).assign(attack=name)
             for i, (name, craft) in enumerate(crafts.items())
@@ -238,9 +225,10 @@ class Robustness:
     def hotflipped(self, model: SwitchableModel) -> pd.DataFrame:
         """HotFlip at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere."""
         first, parts = self.sets[0], []
-        aims = {f"HotFlip at {p.name}": static(p, model) for p in dict.fromkeys((FULL_PRECISION, *first))}
+        aimed = list(dict.fromkeys((FULL_PRECISION, *first)))
+        aims = {f"HotFlip at {p.name}": static(p, model) for p in aimed}
         aims[f"HotFlip EOT {set_name(first)}"] = every(first, model)
-        ways = {p.name: at(model, p) for p in dict.fromkeys((FULL_PRECISION, *first))}
+        ways = answers_at(model, aimed)
         for i, (name, draws) in enumerate({"none": None, **aims}.items()):
             craft = self.flipped(model, draws) if draws else self.untouched(model)
             parts.append(self.judged(f"hotflip_{i}", model, craft, ways, self.fewer).assign(attack=name))
@@ -250,5 +238,5 @@ class Robustness:
         """The study's own protocol (S0): each step's gradient comes from one random precision, and nothing is averaged."""
         few = spread(self.questions, questions)
         craft = self.pgd(model, one_of(self.sets[0], model, self.params.seed))
-        ways = {p.name: at(model, p) for p in self.sets[0]}
+        ways = answers_at(model, self.sets[0])
         return self.judged("one_draw", model, craft, ways, few).assign(attack="PGD, one draw a step")

@@ -263,21 +263,25 @@ class Study:
 
         return self._each(model, f"scores_{label}", label, at, measure, published)
 
+    def perplexity(self, model: SwitchableModel, texts: Sequence[str], description: str | None = None) -> pd.DataFrame:
+        """`evaluate_perplexity` of some texts as this run measures it."""
+        return evaluate_perplexity(
+            model,
+            self.tokenizer,
+            texts,
+            pad_id=self.pad_id,
+            max_length=self.params.data.max_length,
+            batch_size=self.params.evaluation.batch_size,
+            description=description,
+        )
+
     def perplexities(
         self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], paragraphs: int | None = None
     ) -> pd.DataFrame:
         """Per-paragraph figures at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`, `correct`."""
 
         def measure(name: str) -> pd.DataFrame:
-            return evaluate_perplexity(
-                model,
-                self.tokenizer,
-                spread(self.paragraphs, paragraphs),
-                pad_id=self.pad_id,
-                max_length=self.params.data.max_length,
-                batch_size=self.params.evaluation.batch_size,
-                description=f"perplexity of {label} at {name}",
-            )
+            return self.perplexity(model, spread(self.paragraphs, paragraphs), f"perplexity of {label} at {name}")
 
         return self._each(model, f"perplexity_{label}", label, at, measure)
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from qatlib import toyqa
 from qatlib.attacks import candidates
 from qatlib.attacks.characters import character_noise
+from qatlib.attacks.judge import answers_at
 from qatlib.attacks.scores import Set, set_name
 from qatlib.attacks.words import WordAttack
-from qatlib.evaluate import evaluate_perplexity
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL_PRECISION, Configuration, Precision
 from qatlib.report.robustness import Robustness
@@ -33,8 +33,8 @@ class Textual:
 
         A question of the validation set keeps its paragraph, whatever an attack has made of the context.
         """
-        ways = {name: way for name, way in self.work.everywhere(self.model).items() if name in {p.name for p in self.widths}}
-        found = self.work.judged(name, self.model, self.work.untouched(self.model), ways, questions)
+        untouched, ways = self.work.untouched(self.model), answers_at(self.model, self.widths)
+        found = self.work.judged(name, self.model, untouched, ways, questions)
         known = {q.id: q.paragraph for q in self.study.validation}
         return found.assign(paragraph=[known.get(i, p) for i, p in zip(found["id"], found["paragraph"], strict=True)])
 
@@ -57,19 +57,12 @@ class Textual:
         texts = {"": self.study.paragraphs}
         asked = [Question(str(i), "", text, "", ()) for i, text in enumerate(self.study.paragraphs)]
         texts["noisy_"] = [character_noise(q, rate, seed).context for q in asked]
-        params, parts = self.study.params, []
+        parts = []
         for p in self.widths:
             columns: dict[str, pd.Series] = {}
             for prefix, written in texts.items():
                 with self.model.at(p):
-                    found = evaluate_perplexity(
-                        self.model,
-                        self.study.tokenizer,
-                        written,
-                        pad_id=self.study.pad_id,
-                        max_length=params.data.max_length,
-                        batch_size=params.evaluation.batch_size,
-                    )
+                    found = self.study.perplexity(self.model, written)
                 columns |= {f"{prefix}nll": found["nll"], f"{prefix}tokens": found["tokens"]}
             where = [q.paragraph for q in asked]  # of the clean text, both times
             parts.append(pd.DataFrame({"precision": p.name, "paragraph": where} | columns))

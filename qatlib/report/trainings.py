@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -56,22 +57,22 @@ class Trainings:
         precisions = self.params.precisions
         applied = [(m.name, m.applied(self.params.switchable)) for m in methods]
         return [
-            Recipe(name, precisions, self._at_budget(settings, len(precisions)), seed)
+            Recipe(name, precisions, at_budget(settings, len(precisions), self.params.comparisons.passes), seed)
             for name, settings in applied
             for seed in self.params.comparisons.seeds
         ]
 
     def specialists(self) -> list[Recipe]:
         """A training for each of the narrowest precisions alone and each seed, every one with the whole budget."""
-        alone = {"schedule": ScheduleArguments("all"), "objective": ObjectiveArguments("average"), "learning_rate_factors": None}
-        settings = self._at_budget(self.params.switchable.model_copy(update=alone), 1)
         comparisons = self.params.comparisons
+        settings = self.plain(ScheduleArguments("all"), 1, comparisons.passes)
         narrowest = widest_first(self.params.precisions)[len(self.params.precisions) - comparisons.specialists :]
         return [Recipe("specialist", (p,), settings, seed) for p in narrowest for seed in comparisons.seeds]
 
-    def _at_budget(self, settings: Switchable, precisions: int) -> Switchable:
-        training = at_passes(settings.training, settings.schedule, precisions, self.params.comparisons.passes)
-        return settings.model_copy(update={"training": training})
+    def plain(self, schedule: ScheduleArguments, precisions: int, passes: int, **changes: Any) -> Switchable:
+        """The settings of `switchable` with another schedule, the average loss and one learning rate for all, at a budget."""
+        update = {"schedule": schedule, "objective": ObjectiveArguments("average"), "learning_rate_factors": None} | changes
+        return at_budget(self.params.switchable.model_copy(update=update), precisions, passes)
 
     def quantizer(self, settings: Switchable) -> QuantizerArguments:
         """The quantizer of `settings`, or the run's."""
@@ -146,6 +147,12 @@ class Trainings:
             scores = self.study.scores(model, label, recipe.precisions, self.params.comparisons.questions)
             found.append(scores.assign(model=recipe.name, seed=recipe.seed))
         return pd.concat(found, ignore_index=True)
+
+
+def at_budget(settings: Switchable, precisions: int, passes: int) -> Switchable:
+    """The same settings with as many steps as a budget of passes pays for."""
+    training = at_passes(settings.training, settings.schedule, precisions, passes)
+    return settings.model_copy(update={"training": training})
 
 
 def file_name(recipe: Recipe) -> str:

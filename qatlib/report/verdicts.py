@@ -88,8 +88,7 @@ def _table(claims: Sequence[tuple[str, str, Effects, bool]]) -> pd.DataFrame:
     for claim, says, effects, about_training in claims:
         found = {"claim": claim, "says": says, "verdict": verdict(effects.values(), about_training=about_training)}
         for effect, e in effects.items():
-            figures = {"value": e.value, "value_low": e.low, "value_high": e.high, "n": e.n, "seeds": e.seeds}
-            rows.append(found | {"effect": effect, **figures})
+            rows.append(found | {"effect": effect, **results.interval("value", e), "n": e.n, "seeds": e.seeds})
         if not effects:
             nan = float("nan")
             rows.append(
@@ -191,8 +190,7 @@ def noise_rises(perplexities: pd.DataFrame, **options: Any) -> pd.DataFrame:
         mine = perplexities[perplexities["precision"] == name]
         columns = [mine[c] for c in ("noisy_nll", "noisy_tokens", "nll", "tokens")]
         found = cluster_bootstrap(columns, mine["paragraph"], _rise, **options)
-        figures = {"rise": found.value, "rise_low": found.low, "rise_high": found.high, "paragraphs": found.n}
-        rows.append({"precision": name, **figures})
+        rows.append({"precision": name, **results.interval("rise", found), "paragraphs": found.n})
     return pd.DataFrame(rows)
 
 

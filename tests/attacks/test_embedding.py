@@ -26,7 +26,7 @@ from qatlib.model import Output, SwitchableModel
 from qatlib.objectives import Batch, collate
 from qatlib.precision import Precision
 from qatlib.spans import featurize
-from qatlib.toyqa import build_tokenizer, generate
+from qatlib.toyqa import build_model, build_tokenizer, generate
 
 WIDTH, TOKENS = 5, 6
 U, V = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(3))
@@ -99,7 +99,8 @@ def test_pgd_on_a_linear_margin_ends_at_the_border_in_the_gradients_direction():
     radius = 0.01 * mean_embedding_norm(model)
     expected *= radius / expected.norm(dim=1, keepdim=True).clamp_min(1e-30)
     torch.testing.assert_close(found[0], x + expected)
-    before = window_loss(model(inputs_embeds=model.embed(batch.input_ids)), batch, "margin")[0]
+    with torch.no_grad():
+        before = window_loss(model(inputs_embeds=model.embed(batch.input_ids)), batch, "margin")[0]
     gained = (
         sum(float(expected[i] @ w) for w in (U, V) for i in [int((x @ w).masked_fill(~batch.free[0], -torch.inf).argmax())]) / 2
     )
@@ -137,9 +138,7 @@ PRECISIONS = [Precision(b, b) for b in (8, 4, 2)]
 
 
 @pytest.fixture(scope="module")
-def model(request):
-    from qatlib.toyqa import build_model
-
+def model():
     torch.manual_seed(0)
     made = SwitchableModel(build_model(2, 2, 32, 0))
     made.add_adapters({SHARED: LoraSpec(2, 4)})

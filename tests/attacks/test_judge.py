@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from qatlib.attacks.judge import at, judged
+from qatlib.attacks.judge import answers_at, judged
 from qatlib.evaluate import evaluate_spans
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
@@ -29,7 +29,7 @@ def test_without_an_attack_answers_are_the_evaluations():
         crafted.append(len(batch.input_ids))
         return model.embed(batch.input_ids)
 
-    ways = {p.name: at(model, p) for p in (Precision(8, 8), Precision(3, 3))}
+    ways = answers_at(model, (Precision(8, 8), Precision(3, 3)))
     found = judged(model, QUESTIONS, FEATURES, craft, ways, **HOW)
     assert sum(crafted) == len(FEATURES)  # once each, however many answers
     for name in ways:
