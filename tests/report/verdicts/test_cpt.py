@@ -7,23 +7,11 @@ import pandas as pd
 import pytest
 
 from qatlib import results
-from qatlib.report import verdicts
+from qatlib.report.verdicts import cpt
 from qatlib.results import Cell
+from tests.report.verdicts.scores import said, scores
 
 OPTIONS = {"resamples": 100}
-
-
-def scores(f1: dict[str, dict[str, float]], seeds=(0, 1, 2), n=40) -> pd.DataFrame:
-    """Rows of models whose mean F1 at each precision is given; every question has its own level, the same for all."""
-    level = np.random.default_rng(0).uniform(-5, 5, n)
-    where = {"id": [f"q{i}" for i in range(n)], "paragraph": [f"p{i // 2}" for i in range(n)]}
-    rows = [
-        pd.DataFrame(where | {"f1": value + level}).assign(model=model, precision=precision, seed=seed)
-        for model, by_precision in f1.items()
-        for precision, value in by_precision.items()
-        for seed in seeds
-    ]
-    return pd.concat(rows, ignore_index=True)
 
 
 def perplexities(change: float, seeds=(0, 1, 2)) -> pd.DataFrame:
@@ -41,16 +29,12 @@ STUDIES = {  # as S1 and S4 have it
 }
 
 
-def said(table: pd.DataFrame) -> dict[str, str]:
-    return table.groupby("claim")["verdict"].first().to_dict()
-
-
 def test_what_the_studies_saw_is_reproduced_where_it_is_there():
     f1 = STUDIES | {"cpt shared": {"8": 74.0, "6": 75, "4": 61}}
     kept = results.kept(
         scores({"cpt shared": {"mean": 97}, "teacher": {"mean": 100}}), Cell("cpt shared", "mean"), Cell("teacher", "mean")
     )
-    table = verdicts.cpt(scores(f1), perplexities(0.5), kept, **OPTIONS)
+    table = cpt.verdicts(scores(f1), perplexities(0.5), kept, **OPTIONS)
     assert set(said(table).values()) == {"reproduced"} and set(said(table)) == {"C03", "C16", "C17", "C18", "C19"}
     by_effect = table.set_index("effect")["value"]
     assert by_effect["gain at 6 beyond that at 8"] == pytest.approx(15 - 4)
@@ -64,18 +48,18 @@ def test_the_opposite_is_not_reproduced():
         "cpt separate": {"8": 75.0, "6": 72, "4": 68},
         "cpt shared": {"8": 70.0, "6": 68, "4": 69},
     }
-    table = verdicts.cpt(scores(f1), perplexities(5), None, **OPTIONS)
+    table = cpt.verdicts(scores(f1), perplexities(5), None, **OPTIONS)
     assert said(table) == {"C03": "undecided"} | dict.fromkeys(("C16", "C17", "C18", "C19"), "not reproduced")
 
 
 def test_one_seed_is_undecided_with_its_figures_and_nothing_trained_without():
-    table = verdicts.cpt(scores(STUDIES, seeds=[0]), perplexities(0, seeds=[0]), None, **OPTIONS)
+    table = cpt.verdicts(scores(STUDIES, seeds=[0]), perplexities(0, seeds=[0]), None, **OPTIONS)
     assert set(said(table).values()) == {"undecided"} and table["value"].notna().sum() == len(table) - 1
-    table = verdicts.cpt(scores({"static": {"8": 70.0}}), perplexities(0).query("model == 'static'"), None, **OPTIONS)
+    table = cpt.verdicts(scores({"static": {"8": 70.0}}), perplexities(0).query("model == 'static'"), None, **OPTIONS)
     assert table["effect"].tolist() == ["not trained here"] * 5 and set(table["verdict"]) == {"undecided"}
 
 
 def test_gains_pair_questions_and_seeds():
     a, b = scores({"a": {"8": 60.0, "4": 50}}), scores({"b": {"8": 55.0, "3": 10}})
-    gained = verdicts.gains(pd.concat([a, b.sample(frac=1, random_state=0)]), "a", "b")
+    gained = cpt.gains(pd.concat([a, b.sample(frac=1, random_state=0)]), "a", "b")
     assert set(gained["precision"]) == {"8"} and len(gained) == 120 and gained["f1"].to_numpy() == pytest.approx(5.0)

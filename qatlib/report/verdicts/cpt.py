@@ -1,0 +1,78 @@
+"""C16 to C19 and C03's cyclic part: cyclic precision training beside random and static training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from qatlib import results
+from qatlib.claims import MARGIN
+from qatlib.report.verdicts import Effect, mean_over_precisions, room, shifted, verdict_table
+from qatlib.results import Cell
+from qatlib.stats import Estimate
+
+S2_KEPT = 96.0
+"""Percent of full precision that S2 keeps with cyclic training."""
+
+
+def gains(scores: pd.DataFrame, model: str, over: str, metric: str = "f1") -> pd.DataFrame:
+    """Per question what `model` gains over `over` at each precision both have, as `scores` rows of a model called gain."""
+    keys = ["precision", "seed", "id", "paragraph"]
+    mine, other = (scores.loc[scores["model"] == name, [*keys, metric]] for name in (model, over))
+    pair = mine.merge(other, on=keys, suffixes=("", "_over"))
+    return pair[keys].assign(model="gain", **{metric: pair[metric] - pair[f"{metric}_over"]})
+
+
+def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, **options: Any) -> list[Effect]:
+    """How much more `model` gains over `over` at precision `most` than at each other."""
+    gained = gains(scores, model, over)
+    others = [p for p in gained["precision"].unique() if p != most]
+    if most not in set(gained["precision"]):
+        return []
+    there = Cell("gain", most)
+    return [
+        Effect(f"gain at {most} beyond that at {p}", results.paired(gained, there, Cell("gain", p), "f1", **options), "gaps")
+        for p in others
+    ]
+
+
+def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | None, **options: Any) -> pd.DataFrame:
+    """C16 to C19, and C03's cyclic row.
+
+    Args:
+        scores, perplexities: of the methods of notebook 4, in the schemas of `qatlib.results`, at trained precisions.
+        kept: percent of the teacher's F1 that `cpt shared` keeps, mean over its precisions; None where it was not trained.
+
+    Returns:
+        As `verdict_table`; effects in points of F1, and in percent for C03 and C19.
+    """
+    names = set(scores["model"])
+    separate: list[Effect] = []
+    if {"cpt shared", "cpt separate"} <= names:
+        mean = mean_over_precisions(scores[scores["model"].isin(["cpt shared", "cpt separate"])])
+        gap = results.paired(mean, Cell("cpt shared", "mean"), Cell("cpt separate", "mean"), "f1", **options)
+        separate.append(Effect("shared over separate adapters, mean of all precisions", gap, "accuracy"))
+    low: list[Effect] = []
+    at_4 = gains(scores, "cpt separate", "random separate")
+    at_4 = at_4[at_4["precision"] == "4"]
+    if len(at_4):
+        gained = results.mean_of(at_4, Cell("gain", "4"), "f1", **options)
+        most = _gains_most(scores, "cpt separate", "random separate", "4", **options)
+        low = [Effect("gain at 4", gained, "gaps"), *most]
+    static: list[Effect] = []
+    for cell in results.cells(perplexities):
+        if cell.model == "static" and Cell("cpt shared", cell.precision) in results.cells(perplexities):
+            change = results.paired(perplexities, Cell("cpt shared", cell.precision), cell, "perplexity", **options)
+            name = f"{MARGIN:g} percent less the change from static at {cell.precision}"
+            static.append(Effect(name, room(change, MARGIN), "perplexity_gaps"))
+    bound = S2_KEPT - MARGIN
+    cyclic = [] if kept is None else [Effect(f"percent kept beyond {bound:g}", shifted(kept, -bound), "accuracy")]
+    found = {
+        "C03": cyclic,
+        "C16": separate,
+        "C17": _gains_most(scores, "cpt shared", "random separate", "6", **options),
+        "C18": low,
+        "C19": static,
+    }
+    return verdict_table(found, "not trained here")

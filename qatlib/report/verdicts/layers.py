@@ -1,0 +1,50 @@
+"""C10 to C13 and C15: which layers need their bits, from a sweep of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from qatlib import results
+from qatlib.claims import MARGIN
+from qatlib.report.verdicts import Effect, mean_over_precisions, shifted, verdict_table
+from qatlib.results import Cell
+from qatlib.stats import Estimate
+
+NATS = 0.02
+"""Nats that a difference between layers must be able to reach to count as possible."""
+
+S1_MIXED = 100 * 71.18 / 74.03
+"""Percent of uniform 8 bits' F1 that S1's mixed configuration keeps."""
+
+PAIRS: Mapping[tuple[str, str], str] = {
+    ("attn", "mlp"): "C10",
+    ("qkv and mlp_in", "attn_out and mlp_out"): "C11",
+    ("all but attn_out", "attn_out"): "C11",
+    ("mlp_out", "all but mlp_out"): "C12",
+    ("first third", "last quarter"): "C13",
+}
+"""Parts of the model of which the first costs more than the second, as a claim has it."""
+
+
+def verdicts(costs: Mapping[str, pd.DataFrame], kept: Estimate, **options: Any) -> pd.DataFrame:
+    """C10 to C13, on the mean over the bit-widths that layers are lowered to, and C15.
+
+    Args:
+        costs: what lowering costs over each part of the model (`layerwise.effects`), by what it is counted per.
+        kept: percent of the base's F1 with 83 % of the layers lowered.
+
+    Returns:
+        As `verdict_table`; effects in nats of span loss, and in percent for C15.
+    """
+    found: dict[str, list[Effect]] = {claim: [] for claim in PAIRS.values()}
+    for unit, frame in costs.items():
+        mean = mean_over_precisions(frame, "loss_change")
+        for (part, other), claim in PAIRS.items():
+            gap = results.paired(mean, Cell(part, "mean"), Cell(other, "mean"), "loss_change", **options)
+            found[claim].append(Effect(f"cost of {part} beyond {other}, per {unit}", gap, "contrasts"))
+    bound = S1_MIXED - MARGIN
+    found["C15"] = [Effect(f"percent kept beyond {bound:.1f}", shifted(kept, -bound), "c15")]
+    return verdict_table(found, "not measured here", dict.fromkeys(PAIRS.values(), NATS))

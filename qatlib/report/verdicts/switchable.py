@@ -1,0 +1,150 @@
+"""C01 to C06, C09 and C14: what one switchable model keeps, which training helps, what is smaller and faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qatlib import results, stats
+from qatlib.claims import MARGIN
+from qatlib.report.sections import Switchable
+from qatlib.report.verdicts import Effect, mean_over_precisions, room, shifted, verdict_table
+from qatlib.results import Cell
+from qatlib.stats import Estimate
+
+S1_KEPT = {"16": 100 * 75.42 / 76.80, "8": 100 * 74.03 / 76.80, "6": 100 * 71.15 / 76.80, "4": 100 * 60.41 / 76.80}
+"""Percent of fp LoRA's F1 that S1 keeps."""
+
+S2_KEPT = {"8": 98.0, "4": 95.0, "2": 85.0}
+S2_FASTER = {"8": 2.0, "4": 3.0, "2": 4.0}
+S2_SMALLER = {"8": 4.0, "4": 8.0, "2": 16.0}
+
+ABOUT = 0.9
+"""Share of a factor that is said to be "about" so large which must be reached."""
+
+LINEAR = 90.0
+"""Percent of the configurations' variance that a line must explain for F1 to fall about linearly."""
+
+
+def verdicts(
+    methods: pd.DataFrame,
+    control: Cell,
+    kept_in: str,
+    distilled: Sequence[str],
+    named_perplexities: pd.DataFrame,
+    line: Estimate | None,
+    stored: pd.DataFrame,
+    latencies: pd.DataFrame,
+    weights: int,
+    **options: Any,
+) -> pd.DataFrame:
+    """C01 to C06, C09 and C14.
+
+    Args:
+        methods: scores of trainings side by side, the control's first: as many seeds as there are.
+        control: the cell that accuracy is kept of: the first training at its widest.
+        kept_in: the table that shows what is kept.
+        distilled: those of `methods` that learn from a wider width or from a teacher, and otherwise as the first.
+        named_perplexities: of the studies' configurations by name.
+        line: R² of F1 over the average bits of those configurations, if there are enough.
+        stored, latencies: of `qatlib.report.deployment`.
+        weights: how many there are in all switchable layers.
+
+    Returns:
+        As `verdict_table`; effects in percent, in points of F1 where they compare methods, or as factors.
+    """
+    first = methods[methods["model"] == control.model]
+    kept = {
+        c.precision: results.kept(first, c, control, **options)
+        for c in results.cells(first)
+        if c != control and c.precision in {*S1_KEPT, *S2_KEPT}
+    }
+
+    def keeps(precision: str, share: float) -> Iterator[Effect]:
+        if precision in kept:
+            bound = share - MARGIN
+            yield Effect(f"percent kept at {precision} bits beyond {bound:.1f}", shifted(kept[precision], -bound), kept_in)
+
+    little = [*keeps("6", S1_KEPT["6"])]
+    if "4" in kept:
+        lost = room(kept["4"], S1_KEPT["4"] + MARGIN)
+        little.append(Effect(f"percent lost at 4 bits beyond {100 - S1_KEPT['4'] - MARGIN:.1f}", lost, kept_in))
+    together = mean_over_precisions(methods)
+    helps = [
+        Effect(
+            f"{name} over {control.model}, mean of all precisions",
+            results.paired(together, Cell(name, "mean"), Cell(control.model, "mean"), "f1", **options),
+            "method_gaps",
+        )
+        for name in distilled
+    ]
+    dear = []
+    if {"mixed8648", "uniform8"} <= set(named_perplexities["precision"]):
+        mixed, uniform = (Cell(named_perplexities["model"].iloc[0], name) for name in ("mixed8648", "uniform8"))
+        rise = results.paired(named_perplexities, mixed, uniform, "perplexity", **options)
+        dear.append(Effect(f"percent of rise beyond {8 - MARGIN:g}", shifted(rise, MARGIN - 8), "configurations_perplexity"))
+        dear.append(Effect(f"{9 + MARGIN:g} less the percent of rise", room(rise, 9 + MARGIN), "configurations_perplexity"))
+    straight = [] if line is None else [Effect(f"percent a line explains beyond {LINEAR:g}", _percent(line), "configurations")]
+    found = {
+        "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])],
+        "C02": little if len(little) == 2 else [],
+        "C03": [e for p, share in S2_KEPT.items() for e in keeps(p, share)],
+        "C04": [*_factors(stored, latencies, weights)],
+        "C05": helps,
+        "C06": [*_unstable(first, **options)],
+        "C09": dear,
+        "C14": straight,
+    }
+    return verdict_table(found, "not trained or measured here")
+
+
+def distilling(settings: Switchable) -> bool:
+    """Whether a training learns from wider widths or from a teacher."""
+    return settings.objective.name in ("cascaded", "distillation")
+
+
+def _percent(share: Estimate) -> Estimate:
+    percent = Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.n, share.clusters, share.seeds)
+    return shifted(percent, -LINEAR)
+
+
+def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Iterator[Effect]:
+    """Of sizes, which are exact, and of times, whose bounds are those of the quartiles."""
+    for precision, disk_bytes in zip(stored["precision"], stored["disk_bytes"], strict=True):
+        if precision in S2_SMALLER:
+            bound = ABOUT * S2_SMALLER[precision]
+            smaller = 4 * weights / disk_bytes - bound
+            name = f"times smaller on disk at {precision} bits beyond {bound:.1f}"
+            yield Effect(name, Estimate(smaller, smaller, smaller, 1, 1), "stored")
+    size = latencies["batch"] * latencies["tokens"]
+    times = latencies[size == size.max()].set_index("model")[["milliseconds", "iqr_milliseconds"]]
+    for precision, factor in S2_FASTER.items():
+        if f"deployed {precision}" in times.index:
+            (fp32, its_range), (own, own_range) = times.loc["fp32"], times.loc[f"deployed {precision}"]
+            value, low, high = ((fp32 + s * its_range / 2) / (own - s * own_range / 2) for s in (0, -1, 1))
+            name = f"times as fast as fp32 at {precision} bits beyond {ABOUT * factor:.1f}, {size.max()} tokens"
+            yield Effect(name, shifted(Estimate(value, low, high, 1, 1), -ABOUT * factor), "latency")
+
+
+def _unstable(first: pd.DataFrame, **options: Any) -> Iterator[Effect]:
+    """How much further apart trainings with other seeds lie at 2 bits than at the next width."""
+    widths = sorted((p for p in first["precision"].unique() if p.isdigit() and p != "32"), key=int)
+    seeds = first["seed"].nunique()
+    if len(widths) < 2 or widths[0] != "2" or seeds < 2:
+        return
+    by_seed = first[first["precision"].isin(widths[:2])].pivot(
+        index=["id", "paragraph"], columns=["precision", "seed"], values="f1"
+    )
+    columns = [by_seed[widths[i]][s] for i in (0, 1) for s in by_seed[widths[i]]]
+
+    def apart(n: Any, *totals: Any) -> Any:
+        means = np.stack([total / n for total in totals])
+        return np.ptp(means[:seeds], 0) - np.ptp(means[seeds:], 0)
+
+    paragraphs = by_seed.index.get_level_values("paragraph").to_numpy()
+    found = stats.cluster_bootstrap([np.ones(len(by_seed)), *columns], paragraphs, apart, **options)
+    trained = Estimate(found.value, found.low, found.high, found.n, found.clusters, seeds)
+    yield Effect(f"points that seeds lie apart at 2 bits beyond those at {widths[1]}", trained, "seeds")

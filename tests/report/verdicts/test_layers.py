@@ -1,0 +1,44 @@
+"""Verdicts on layers, on costs whose answer is known."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from qatlib.report.verdicts import layers
+from qatlib.stats import Estimate
+from tests.report.verdicts.scores import said, scores
+
+COSTS = {
+    "attn": 0.4,
+    "mlp": 0.1,
+    "qkv and mlp_in": 0.2,
+    "attn_out and mlp_out": 0.3,
+    "all but attn_out": 0.3,
+    "attn_out": 0.1,
+    "mlp_out": 0.25,
+    "all but mlp_out": 0.25,
+    "first third": 0.5,
+    "last quarter": 0.1,
+}
+
+
+def costs(factor: float) -> pd.DataFrame:
+    """Nats that every part costs at two widths, and each question its own share; seed 0 alone."""
+    found = scores({part: {"4": factor * cost, "3": 3 * factor * cost} for part, cost in COSTS.items()}, [0])
+    return found.assign(loss_change=found["f1"]).drop(columns="f1")
+
+
+def test_every_pair_counts_in_every_unit():
+    kept = Estimate(98, 97, 99, 40, 20)
+    table = layers.verdicts({"a layer": costs(1), "a million weights": costs(2)}, kept, resamples=100)
+    assert said(table) == {
+        "C10": "reproduced",
+        "C11": "not reproduced",
+        "C12": "not reproduced",
+        "C13": "reproduced",
+        "C15": "reproduced",
+    }
+    values = table.set_index("effect")["value"]
+    assert values["cost of attn beyond mlp, per a layer"] == pytest.approx(0.6)
+    assert values["cost of attn beyond mlp, per a million weights"] == pytest.approx(1.2)

@@ -1,0 +1,32 @@
+"""Verdicts on scales, on scores whose answer is known."""
+
+from __future__ import annotations
+
+from qatlib.report.verdicts import scales
+from tests.report.verdicts.scores import said, scores
+
+OPTIONS = {"resamples": 100}
+WEIGHTS = {"per_channel": {"32": 90.0, "8": 90, "4": 80, "2": 1}, "per_tensor": {"8": 90.0, "4": 50, "2": 1}}
+ACTIVATIONS = {
+    "per_token": {"8": 90.0, "4": 80},
+    "calibrated": {"8": 89.0, "4": 70},
+    "carried_over": {"4": 40.0},
+    "uncalibrated": {"8": 10.0, "4": 5},
+}
+
+
+def test_only_the_bits_it_speaks_of_count():
+    table = scales.verdicts(scores(WEIGHTS, [0]), scores(ACTIVATIONS, [0]), **OPTIONS)
+    assert said(table) == {"C07": "reproduced", "C08": "reproduced"}
+    assert table.loc[table["claim"] == "C07", "effect"].tolist() == ["a scale a channel over one a matrix at 4 bits"]
+
+
+def test_carried_over_scales_that_are_as_good_refute_calibrating_each():
+    alike = ACTIVATIONS | {"carried_over": {"4": 70.0}}
+    assert said(scales.verdicts(scores(WEIGHTS, [0]), scores(alike, [0]), **OPTIONS))["C08"] == "not reproduced"
+
+
+def test_without_bits_in_question_nothing_is_decided():
+    only_8 = {name: {"8": 90.0} for name in WEIGHTS}
+    table = scales.verdicts(scores(only_8, [0]), scores(ACTIVATIONS, [0]), **OPTIONS)
+    assert said(table)["C07"] == "undecided" and table["value"].isna().sum() == 1

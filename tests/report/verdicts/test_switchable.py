@@ -1,0 +1,73 @@
+"""Verdicts on switchable training, on scores whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qatlib.report.verdicts import switchable
+from qatlib.results import Cell
+from qatlib.stats import Estimate
+from tests.report.verdicts.scores import said, scores
+
+F1 = {"first": {"32": 80.0, "8": 79, "6": 76, "4": 60, "2": 5}, "taught": {"32": 80.0, "8": 79, "6": 78, "4": 70, "2": 40}}
+NOTHING = pd.DataFrame({"precision": [], "disk_bytes": []}), pd.DataFrame({"batch": [], "tokens": [], "model": []})
+
+
+def found(methods, named=None, line=None, stored=NOTHING[0], latencies=NOTHING[1]):
+    named = pd.DataFrame(columns=["model", "precision"]) if named is None else named
+    latencies = latencies.assign(**{c: latencies.get(c, 0.0) for c in ("milliseconds", "iqr_milliseconds")})
+    about = (named, line, stored, latencies, 1000)
+    return switchable.verdicts(methods, Cell("first", "32"), "methods", ["taught"], *about, resamples=200)
+
+
+def test_what_is_kept_is_judged_by_the_studies_own_share():
+    table = found(scores(F1))
+    verdicts = said(table)
+    assert verdicts["C01"] == verdicts["C02"] == verdicts["C05"] == "reproduced"  # 98.8 %; 95 %, 75 %; +9
+    assert verdicts["C03"] == "not reproduced"  # 75 % of 94 at 4 bits
+    effects = table.set_index("effect")["value"]
+    assert effects["percent lost at 4 bits beyond 20.3"] == pytest.approx(25 - 20.34, abs=0.2)
+    assert effects["taught over first, mean of all precisions"] == pytest.approx((2 + 10 + 35) / 5)
+
+
+def test_one_training_decides_nothing_about_training():
+    assert set(said(found(scores(F1, seeds=[0]))).values()) == {"undecided"}
+
+
+def test_seeds_far_apart_at_two_bits_are_what_unstable_means():
+    steady = scores(F1)
+    shaken = steady.assign(f1=steady["f1"] + np.where(steady["precision"] == "2", 10.0 * steady["seed"], 0))
+    assert said(found(shaken))["C06"] == "reproduced" and said(found(steady))["C06"] == "not reproduced"
+    assert found(shaken).set_index("effect")["value"]["points that seeds lie apart at 2 bits beyond those at 4"] == pytest.approx(
+        20
+    )
+
+
+def test_a_rise_must_lie_about_where_the_study_has_it():
+    def named(rise: float) -> pd.DataFrame:
+        base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4], "seed": 0})
+        mixed = base.assign(nll=base["nll"] + base["tokens"] * np.log1p(rise / 100), precision="mixed8648")
+        return pd.concat([base.assign(precision="uniform8"), mixed]).assign(model="named")
+
+    verdicts = {rise: said(found(scores(F1), named=named(rise)))["C09"] for rise in (2.0, 8.5, 20.0)}
+    assert verdicts == {2.0: "not reproduced", 8.5: "reproduced", 20.0: "not reproduced"}
+
+
+def test_a_line_explains_most_or_it_is_none():
+    for share, verdict in ((0.97, "reproduced"), (0.5, "not reproduced")):
+        assert said(found(scores(F1), line=Estimate(share, share - 0.01, share + 0.01, 40, 20)))["C14"] == verdict
+
+
+def test_sizes_and_times_are_factors_of_fp32():
+    stored = pd.DataFrame({"precision": ["8", "4"], "disk_bytes": [1010, 520]})
+    times = pd.DataFrame(
+        {"model": ["fp32", "deployed 8", "deployed 4"], "batch": 16, "tokens": 128, "milliseconds": [30.0, 10, 20]}
+    )
+    table = found(scores(F1), stored=stored, latencies=times.assign(iqr_milliseconds=[2.0, 1, 1]))
+    effects = table.set_index("effect")["value"]
+    assert effects["times smaller on disk at 8 bits beyond 3.6"] == pytest.approx(4000 / 1010 - 3.6)
+    assert effects["times as fast as fp32 at 8 bits beyond 1.8, 2048 tokens"] == pytest.approx(3 - 1.8)
+    fast = table.set_index("effect").loc["times as fast as fp32 at 4 bits beyond 2.7, 2048 tokens"]
+    assert fast["value_low"] < fast["value"] < fast["value_high"] < 0 and said(table)["C04"] == "not reproduced"
