@@ -35,3 +35,11 @@ def verdict(effects: Iterable[Estimate], *, about_training: bool = True, margin:
     if any(e.high < margin and e.low <= 0 for e in found):
         return "not reproduced"
     return "undecided"
+
+
+def combined(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of a claim in several parts, each with a verdict of its own: reproduced if all are, not reproduced if one is not."""
+    found = set(verdicts)
+    if "not reproduced" in found:
+        return "not reproduced"
+    return "undecided" if "undecided" in found else "reproduced"

@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 
+from qatlib.report import ledger
 from qatlib.report.cells import TEMPLATES, Cells, read_cells
 from qatlib.report.keys import write_atomic
 
@@ -144,7 +145,7 @@ def _render(report: Path, profile: str) -> None:
     highlight = "\n".join(HtmlFormatter(style="default").get_token_style_defs(".highlight"))
     common = {
         "profile": profile,
-        "nav": [("index", f"{profile} report")] + [(stage.name, stage.label) for stage in shown],
+        "nav": [("index", f"{profile} report"), ("claims", "claims ledger")] + [(stage.name, stage.label) for stage in shown],
         "css": Markup((TEMPLATES / "report.css").read_text("utf-8") + highlight),
     }
     pages = {"index.html": env.get_template("index.html.j2").render(common, here="index", **_overview(stages))}
@@ -154,6 +155,19 @@ def _render(report: Path, profile: str) -> None:
         pages[f"{stage.name}.html"] = env.get_template("page.html.j2").render(
             common, here=stage.name, stage=stage, previous=previous, next=following
         )
+    entries = ledger.read_ledger(report)
+    overview = _overview(stages)
+    about = {"profile": profile, "run": dict(overview["summary"])}
+    write_atomic(report / "claims.json", json.dumps(ledger.as_json(entries, about), indent=1, ensure_ascii=False) + "\n")
+    pages["claims.html"] = env.get_template("claims.html.j2").render(
+        common,
+        here="claims",
+        entries=entries,
+        answers=ledger.answers(report, entries),
+        rule=ledger.RULE,
+        summary=overview["summary"],
+        shown=[stage.name for stage in shown],
+    )
     for name, page in pages.items():
         write_atomic(report / name, page)
     for path in report.glob("*.html"):

@@ -46,7 +46,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 class TestEveryPage:
     def test_one_for_each_stage_and_the_index(self, pages):
-        assert set(pages) == {"index.html", "01_build.html", "02_switchable_train.html", "05_adversarial.html"}
+        assert set(pages) == {"index.html", "claims.html", "01_build.html", "02_switchable_train.html", "05_adversarial.html"}
 
     def test_nothing_is_loaded_from_outside_the_page(self, pages):
         for page in pages.values():
