@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,14 +82,22 @@ def cluster_bootstrap(
     if sizes.isna().to_numpy().any() or (sizes.nunique(axis=1) > 1).any():
         raise ValueError("the seeds answer different questions")
     totals = groups.sum().to_numpy().reshape(*sizes.shape, -1)  # (clusters, seeds, columns)
-    rng = np.random.default_rng(seed)
-    by_cluster, by_seed = (rng.multinomial(n, np.full(n, 1 / n), resamples) for n in sizes.shape)
-    drawn = statistic(*np.einsum("rc,csk,rs->kr", by_cluster, totals, by_seed, optimize=True))
+    by_cluster, by_seed = _draws(*sizes.shape, resamples, seed)
+    of_clusters = (by_cluster @ totals.reshape(len(sizes), -1)).reshape(resamples, *totals.shape[1:])
+    drawn = statistic(*np.einsum("rsk,rs->kr", of_clusters, by_seed))
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     beyond = min((drawn <= null).sum(), (drawn >= null).sum())
     p = min(1.0, 2 * (1 + beyond) / (1 + resamples))
     value = float(statistic(*totals.sum((0, 1))))
     return Estimate(value, float(low), float(high), len(frame) // sizes.shape[1], *sizes.shape, p)
+
+
+@lru_cache(maxsize=8)  # a report's tables draw from a few sets of questions, thousands of times
+def _draws(clusters: int, trainings: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each cluster, and each training, is drawn in every resample: (resamples, clusters), (resamples, trainings)."""
+    rng = np.random.default_rng(seed)
+    by_cluster, by_seed = (rng.multinomial(n, np.full(n, 1 / n), resamples).astype(float) for n in (clusters, trainings))
+    return by_cluster, by_seed
 
 
 def holm(p: Sequence[float]) -> list[float]:
