@@ -65,7 +65,7 @@ compare: $(VENV)/ready
 	@$(PY) -m qatlib.report.compare $(foreach run,$(RUNS),$(if $(findstring /,$(run)),$(run),reports/$(run))) --out reports/compare.html
 
 test: $(VENV)/ready
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy

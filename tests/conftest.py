@@ -18,6 +18,12 @@ settings.load_profile("qatlib")
 REAL = Path(__file__).parents[2] / "shared/assets/squad/dev-v1.1.json.gz"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that take minutes come first, so that no worker is left alone with one at the end."""
+    first = ["test_reports", "test_pipeline"]
+    items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
+
+
 @pytest.fixture(scope="session")
 def embedded() -> list[Question]:
     """300 questions of the embedded data set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qatlib.report import ledger, site
 from qatlib.report.params import STAGES
 
 REPOSITORY = Path(__file__).parents[1]
@@ -68,12 +70,27 @@ def results(root: Path) -> dict[str, bytes]:
 def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(roots: tuple[Path, Path]) -> None:
     unbroken, _ = roots
     report = unbroken / "reports" / "smoke"
-    assert sorted(p.stem for p in report.glob("*.html")) == sorted(["index", *STAGES])
+    assert sorted(p.stem for p in report.glob("*.html")) == sorted(["index", "claims", *STAGES])
     index = (report / "index.html").read_text()
     assert "F1 points of one switchable model against the fp32 teacher" in index and str(unbroken) not in index
     for stage in STAGES[:2]:
         page = (report / f"{stage}.html").read_text()
         assert page.count("<img ") >= 2 and page.count("<table") >= 3 and str(unbroken) not in page
+
+
+def test_the_ledger_is_rebuilt_from_the_result_files(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    report = shutil.copytree(roots[0] / "reports" / "smoke", tmp_path / "smoke")
+    before = (report / "claims.json").read_bytes()
+    for page in report.glob("claims.*"):
+        page.unlink()
+    site.render(report)
+    assert (report / "claims.json").read_bytes() == before
+    effects = [(claim["id"], e) for claim in json.loads(before)["claims"] for e in claim["effects"]]
+    assert len({name for name, _ in effects}) > 20  # of 26: what smoke leaves out has none
+    for name, e in effects:
+        rows = ledger.table(report, e["stage"], "claims")
+        (row,) = [r for r in rows if (r["claim"], r["effect"]) == (name, e["effect"])]
+        assert row["value"] == ("" if e["value"] is None else str(e["value"])) and (report / e["href"]).is_file()
 
 
 def test_a_run_killed_twice_ends_with_the_same_result_files(roots: tuple[Path, Path]) -> None:

@@ -40,6 +40,8 @@ class Effect:
     @property
     def interval(self) -> str:
         """As a page shows it."""
+        if math.isnan(self.value):
+            return "no figure"
         figures = (f"{x:.3f}" if abs(x) < 1 else f"{x:.1f}" for x in (self.value, self.low, self.high))
         return "{} [{}, {}]".format(*figures).replace("-", "−")
 
@@ -78,7 +80,7 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
     missing: list[str] = []
     for stage in claim.stages:
         rows = [row for row in table(report, stage, "claims") if row["claim"] == name]
-        found = [row for row in rows if row["value"]]
+        found = [row for row in rows if int(row["n"]) > 0]
         if found:
             verdicts.append(_verdict(found[0]["verdict"]))
             effects += [_effect(report, stage, row) for row in found]
@@ -100,8 +102,12 @@ def _verdict(text: str) -> Verdict:
 def _effect(report: Path, stage: str, row: Mapping[str, str]) -> Effect:
     places = (f"results/{stage}/{row['table']}.csv", f"timing/{stage}/{row['table']}.csv")
     href = next((place for place in places if (report / place).is_file()), f"results/{stage}/claims.csv")
-    value, low, high = (float(row[key]) for key in ("value", "value_low", "value_high"))
-    return Effect(row["effect"], value, low, high, int(float(row["n"])), int(float(row["seeds"])), stage, href)
+    value, low, high = (_number(row[key]) for key in ("value", "value_low", "value_high"))
+    return Effect(row["effect"], value, low, high, int(row["n"]), int(row["seeds"]), stage, href)
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan  # of a score of 0 no share is kept
 
 
 def table(report: Path, stage: str, name: str) -> list[dict[str, str]]:
@@ -113,10 +119,15 @@ def table(report: Path, stage: str, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _plain(effect: Effect) -> dict[str, Any]:
+    """Without what JSON has no word for."""
+    return {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in asdict(effect).items()}
+
+
 def as_json(entries: Sequence[Entry], about: Mapping[str, Any]) -> dict[str, Any]:
     """The ledger as `claims.json` holds it."""
     claims = [
-        {"id": e.id, **asdict(e.claim), "verdict": e.said, "why": e.why, "effects": [asdict(effect) for effect in e.effects]}
+        {"id": e.id, **asdict(e.claim), "verdict": e.said, "why": e.why, "effects": [_plain(effect) for effect in e.effects]}
         for e in entries
     ]
     return {"rule": RULE, **about, "claims": claims}
@@ -165,7 +176,7 @@ def _configuration(report: Path) -> Answer:
     rows = table(report, stage, "search")
     parts = []
     for budget in dict.fromkeys(r["budget"] for r in rows):
-        best = max((r for r in rows if r["budget"] == budget), key=lambda r: float(r["f1"]))
+        best = max((r for r in rows if r["budget"] == budget), key=lambda r: _number(r["f1"]))
         parts.append(f"at {budget} average bits {best['method']} has F1 {_interval(best, 'f1')}")
     how = (
         "Every block and role was lowered alone and what that cost was measured; programs and greedy searches chose under a "
@@ -206,7 +217,7 @@ def _differences(rows: Sequence[Mapping[str, str]], model: str, over: Sequence[s
 
 
 def _interval(row: Mapping[str, str], name: str) -> str:
-    value, low, high = (float(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    value, low, high = (_number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
     sign = "+" if name == "difference" else ""
     return "no figure" if math.isnan(value) else f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
 

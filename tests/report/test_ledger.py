@@ -86,6 +86,14 @@ def test_questions_are_answered_from_the_tables_or_not_at_all(report):
     assert all(a.text.startswith("Not tested in this report") and not a.links for a in answers[1:])
 
 
+def test_a_figure_that_is_none_is_said_and_not_drawn(report):
+    nothing = effect("C07", 5, "undecided") | {"value": "", "value_low": "", "value_high": ""}
+    write(report, "01_build", "claims", COLUMNS, [nothing])
+    (entry,) = (e for e in ledger.read_ledger(report) if e.id == "C07")
+    assert entry.said == "undecided at this size" and entry.effects[0].interval == "no figure"
+    assert ledger.as_json([entry], {})["claims"][0]["effects"][0]["value"] is None
+
+
 def test_a_verdict_that_is_none_is_refused(report):
     write(report, "01_build", "claims", COLUMNS, [effect("C07", 5, "surely")])
     with pytest.raises(ValueError, match="'surely'"):
