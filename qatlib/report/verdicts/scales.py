@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from qatlib import results
+from qatlib.precision import Precision
 from qatlib.report.verdicts import Effect, verdict_table
 from qatlib.results import Cell
 
-CRUCIAL_AT = ("4", "5", "6")
+CRUCIAL_AT = (4, 5, 6)
 """Weight bits that C07 speaks of."""
 
 
@@ -24,9 +25,9 @@ def verdicts(weights: pd.DataFrame, activations: pd.DataFrame, **options: Any) -
         As `verdict_table`; effects in points of F1.
     """
     channel = [
-        Effect(f"a scale a channel over one a matrix at {p} bits", gap, "weight_scales_gap")
+        Effect(f"a scale a channel over one a matrix at {p}", gap, "weight_scales_gap")
         for p, gap in _gaps(weights, "per_channel", "per_tensor", **options)
-        if p in CRUCIAL_AT
+        if Precision.parse(p).w_bits in CRUCIAL_AT
     ]
     own = [
         Effect(f"calibrated at {p} bits over carried over from others", gap, "calibration_gap")

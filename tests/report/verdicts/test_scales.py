@@ -6,7 +6,10 @@ from qatlib.report.verdicts import scales
 from tests.report.verdicts.scores import said, scores
 
 OPTIONS = {"resamples": 100}
-WEIGHTS = {"per_channel": {"32": 90.0, "8": 90, "4": 80, "2": 1}, "per_tensor": {"8": 90.0, "4": 50, "2": 1}}
+WEIGHTS = {
+    "per_channel": {"32": 90.0, "w8a32": 90, "w4a32": 80, "w2a32": 1},
+    "per_tensor": {"w8a32": 90.0, "w4a32": 50, "w2a32": 1},
+}
 ACTIVATIONS = {
     "per_token": {"8": 90.0, "4": 80},
     "calibrated": {"8": 89.0, "4": 70},
@@ -18,7 +21,7 @@ ACTIVATIONS = {
 def test_only_the_bits_it_speaks_of_count():
     table = scales.verdicts(scores(WEIGHTS, [0]), scores(ACTIVATIONS, [0]), **OPTIONS)
     assert said(table) == {"C07": "reproduced", "C08": "reproduced"}
-    assert table.loc[table["claim"] == "C07", "effect"].tolist() == ["a scale a channel over one a matrix at 4 bits"]
+    assert table.loc[table["claim"] == "C07", "effect"].tolist() == ["a scale a channel over one a matrix at w4a32"]
 
 
 def test_carried_over_scales_that_are_as_good_refute_calibrating_each():
