@@ -141,7 +141,7 @@ def fresh(tmp_path: Path) -> Path:
 def test_a_run_leaves_what_a_report_is_made_of(finished: Path) -> None:
     stage = finished / "runs/smoke/01_build"
     assert sorted(files(stage / "results")) == ["a.csv", "b.json", "curve.csv", "figures/curve.svg", "shown.csv"]
-    assert json.loads((stage / "headlines.json").read_text()) == [{"text": "It works.", "table": "a"}]
+    assert json.loads((stage / "headlines.json").read_text()) == [{"text": "It works.", "table": "a", "brief": False}]
     assert json.loads((stage / "timing/b.json").read_text()).keys() == {"seconds", "peak_rss_mb"}
     assert (finished / "log").read_text() == "ab"
     assert (finished / "reports/smoke/results/02_switchable_train/twice.csv").read_text() == "x\n0.0\n"

@@ -73,7 +73,7 @@ class Stage:
             print(f"{name} needs {upstream}, which is not done for {self.run.name}: running it first …", flush=True)
             _execute_elsewhere(self.run, upstream)
         self.run.prepare(name)
-        self._headlines: list[dict[str, str | None]] = []
+        self._headlines: list[dict[str, str | bool | None]] = []
         self._write_headlines()
 
     def checkpoints(self, name: str) -> Path:
@@ -173,9 +173,13 @@ class Stage:
         svg = self.results / "figures" / f"{_checked(name)}.svg"
         display(figure_html(fig, svg, alt, caption, self._href(name)))
 
-    def headline(self, text: str, table: str | None = None) -> None:
-        """Put a finding on the report's first page, linked to the table `results/<table>.csv`."""
-        self._headlines.append({"text": text, "table": table})
+    def headline(self, text: str, table: str | None = None, brief: bool = False) -> None:
+        """Put a finding on the report's first page, linked to the table `results/<table>.csv`.
+
+        Args:
+            brief: whether it is among the few that a busy reader is shown first.
+        """
+        self._headlines.append({"text": text, "table": table, "brief": brief})
         self._write_headlines()
 
     @property

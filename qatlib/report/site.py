@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Stage:
     name: str
     cells: Cells | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
-    headlines: list[dict[str, str]] = field(default_factory=list)
+    headlines: list[dict[str, Any]] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
 
     @property
@@ -147,15 +148,15 @@ def _render(report: Path, profile: str) -> None:
         "nav": [("index", f"{profile} report"), ("claims", "claims ledger")] + [(stage.name, stage.label) for stage in shown],
         "css": page_style(),
     }
-    pages = {"index.html": env.get_template("index.html.j2").render(common, here="index", **_overview(stages))}
+    entries, overview = ledger.read_ledger(report), _overview(stages)
+    said = Counter(entry.said for entry in entries)
+    pages = {"index.html": env.get_template("index.html.j2").render(common, here="index", said=said, **overview)}
     for i, stage in enumerate(shown):
         previous = (shown[i - 1].name, shown[i - 1].label) if i else None
         following = (shown[i + 1].name, shown[i + 1].label) if i + 1 < len(shown) else None
         pages[f"{stage.name}.html"] = env.get_template("page.html.j2").render(
             common, here=stage.name, stage=stage, previous=previous, next=following
         )
-    entries = ledger.read_ledger(report)
-    overview = _overview(stages)
     about = {"profile": profile, "run": dict(overview["summary"])}
     write_atomic(report / "claims.json", json.dumps(ledger.as_json(entries, about), indent=1, ensure_ascii=False) + "\n")
     pages["claims.html"] = env.get_template("claims.html.j2").render(
@@ -196,6 +197,7 @@ def _overview(stages: list[Stage]) -> dict[str, Any]:
         "stages": stages,
         "summary": [(label, "; ".join(distinct)) for label, distinct in values.items()],
         "mixed_code": len(hashes) > 1,
+        "brief": [line for stage in stages for line in stage.headlines if line["brief"]],
         "headlines": [(stage, stage.headlines) for stage in stages if stage.headlines],
         "files": [(stage, file) for stage in stages for file in stage.files],
     }
@@ -209,7 +211,8 @@ def _read_stage(report: Path, name: str, stages: set[str]) -> Stage:
         table = str(headline.get("table") or "").removesuffix(".csv")
         if table and table not in tables:
             log.warning("%s: a headline names the table %s, which is not in results/%s", name, table, name)
-        stage.headlines.append({"text": headline["text"], "href": tables.get(table, "")})
+        line = {"text": headline["text"], "href": tables.get(table, ""), "brief": headline.get("brief", False)}
+        stage.headlines.append(line)
 
     return stage
 
