@@ -88,7 +88,7 @@ def test_the_ledger_is_rebuilt_from_the_result_files(roots: tuple[Path, Path], t
     effects = [(claim["id"], e) for claim in json.loads(before)["claims"] for e in claim["effects"]]
     assert len({name for name, _ in effects}) > 15  # of 26: what smoke leaves out has none
     for name, e in effects:
-        rows = ledger.table(report, e["stage"], "claims")
+        rows = ledger.claim_rows(report, e["stage"])
         (row,) = [r for r in rows if (r["claim"], r["effect"]) == (name, e["effect"])]
         assert row["value"] == ("" if e["value"] is None else str(e["value"])) and (report / e["href"]).is_file()
 

@@ -1,6 +1,7 @@
 """The claims ledger: what the studies claim, what they measured, and what a report's own result files say of it.
 
-Made from `results/<stage>/claims.csv` and the tables those rows name; nothing is computed that does not stand there.
+Made from `results/<stage>/claims.csv` (and `timing/<stage>/claims_cost.csv`, where a claim is about time) and the tables those
+rows name; nothing is computed that does not stand there.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
     effects: list[Effect] = []
     missing: list[str] = []
     for stage in claim.stages:
-        rows = [row for row in table(report, stage, "claims") if row["claim"] == name]
+        rows = [row for row in claim_rows(report, stage) if row["claim"] == name]
         found = [row for row in rows if int(row["n"]) > 0]
         if found:
             verdicts.append(_verdict(found[0]["verdict"]))
@@ -110,9 +111,14 @@ def _number(text: str) -> float:
     return float(text) if text else math.nan  # of a score of 0 no share is kept
 
 
-def table(report: Path, stage: str, name: str) -> list[dict[str, str]]:
+def claim_rows(report: Path, stage: str) -> list[dict[str, str]]:
+    """What a stage says of claims, an effect a row."""
+    return [*table(report, stage, "claims"), *table(report, stage, "claims_cost", "timing")]
+
+
+def table(report: Path, stage: str, name: str, kind: str = "results") -> list[dict[str, str]]:
     """The rows of a result table; none where the stage has not written it."""
-    path = report / "results" / stage / f"{name}.csv"
+    path = report / kind / stage / f"{name}.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from qatlib import results, stats
 from qatlib.claims import MARGIN
+from qatlib.report.experiments import Method
 from qatlib.report.sections import Switchable
 from qatlib.report.verdicts import Effect, mean_over_precisions, room, shifted, verdict_table
 from qatlib.results import Cell
@@ -33,28 +34,23 @@ def verdicts(
     methods: pd.DataFrame,
     control: Cell,
     kept_in: str,
-    distilled: Sequence[str],
+    lessons: Sequence[tuple[str, str]],
     named_perplexities: pd.DataFrame,
     line: Estimate | None,
-    stored: pd.DataFrame,
-    latencies: pd.DataFrame,
-    weights: int,
     **options: Any,
 ) -> pd.DataFrame:
-    """C01 to C06, C09 and C14.
+    """C01 to C03, C05, C06, C09 and C14.
 
     Args:
         methods: scores of trainings side by side, the control's first: as many seeds as there are.
         control: the cell that accuracy is kept of: the first training at its widest.
         kept_in: the table that shows what is kept.
-        distilled: those of `methods` that learn from a wider width or from a teacher, and otherwise as the first.
+        lessons: pairs of `methods`, the first of which learns from a wider width or from a teacher, and the second does not.
         named_perplexities: of the studies' configurations by name.
         line: R² of F1 over the average bits of those configurations, if there are enough.
-        stored, latencies: of `qatlib.report.deployment`.
-        weights: how many there are in all switchable layers.
 
     Returns:
-        As `verdict_table`; effects in percent, in points of F1 where they compare methods, or as factors.
+        As `verdict_table`; effects in percent, and in points of F1 where they compare methods.
     """
     first = methods[methods["model"] == control.model]
     kept = {
@@ -75,11 +71,11 @@ def verdicts(
     together = mean_over_precisions(methods)
     helps = [
         Effect(
-            f"{name} over {control.model}, mean of all precisions",
-            results.paired(together, Cell(name, "mean"), Cell(control.model, "mean"), "f1", **options),
+            f"{name} over {other}, mean of all precisions",
+            results.paired(together, Cell(name, "mean"), Cell(other, "mean"), "f1", **options),
             "method_gaps",
         )
-        for name in distilled
+        for name, other in lessons
     ]
     dear = []
     if {"mixed8648", "uniform8"} <= set(named_perplexities["precision"]):
@@ -92,18 +88,32 @@ def verdicts(
         "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])],
         "C02": little if len(little) == 2 else [],
         "C03": [e for p, share in S2_KEPT.items() for e in keeps(p, share)],
-        "C04": [*_factors(stored, latencies, weights)],
         "C05": helps,
         "C06": [*_unstable(first, **options)],
         "C09": dear,
         "C14": straight,
     }
-    return verdict_table(found, "not trained or measured here")
+    return verdict_table(found, "not trained here")
 
 
-def distilling(settings: Switchable) -> bool:
-    """Whether a training learns from wider widths or from a teacher."""
-    return settings.objective.name in ("cascaded", "distillation")
+def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> pd.DataFrame:
+    """C04, a table of its own since times are never the same twice.
+
+    Args:
+        stored, latencies: of `qatlib.report.deployment`.
+        weights: how many there are in all switchable layers.
+
+    Returns:
+        As `verdict_table`; effects are factors.
+    """
+    return verdict_table({"C04": [*_factors(stored, latencies, weights)]}, "not deployed here")
+
+
+def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str, str]]:
+    """Every method that learns from wider widths or from a teacher, with the first that does not."""
+    learns = {m.name: m.applied(switchable).objective.name in ("cascaded", "distillation") for m in methods}
+    plain = [name for name, taught in learns.items() if not taught]
+    return [(name, plain[0]) for name, taught in learns.items() if taught and plain]
 
 
 def _percent(share: Estimate) -> Estimate:

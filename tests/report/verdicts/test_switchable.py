@@ -6,20 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qatlib.arguments import ObjectiveArguments
+from qatlib.report.experiments import Method
+from qatlib.report.params import load_params
 from qatlib.report.verdicts import switchable
 from qatlib.results import Cell
 from qatlib.stats import Estimate
 from tests.report.verdicts.scores import said, scores
 
 F1 = {"first": {"32": 80.0, "8": 79, "6": 76, "4": 60, "2": 5}, "taught": {"32": 80.0, "8": 79, "6": 78, "4": 70, "2": 40}}
-NOTHING = pd.DataFrame({"precision": [], "disk_bytes": []}), pd.DataFrame({"batch": [], "tokens": [], "model": []})
 
 
-def found(methods, named=None, line=None, stored=NOTHING[0], latencies=NOTHING[1]):
+def found(methods, named=None, line=None):
     named = pd.DataFrame(columns=["model", "precision"]) if named is None else named
-    latencies = latencies.assign(**{c: latencies.get(c, 0.0) for c in ("milliseconds", "iqr_milliseconds")})
-    about = (named, line, stored, latencies, 1000)
-    return switchable.verdicts(methods, Cell("first", "32"), "methods", ["taught"], *about, resamples=200)
+    return switchable.verdicts(methods, Cell("first", "32"), "methods", [("taught", "first")], named, line, resamples=200)
 
 
 def test_what_is_kept_is_judged_by_the_studies_own_share():
@@ -65,9 +65,19 @@ def test_sizes_and_times_are_factors_of_fp32():
     times = pd.DataFrame(
         {"model": ["fp32", "deployed 8", "deployed 4"], "batch": 16, "tokens": 128, "milliseconds": [30.0, 10, 20]}
     )
-    table = found(scores(F1), stored=stored, latencies=times.assign(iqr_milliseconds=[2.0, 1, 1]))
+    table = switchable.cost_verdict(stored, times.assign(iqr_milliseconds=[2.0, 1, 1]), 1000)
     effects = table.set_index("effect")["value"]
     assert effects["times smaller on disk at 8 bits beyond 3.6"] == pytest.approx(4000 / 1010 - 3.6)
     assert effects["times as fast as fp32 at 8 bits beyond 1.8, 2048 tokens"] == pytest.approx(3 - 1.8)
     fast = table.set_index("effect").loc["times as fast as fp32 at 4 bits beyond 2.7, 2048 tokens"]
     assert fast["value_low"] < fast["value"] < fast["value_high"] < 0 and said(table)["C04"] == "not reproduced"
+
+
+def test_lessons_pair_what_learns_with_what_does_not():
+    own = load_params("smoke").switchable
+    plain, taught, cascaded = (
+        Method(name=name, objective=ObjectiveArguments(objective) if objective else None)
+        for name, objective in (("plain", None), ("taught", "distillation"), ("cascaded", "cascaded"))
+    )
+    assert switchable.lessons([taught, plain, cascaded], own) == [("taught", "plain"), ("cascaded", "plain")]
+    assert switchable.lessons([taught], own) == [] == switchable.lessons([plain], own)
