@@ -67,7 +67,8 @@ def expected_loss(
 
     The loss of a window without an answer is 0, and so is its gradient.
     """
-    configurations = draws(query)
+    # to and fro, so that what a layer keeps of the width in use serves the last pass of a query and the first of the next
+    configurations = list(draws(query))[:: -1 if query % 2 else 1]
     losses, total = torch.zeros(len(clean), device=clean.device), torch.zeros_like(clean) if gradient else None
     for configuration in configurations:
         with model.at(configuration), torch.set_grad_enabled(gradient):

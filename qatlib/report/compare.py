@@ -126,11 +126,13 @@ def _gaps(path: Path, first: Path, name: str, run: Run, over: Run, **options: An
 
 def _stage(runs: Sequence[Run], stage: str) -> Iterator[tuple[str, list[tuple[str, Markup]]]]:
     """Every table and figure that at least two runs have: its name, and (run, HTML) for each that has it."""
+    figures = runs[0].files(stage, "figures/*.svg")
     for pattern, shown in (("*.csv", _table), ("figures/*.svg", _figure)):
         found = {run.name: run.files(stage, pattern) for run in runs}
         for name in dict.fromkeys(n for files in found.values() for n in files):
             have = [(run, files[name]) for run, files in found.items() if name in files]
-            if len(have) > 1 and not name.startswith(PER_QUESTION):
+            drawn = pattern == "*.csv" and name in figures  # the numbers in a figure that is shown itself
+            if len(have) > 1 and not drawn and not name.startswith(PER_QUESTION):
                 yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
 
 
