@@ -68,9 +68,11 @@ def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
             here="compare",
             css=page_style(),
             runs=[run.name for run in runs],
-            parameters=_shown(_parameters(runs), "What was run otherwise"),
+            parameters=_shown(_parameters(runs), "Parameters, code, device and data that differ", "Nothing."),
             pairs=_shown(
-                paired(runs, **options), f"Against {runs[0].name}: paired differences on the questions that both answered"
+                paired(runs, **options),
+                f"Against {runs[0].name}: paired differences on the questions that both answered",
+                "No evaluation of these reports has questions in common.",
             ),
             sections=sections,
         )
@@ -140,9 +142,9 @@ def _table(run: str, path: Path) -> Markup:
     return _shown(pd.read_csv(path).head(60), run)
 
 
-def _shown(frame: pd.DataFrame, caption: str) -> Markup:
+def _shown(frame: pd.DataFrame, caption: str, without: str = "An empty table.") -> Markup:
     if frame.empty:
-        return Markup("<p>none</p>")
+        return Markup("<p>{}</p>").format(without)
     return Markup(table_html(results.readable(frame), caption, "").data)
 
 

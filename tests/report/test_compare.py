@@ -43,6 +43,7 @@ def test_differences_are_paired_on_the_questions_in_common(two):
 def test_without_common_questions_there_is_no_pair(tmp_path):
     folders = made(tmp_path / "a", 60.0, range(10)), made(tmp_path / "b", 65.0, range(20, 30))
     assert paired([Run(f.name, f) for f in folders], **OPTIONS).empty
+    assert "No evaluation of these reports has questions in common." in compare(folders, tmp_path / "out.html").read_text()
 
 
 def test_the_page_shows_what_differs_tables_and_figures_and_escapes_them(two, tmp_path):
