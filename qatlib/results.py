@@ -9,7 +9,7 @@ Scores are kept per question and per paragraph, so that any two models can be co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -157,6 +157,13 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
     return pd.DataFrame(rows)
 
 
+def gaps(scores: pd.DataFrame, model: str, over: str, metric: str, **options: Any) -> Iterator[tuple[str, stats.Estimate]]:
+    """Paired difference of one model from another at every precision both were measured at: (precision, estimate)."""
+    known = set(cells(scores))
+    for cell in (c for c in cells(scores) if c.model == model and Cell(over, c.precision) in known):
+        yield cell.precision, paired(scores, cell, Cell(over, cell.precision), metric, **options)
+
+
 def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str, **options: Any) -> pd.DataFrame:
     """Paired differences between two models at every precision both were measured at.
 
@@ -168,12 +175,10 @@ def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: st
         One row a pair and precision: `model`, `over` (the second), `precision`, `difference` (`model` minus `over`, in the
         metric's unit, with `_low`, `_high`), `p` (Holm-corrected within the table), `n`, `paragraphs`, `seeds`.
     """
-    known = set(cells(scores))
     rows = []
     for model, over in pairs:
-        for cell in (c for c in cells(scores) if c.model == model and Cell(over, c.precision) in known):
-            gap = paired(scores, cell, Cell(over, cell.precision), metric, **options)
-            row = {"model": model, "over": over, "precision": cell.precision, **interval("difference", gap), "p": gap.p}
+        for precision, gap in gaps(scores, model, over, metric, **options):
+            row = {"model": model, "over": over, "precision": precision, **interval("difference", gap), "p": gap.p}
             rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
     columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "p", "n", "paragraphs", "seeds"]
     table = pd.DataFrame(rows, columns=columns)

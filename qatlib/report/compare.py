@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from markupsafe import Markup
 from qatlib import results, stats
 from qatlib.report.figures import table_html
 from qatlib.report.keys import write_atomic
-from qatlib.report.site import STAGES, environment, flatten, page_style
+from qatlib.report.site import STAGES, environment, flatten, page_style, read_json
 
 PER_QUESTION = ("scores_", "answers_", "perplexity_", "training_")
 """Beginnings of the names of files that hold a row a question, paragraph or step: compared as pairs, not shown."""
@@ -34,8 +33,8 @@ class Run:
 
     def provenance(self, stage: str) -> dict[str, Any]:
         """Of one stage; empty where it has not run."""
-        path = self.folder / "provenance" / f"{stage}.json"
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        found: dict[str, Any] = read_json(self.folder / "provenance" / f"{stage}.json", {})
+        return found
 
     def files(self, stage: str, pattern: str) -> dict[str, Path]:
         """Result files of one stage by their stem."""

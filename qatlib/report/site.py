@@ -204,10 +204,10 @@ def _overview(stages: list[Stage]) -> dict[str, Any]:
 
 
 def _read_stage(report: Path, name: str, stages: set[str]) -> Stage:
-    stage = Stage(name, read_cells(report, name, stages), _read_json(report / f"provenance/{name}.json", {}))
+    stage = Stage(name, read_cells(report, name, stages), read_json(report / f"provenance/{name}.json", {}))
     stage.files = [_describe(report, path) for kind in ("results", "timing") for path in _files(report / kind / name)]
     tables = {Path(file.name).stem: file.href for file in stage.tables}
-    for headline in _read_json(report / f"headlines/{name}.json", []):
+    for headline in read_json(report / f"headlines/{name}.json", []):
         table = str(headline.get("table") or "").removesuffix(".csv")
         if table and table not in tables:
             log.warning("%s: a headline names the table %s, which is not in results/%s", name, table, name)
@@ -217,7 +217,7 @@ def _read_stage(report: Path, name: str, stages: set[str]) -> Stage:
     return stage
 
 
-def _read_json(path: Path, default: Any) -> Any:
+def read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text("utf-8")) if path.exists() else default
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 from qatlib import results
 from qatlib.precision import Precision
 from qatlib.report.verdicts import Effect, verdict_table
-from qatlib.results import Cell
 
 CRUCIAL_AT = (4, 5, 6)
 """Weight bits that C07 speaks of."""
@@ -26,21 +25,15 @@ def verdicts(weights: pd.DataFrame, activations: pd.DataFrame, **options: Any) -
     """
     channel = [
         Effect(f"a scale a channel over one a matrix at {p}", gap, "weight_scales_gap")
-        for p, gap in _gaps(weights, "per_channel", "per_tensor", **options)
+        for p, gap in results.gaps(weights, "per_channel", "per_tensor", "f1", **options)
         if Precision.parse(p).w_bits in CRUCIAL_AT
     ]
     own = [
         Effect(f"calibrated at {p} bits over carried over from others", gap, "calibration_gap")
-        for p, gap in _gaps(activations, "calibrated", "carried_over", **options)
+        for p, gap in results.gaps(activations, "calibrated", "carried_over", "f1", **options)
     ]
     own += [
         Effect(f"calibrated over uncalibrated at {p} bits", gap, "calibration_gap")
-        for p, gap in _gaps(activations, "calibrated", "uncalibrated", **options)
+        for p, gap in results.gaps(activations, "calibrated", "uncalibrated", "f1", **options)
     ]
     return verdict_table({"C07": channel, "C08": own}, "no bit-width of this run is among those it speaks of")
-
-
-def _gaps(scores: pd.DataFrame, model: str, over: str, **options: Any) -> list[tuple[str, Any]]:
-    known = set(results.cells(scores))
-    cells = [c for c in results.cells(scores) if c.model == model and Cell(over, c.precision) in known]
-    return [(c.precision, results.paired(scores, c, Cell(over, c.precision), "f1", **options)) for c in cells]
