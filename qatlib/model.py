@@ -199,6 +199,16 @@ class SwitchableModel(nn.Module):
         finally:
             self.set_precision(before)
 
+    @contextmanager
+    def attending(self, implementation: str) -> Iterator[SwitchableModel]:
+        """Another of transformers' attention implementations (`eager`, `sdpa`) for the length of a `with` block."""
+        before = self.lm.config._attn_implementation
+        self.lm.set_attn_implementation(implementation)
+        try:
+            yield self
+        finally:
+            self.lm.set_attn_implementation(before)
+
     def set_quantizer(self, quantizer: QuantizerArguments) -> None:
         """Change how numbers are put on a grid, in every layer; codes are computed anew, learned scales and clips dropped.
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatlib.report.keys import Run
+from qatlib.report.keys import PipelineError, Run, imported
 from qatlib.report.params import STAGES
 from qatlib.report.pipeline import Stage, _make_portable
 from qatlib.report.tables import read_table, write_table
@@ -58,7 +58,7 @@ FIRST = [
 SECOND = [
     ("# What next?", "prose"),
     (PARAMETERS, "parameters"),
-    ("from qatlib.report.pipeline import Stage", ""),
+    ("from qatlib import results\nfrom qatlib.report.pipeline import Stage", ""),
     ('stage = Stage("02_switchable_train", profile, overrides)', ""),
     ('stage.table("twice", lambda: stage.upstream_table("01_build", "a") * 2)\nstage.provenance()', ""),
 ]
@@ -166,13 +166,33 @@ def test_what_depends_on_what(root: Path) -> None:
     assert stale(root) == list(STAGES[1:])  # under other params those were dropped
 
 
-def test_library_changes_everything_and_pages_only_the_report(root: Path) -> None:
-    page = root / "qatlib/report/site.py"
-    page.write_text(page.read_text() + "\n")
-    assert stale(root) == []
-    assert make(root, "-q", "PROFILE=smoke", "runs/smoke/published").returncode == 1
-    (root / "qatlib/new.py").touch()
-    assert stale(root) == list(STAGES)
+@pytest.mark.parametrize(
+    ("module", "waiting"),
+    [
+        ("report/site.py", []),  # the page alone
+        ("results.py", ["02_switchable_train", "03_sensitivity_heatmaps"]),  # the second imports it
+        ("stats.py", ["02_switchable_train", "03_sensitivity_heatmaps"]),  # by way of results
+        ("attacks/words.py", []),
+    ],
+)
+def test_a_changed_module_makes_stale_what_imports_it(root: Path, module: str, waiting: list[str]) -> None:
+    path = root / "qatlib" / module
+    path.write_text(path.read_text() + "\n")
+    assert stale(root) == waiting
+    published = make(root, "-q", "PROFILE=smoke", "runs/smoke/published").returncode
+    assert published == (module != "attacks/words.py")
+
+
+def test_imported_modules_are_those_that_python_loads(tmp_path: Path) -> None:
+    cells = ["%matplotlib inline\nfrom qatlib.report import deployment\n!ls", "import qatlib.search as s"]
+    found = imported(cells, REPOSITORY / "qatlib")
+    code = "import sys, qatlib.report.deployment, qatlib.search\nprint(*(m for m in sys.modules if m.startswith('qatlib.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    names = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in found}
+    assert {f"{name}.__init__" if f"{name}.__init__" in names else name for name in loaded.stdout.split()} <= names
+    assert REPOSITORY / "qatlib/report/robustness.py" not in found
+    with pytest.raises(PipelineError, match="not Python"):
+        imported(["import ("], tmp_path)
 
 
 @pytest.mark.parametrize("lost", ["01_build/results/a.csv", "01_build/executed.ipynb", "01_build/checkpoints/model"])

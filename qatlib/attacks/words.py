@@ -93,8 +93,6 @@ class WordAttack:
     def _attention(self, questions: Sequence[Question], words: Sequence[Sequence[Span]]) -> list[np.ndarray]:
         """Attention that a word receives from the tokens after it, mean over them, heads and layers, summed over its tokens."""
         lm, features = self.model.lm, self.featurize(questions)
-        before = lm.config._attn_implementation
-        lm.set_attn_implementation("eager")  # the others give no attention
 
         def measure(batch: Batch) -> torch.Tensor:
             with self.model.at(self.configurations[0]):
@@ -103,10 +101,8 @@ class WordAttack:
             later = torch.tril(batch.real[:, :, None].expand_as(received), -1)
             return ((received * later).sum(1) / later.sum(1).clamp_min(1)).float().cpu()
 
-        try:
+        with self.model.attending("eager"):  # the others give no attention
             found = over_batches(features, self.batch_size, self.pad_id, device_of(self.model), measure)
-        finally:
-            lm.set_attn_implementation(before)
         scores = [np.zeros(len(spans)) for spans in words]
         for rows, received in found:
             for row, weights in zip(rows, received.tolist(), strict=True):

@@ -1,29 +1,30 @@
 """Content keys: what a stage was made from, whether it still stands, and what `make` may believe. Torch-free.
 
-A stage has two keys. Its *results key* covers what its results depend on: the library, the pinned versions, its part
-of the params, the data files, the notebook's computing cells, the upstream stage's results. Its *key* adds what only
-the page depends on: prose, cells tagged `show`, this package's modules for showing. Time stamps decide nothing: `sync`
-makes them agree with the keys before `make` looks at them.
+A stage has two keys. Its *results key* covers what its results depend on: the library's modules that the notebook
+imports, and those that they import in turn; the pinned versions, its part of the params, the data files, the notebook's
+computing cells, the upstream stage's results. Its *key* adds what only the page depends on: prose, cells tagged `show`,
+this package's modules for showing. Time stamps decide nothing: `sync` makes them agree with the keys before `make`
+looks at them.
 """
 
 from __future__ import annotations
 
+import ast
 import fcntl
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from qatlib.report.params import SECTIONS, STAGES, UPSTREAM, load_params, profile_path
 from qatlib.report.sections import ROOT
 
-_RENDERING = {"site.py", "cells.py"}
-"""Modules of this package that only turn finished runs into pages."""
 _SHOWING = {
     *("sections.py", "experiments.py", "schema.py", "params.py", "complaints.py", "strict_yaml.py"),
     *("keys.py", "pipeline.py", "tables.py", "provenance.py", "figures.py"),
@@ -63,7 +64,7 @@ class Run:
             raise PipelineError(f"notebooks/{stage}.ipynb: no such notebook; the stages are {', '.join(STAGES)}")
         return path
 
-    @cached_property
+    @functools.cached_property
     def data_hashes(self) -> dict[str, str | None]:
         """SHA-256 of every file or directory the params name, by path; None for what is not on this machine."""
         data, source = self.params.data, self.params.model.source
@@ -71,13 +72,12 @@ class Run:
         named = [item for part in parts for item in ([part] if isinstance(part, str) else part)]
         return {item: _hash_source(item) for item in (*named, source)}
 
-    @cached_property
+    @functools.cached_property
     def keys(self) -> dict[str, Keys]:
         """The keys of every stage, as things are now."""
         package = self.root / "qatlib"
-        aside = {package / "report" / name for name in _RENDERING | _SHOWING}
-        library = hash_files((path for path in package.rglob("*.py") if path not in aside), package)
-        showing = hash_files((package / "report" / name for name in _SHOWING), package)
+        aside = {package / "report" / name for name in _SHOWING}
+        showing = hash_files(aside, package)
         pins = hash_files([self.root / "constraints.txt"], self.root)
         params = self.params.model_dump(mode="json")
         params["model"]["source"] = self._content(self.params.model.source)
@@ -88,6 +88,7 @@ class Run:
         for stage in STAGES:
             sources = _cells(self.notebook(stage))
             computing = [s for s, tags, kind in sources if kind == "code" and not {"show", "parameters"} & {*tags}]
+            library = hash_files(imported([s for s, _, kind in sources if kind == "code"], package, aside), package)
             sections = {name: params[name] for name in SECTIONS[stage]}
             upstream = UPSTREAM[stage]
             results = _digest([library, pins, sections, computing, keys[upstream].results if upstream else None])
@@ -101,8 +102,8 @@ class Run:
     @property
     def report_key(self) -> str:
         """The key of the rendered report."""
-        package = self.root / "qatlib" / "report"
-        files = [*(package / name for name in _RENDERING), *(package / "templates").rglob("*")]
+        package = self.root / "qatlib"
+        files = [*imported(["import qatlib.report.site"], package), *(package / "report" / "templates").rglob("*")]
         return _digest([{stage: key.stage for stage, key in self.keys.items()}, hash_files(files, package)])
 
     def is_done(self, stage: str) -> bool:
@@ -173,6 +174,47 @@ def hash_files(paths: Iterable[Path], base: Path) -> str:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.relative_to(base).as_posix()}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def imported(sources: Iterable[str], package: Path, aside: Iterable[Path] = ()) -> set[Path]:
+    """The modules of a package that Python sources import, at any depth of their code, and those that these import in turn.
+
+    Args:
+        sources: code; a notebook's magics are no part of it.
+        package: the package's directory; its imports are absolute ones.
+        aside: modules that are left out with what only they import.
+
+    Raises:
+        PipelineError: a source that is not Python.
+    """
+    left_out, found = set(aside), set[Path]()
+    waiting = [re.sub(r"(?m)^\s*[%!].*", "", source) for source in sources]
+    while waiting:
+        for name in _imports(waiting.pop()):
+            first, *rest = name.split(".")
+            if first == package.name:
+                files = _module_files(package, rest) - left_out - found
+                found |= files
+                waiting += [path.read_text(encoding="utf-8") for path in files]
+    return found
+
+
+@functools.cache
+def _imports(source: str) -> set[str]:
+    """The dotted names of what code imports: modules, and what may be a module or something in one."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError as error:
+        raise PipelineError(f"a notebook's cell or a module is not Python: {error}") from None
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return whole | {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+
+
+def _module_files(package: Path, names: Sequence[str]) -> set[Path]:
+    """What Python runs on the import of `package.a.b`: every package on the way and the module, where the last is one."""
+    places = [package.joinpath(*names[:depth]) for depth in range(len(names) + 1)]
+    candidates = [place / "__init__.py" for place in places] + [place.with_suffix(".py") for place in places[1:]]
+    return {path for path in candidates if path.is_file()}
 
 
 def _hash_source(source: str) -> str | None:

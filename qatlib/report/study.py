@@ -141,9 +141,6 @@ class Study:
         positions = getattr(model.lm.config, "max_position_embeddings", None)
         if positions and self.params.data.max_length > positions:
             raise ModelError(f"data.max_length is {self.params.data.max_length}; this model has {positions} positions")
-        if self.device.type == "cpu" and self.params.compute.mixed_precision == "bf16":
-            # the fused attention's bf16 backward on a CPU took a third of a LoRA step of SmolLM2-135M (5.3 s against 4.0 s)
-            model.lm.set_attn_implementation("eager")
         return model.to(self.device).eval()
 
     # -- training -------------------------------------------------------------------------------------------------

@@ -63,9 +63,11 @@ class Trainings:
         ]
 
     def specialists(self) -> list[Recipe]:
-        """A training for each of the narrowest precisions alone and each seed, every one with the whole budget."""
+        """The first method's training for each of the narrowest precisions alone and each seed, with the whole budget."""
         comparisons = self.params.comparisons
-        settings = self.plain(ScheduleArguments("all"), 1, comparisons.passes)
+        first = comparisons.methods[0].applied(self.params.switchable)
+        alone = first.model_copy(update={"schedule": ScheduleArguments("all"), "learning_rate_factors": None})
+        settings = at_budget(alone, 1, comparisons.passes)
         narrowest = widest_first(self.params.precisions)[len(self.params.precisions) - comparisons.specialists :]
         return [Recipe("specialist", (p,), settings, seed) for p in narrowest for seed in comparisons.seeds]
 
