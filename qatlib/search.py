@@ -82,6 +82,11 @@ class Allocation:
     def _names(self) -> str:
         return ", ".join(p.name for p in self.precisions)
 
+    def between(self, share: float) -> float:
+        """The budget at a share of the way from what the cheapest choice takes to what the dearest does."""
+        least, most = self.cost.min(1).sum(), self.cost.max(1).sum()
+        return float(least + share * (most - least))
+
     def check(self, budget: float) -> None:
         """
         Raises:
@@ -127,6 +132,12 @@ def ilp(problem: Allocation, budget: float) -> Choice:
         raise RuntimeError(f"the integer program was not solved: {found.message}")
     choice: Choice = found.x.reshape(groups, widths).argmax(1)
     return choice
+
+
+def best_uniform(problem: Allocation, budget: float) -> Choice | None:
+    """The choice of least predicted loss within the budget among those of one precision for all; None where none keeps it."""
+    uniform = (np.full(len(problem.groups), i) for i in range(len(problem.precisions)))
+    return min((c for c in uniform if problem.keeps(c, budget)), key=problem.predicted, default=None)
 
 
 def greedy_down(problem: Allocation, budget: float) -> Choice:

@@ -14,6 +14,7 @@ from qatlib.precision import Configuration, Precision, names_by_group
 from qatlib.search import (
     Allocation,
     Interactions,
+    best_uniform,
     exchange,
     greedy_down,
     greedy_up,
@@ -46,6 +47,15 @@ def test_no_choice_within_the_budget_beats_the_integer_program(problem, budget):
     every = [np.array(c) for c in itertools.product(range(3), repeat=len(problem.groups))]
     least = min(problem.predicted(c) for c in every if problem.keeps(c, budget))
     assert problem.predicted(ilp(problem, budget)) == pytest.approx(least, abs=1e-6)
+
+
+@given(problems(), st.floats(0, 1))
+def test_the_best_uniform_choice_is_one_that_the_program_could_have_taken(problem, share):
+    budget = problem.between(share)
+    found = best_uniform(problem, budget)
+    assert found is not None and len(set(found)) == 1  # costs fall with the width here, so that the cheapest always fits
+    assert problem.keeps(found, budget) and problem.predicted(ilp(problem, budget)) <= problem.predicted(found) + 1e-6
+    assert best_uniform(problem, 0.9 * problem.between(0)) is None
 
 
 @given(problems(), BUDGETS, st.sampled_from([greedy_down, greedy_up, ilp]))

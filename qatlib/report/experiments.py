@@ -153,6 +153,8 @@ class Search(Section):
     """Random configurations at every budget."""
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, from the half that the search never sees."""
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] | None = None
+    """Budgets of bytes, and of latency as measured, from all at the cheapest candidate (0) to all at the dearest (1)."""
     pairs: Literal["none", "block", "all"] = "none"
     """Which pairs of block × role are lowered together, for a correction of second order."""
     learned: Learning | None = None

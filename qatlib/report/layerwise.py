@@ -5,6 +5,7 @@ The search sees one half of the validation paragraphs; what it found answers the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +20,12 @@ from scipy.stats import bootstrap, spearmanr
 
 from qatlib import results
 from qatlib.evaluate import evaluate_spans
+from qatlib.latency import group_latencies, pass_latencies
 from qatlib.learned import learn_allocation
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision, names_by_group
 from qatlib.report.study import Study, spread
-from qatlib.search import Allocation, Choice, Interactions, ilp, weight_bits
+from qatlib.search import Allocation, Choice, Interactions, best_uniform, ilp, weight_bits, weight_bytes
 from qatlib.sensitivity import evaluate_changes, output_noise, sweep_block
 from qatlib.spans import Feature
 
@@ -140,11 +142,15 @@ class Layerwise:
 
     # -- the search -----------------------------------------------------------------------------------------------
 
-    def problem(self, sweep: pd.DataFrame) -> Allocation:
-        """Allocation of average weight bits, candidates lowered in both weights and activations, losses as measured."""
-        bits = self.params.lowered_to
-        precisions = (self.base, *(Precision(b, b) for b in bits))
-        both = sweep[(sweep["lowered"] == "both") & (sweep["base"] == self.base.name)]
+    def problem(self, sweep: pd.DataFrame, base: Precision | None = None) -> Allocation:
+        """Allocation of average weight bits, candidates lowered in both weights and activations, losses as measured.
+
+        Args:
+            base: what `sweep` lowers from; the search's own if left out.
+        """
+        bits, base = self.params.lowered_to, base or self.base
+        precisions = (base, *(Precision(b, b) for b in bits))
+        both = sweep[(sweep["lowered"] == "both") & (sweep["base"] == base.name)]
         mean = both.groupby(["block", "role", "bits"])["loss_change"].mean()
         loss = [[0.0, *(mean[block, role, b] for b in bits)] for block, role in self.groups]
         return Allocation(tuple(self.groups), precisions, np.array(loss), weight_bits(self.model.infos, precisions))
@@ -220,6 +226,35 @@ class Layerwise:
         places = [(*group, p.name) for group in problem.groups for p in problem.precisions]
         return pd.DataFrame(places, columns=["block", "role", "precision"]).assign(share=found.shares.ravel())
 
+    def in_bytes(self, problem: Allocation) -> Allocation:
+        """The same with what each choice takes of memory, codes and scales by formula, in MB."""
+        size = weight_bytes(self.model.infos, problem.precisions, self.model.quantizer.scale_group)
+        return replace(problem, cost=size / 1e6)
+
+    @property
+    def workload(self) -> tuple[int, int]:
+        """Windows and tokens of the pass whose latency is searched under: the first of `deployment`."""
+        return self.params.deployment.batch_sizes[0], self.params.deployment.lengths[0]
+
+    def latencies(self, problem: Allocation) -> pd.DataFrame:
+        """Milliseconds that each block × role takes of a pass at each candidate, measured here.
+
+        Returns:
+            One row a group: `block`, `role`, and a column for every precision.
+        """
+        found = group_latencies(self.model, problem.precisions, math.prod(self.workload))
+        columns = {p.name: found[:, i] for i, p in enumerate(problem.precisions)}
+        return pd.DataFrame(problem.groups, columns=["block", "role"]).assign(**columns)
+
+    def in_milliseconds(self, problem: Allocation, latencies: pd.DataFrame) -> Allocation:
+        """The same with what each choice takes of time, as `latencies` measured it."""
+        return replace(problem, cost=latencies[[p.name for p in problem.precisions]].to_numpy())
+
+    def timed(self, choices: pd.DataFrame, configurations: Mapping[str, Configuration]) -> pd.DataFrame:
+        """`choices` of `listed` with the column `pass_milliseconds`: of a whole pass, deployed."""
+        found = pass_latencies(self.model, configurations, *self.workload)
+        return choices.drop(columns="choice").assign(pass_milliseconds=choices["id"].map(found))
+
     def at_share(self, problem: Allocation, share: float) -> Choice:
         """The choice of least predicted loss with at least this share of the layers below the base."""
         sizes = np.array([[len(self.groups[group])] for group in problem.groups], float)
@@ -236,11 +271,25 @@ def likeliest(problem: Allocation, shares: pd.DataFrame) -> Allocation:
     return replace(problem, loss=-np.log(shares["share"].to_numpy().reshape(problem.cost.shape)))
 
 
+def against_uniform(problem: Allocation, shares: Iterable[float]) -> dict[tuple[str, float], list[Choice]]:
+    """The integer program's choice and the best uniform one within each budget, for `listed`.
+
+    Args:
+        shares: budgets, as `Allocation.between`.
+    """
+    found: dict[tuple[str, float], list[Choice]] = {}
+    for budget in map(problem.between, shares):
+        found["ILP", budget] = [ilp(problem, budget)]
+        if (uniform := best_uniform(problem, budget)) is not None:
+            found["uniform", budget] = [uniform]
+    return found
+
+
 def listed(found: Mapping[tuple[str, float], Sequence[Choice]], problem: Allocation) -> pd.DataFrame:
     """The choices of every method and budget, equal ones under one `id`.
 
     Returns:
-        One row a method, budget and draw: `method`, `budget` (text), `id`, `average_bits`, `choice`.
+        One row a method, budget and draw: `method`, `budget` (text), `id`, `spent`, `choice`.
     """
     ids: dict[tuple[int, ...], str] = {}
     rows = []
@@ -248,7 +297,7 @@ def listed(found: Mapping[tuple[str, float], Sequence[Choice]], problem: Allocat
         for choice in choices:
             name = ids.setdefault(tuple(choice.tolist()), f"c{len(ids):03d}")
             rows.append((method, f"{budget:g}", name, problem.spent(choice), choice))
-    return pd.DataFrame(rows, columns=["method", "budget", "id", "average_bits", "choice"])
+    return pd.DataFrame(rows, columns=["method", "budget", "id", "spent", "choice"])
 
 
 def by_method(choices: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:

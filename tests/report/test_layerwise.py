@@ -50,6 +50,29 @@ def test_changes_are_against_the_base_question_by_question():
     assert changes["em_change"].tolist() == [-100, 100] and changes["role"].tolist() == ["x", "y"]
 
 
+def test_budgets_of_bytes_and_time_keep_the_losses(work, sweep):
+    problem = work.problem(sweep)
+    latencies = work.latencies(problem)
+    assert list(zip(latencies["block"], latencies["role"], strict=True)) == list(problem.groups)
+    for other in (work.in_bytes(problem), work.in_milliseconds(problem, latencies)):
+        assert (other.loss == problem.loss).all() and (other.cost > 0).all()
+        found = layerwise.against_uniform(other, [0.5, 0.9])
+        assert all(other.keeps(choice, budget) for (_, budget), [choice] in found.items())
+        assert {method for method, _ in found} == {"ILP", "uniform"}
+    everywhere_at_base = np.zeros(len(problem.groups), int)
+    size = work.in_bytes(problem).spent(everywhere_at_base)
+    uniform = problem.configuration(everywhere_at_base, work.model.infos)
+    assert size == pytest.approx(uniform.storage_bytes(work.model.infos) / 1e6)
+
+
+def test_a_pass_is_timed_at_every_configuration(work, sweep):
+    problem = work.problem(sweep)
+    listed = layerwise.listed({("ILP", 8.0): [ilp(problem, 8)]}, problem)
+    configurations = {"c000": problem.configuration(listed["choice"][0], work.model.infos)}
+    timed = work.timed(listed, configurations)
+    assert timed["pass_milliseconds"].gt(0).all() and "choice" not in timed
+
+
 def test_effects_are_means_over_cells_and_by_weight(work, sweep):
     both = sweep[sweep["lowered"] == "both"]
     found = layerwise.effects(both, {"all": work.groups, "one": [work.problem(sweep).groups[0]]})
@@ -106,7 +129,7 @@ def test_equal_choices_are_one_configuration():
     problem = Allocation(((0, "qkv"),), (Precision(8, 8), Precision(2, 2)), np.zeros((1, 2)), np.array([[8.0, 2.0]]))
     found = {("ILP", 8): [np.array([0])], ("random", 8): [np.array([0]), np.array([1])]}
     listed = layerwise.listed(found, problem)
-    assert listed["id"].tolist() == ["c000", "c000", "c001"] and listed["average_bits"].tolist() == [8, 8, 2]
+    assert listed["id"].tolist() == ["c000", "c000", "c001"] and listed["spent"].tolist() == [8, 8, 2]
     scores = pd.DataFrame({"model": "search", "precision": ["c000", "c001"], "seed": 0, "id": "q", "paragraph": "p"})
     scores = scores.assign(em=0.0, f1=[100.0, 50.0], loss=[0.0, 1.0])
     by_method = layerwise.by_method(listed, scores).set_index(["model", "precision"])

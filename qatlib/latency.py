@@ -1,0 +1,65 @@
+"""Milliseconds that layers and configurations take on this machine, deployed: what a search under a latency budget adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.benchmark import Timer
+
+from qatlib.deploy import deploy
+from qatlib.evaluate import device_of
+from qatlib.integer import IntegerLinear
+from qatlib.model import SwitchableModel
+from qatlib.precision import Precision
+
+LEAST_SECONDS = 0.2
+"""Least time that one latency is measured for; the median of its runs counts."""
+
+
+@torch.inference_mode()
+def group_latencies(model: SwitchableModel, precisions: Sequence[Precision], tokens: int) -> NDArray[np.float64]:
+    """(groups, precisions): milliseconds of a pass of `tokens` rows through each block × role, deployed, its adapter included.
+
+    The order is that of `names_by_group`. What a layer holds does not change its time, so that one of each shape is timed.
+
+    Source: HAWQ-V3 (Yao et al. 2021), which gives its integer program the latencies of layers measured alone.
+
+    Raises:
+        ValueError: a width that has no adapter while others have one.
+    """
+    timed: dict[tuple[Any, ...], list[float]] = {}
+    groups: dict[tuple[int, str], NDArray[np.float64]] = {}
+    for info, layer in zip(model.infos, model.layers, strict=True):
+        ranks = tuple(lora.lora_A.shape[0] if (lora := layer.adapter(p.w_bits)) else 0 for p in precisions)
+        shape = (layer.in_features, layer.out_features, layer.bias is None, ranks)
+        if shape not in timed:
+            x = torch.randn(tokens, layer.in_features, device=device_of(model))
+            timed[shape] = [_milliseconds(_deployed(layer, p), x) for p in precisions]
+        groups[info.block, info.role] = groups.get((info.block, info.role), 0) + np.array(timed[shape])
+    return np.stack([*groups.values()])
+
+
+def _deployed(layer: Any, precision: Precision) -> IntegerLinear:
+    found = IntegerLinear.of(layer, [precision.w_bits])
+    found.precision = precision
+    return found
+
+
+@torch.inference_mode()
+def pass_latencies(model: SwitchableModel, configurations: Mapping[str, Any], batch: int, tokens: int) -> dict[str, float]:
+    """Milliseconds of a pass of the span model at each configuration, deployed: `batch` windows of `tokens` each.
+
+    Raises:
+        ValueError: as `qatlib.deploy.deploy`.
+    """
+    ids = torch.randint(1, model.lm.config.vocab_size, (batch, tokens), device=device_of(model))
+    return {name: _milliseconds(deploy(model, spec), ids) for name, spec in configurations.items()}
+
+
+def _milliseconds(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
+    timer = Timer("f(x)", globals={"f": f, "x": x}, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange(min_run_time=LEAST_SECONDS).median
