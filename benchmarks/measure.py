@@ -1,4 +1,4 @@
-"""Taking times in turn, peak memory, and the row that every figure becomes."""
+"""Taking times in turn, and the row that every figure becomes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], object]
 
@@ -81,21 +80,3 @@ def in_turn(
             if i >= 0:
                 times[name].append(time.perf_counter() - start)
     return {name: np.array(series) for name, series in times.items()}
-
-
-def peak_bytes(work: Work, device: torch.device) -> int:
-    """The most bytes of tensors that work adds to those alive before it, the second time it runs."""
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    # A process's own peak shows what the allocator holds, not what the work needs, so allocations are added up.
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return int(np.cumsum([bytes_ for _, bytes_ in changes]).max())

@@ -1,4 +1,4 @@
-"""Milliseconds that layers and configurations take on this machine, deployed: what a search under a latency budget adds up."""
+"""What work takes of this machine: milliseconds of layers and of configurations, deployed, and peak memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 from qatlib.deploy import deploy
@@ -63,3 +64,21 @@ def pass_latencies(model: SwitchableModel, configurations: Mapping[str, Any], ba
 def _milliseconds(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
     timer = Timer("f(x)", globals={"f": f, "x": x}, num_threads=torch.get_num_threads())
     return 1e3 * timer.blocked_autorange(min_run_time=LEAST_SECONDS).median
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes of tensors that work adds to those alive before it, the second time it runs."""
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # A process's own peak shows what the allocator holds, not what the work needs, so allocations are added up.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([bytes_ for _, bytes_ in changes]).max())

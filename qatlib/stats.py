@@ -110,8 +110,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def mean(values: Column, clusters: Column, **options: Any) -> Estimate:
-    """Mean of per-question values, or of paired differences of them."""
-    return cluster_bootstrap([values, np.ones(len(values))], clusters, lambda total, n: total / n, **options)
+    """Mean of per-question values, or of paired differences of them; a missing value is no observation.
+
+    `Estimate.n` counts it all the same.
+    """
+    there = ~np.isnan(np.asarray(values, dtype=float))
+    return cluster_bootstrap([values, there], clusters, lambda total, n: total / n, **options)
 
 
 def perplexity(nll: Column, tokens: Column, clusters: Column, **options: Any) -> Estimate:

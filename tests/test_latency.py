@@ -44,3 +44,16 @@ def test_a_pass_is_of_the_deployed_model_at_each_configuration(model):
 
 def test_a_latency_is_a_positive_time():
     assert latency._milliseconds(torch.exp, torch.zeros(3)) > 0
+
+
+def test_the_peak_is_of_what_lives_at_once():
+    kept = torch.ones(1000)
+
+    def work() -> None:
+        first = kept * 2
+        second = first + 1
+        del first
+        third = second + 1
+        assert third.numel() == second.numel()
+
+    assert 8_000 <= latency.peak_bytes(work, torch.device("cpu")) < 9_000

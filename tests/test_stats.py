@@ -23,6 +23,14 @@ def test_the_estimate_is_the_mean_and_lies_in_range(values, clusters):
     assert (e.n, e.clusters) == (len(values), clusters)
 
 
+@given(VALUES, st.integers(2, 4))
+def test_a_missing_value_is_no_observation(values, clusters):
+    groups = np.arange(len(values)) % clusters
+    more = stats.mean([*values, np.nan], [*groups, 0], resamples=100)
+    assert more.value == pytest.approx(np.mean(values), abs=1e-9)
+    assert more.low == pytest.approx(stats.mean(values, groups, resamples=100).low, abs=1e-9)
+
+
 def test_same_seed_same_interval_and_no_global_random_state():
     values, groups = np.arange(30.0), np.arange(30) // 3
     state = np.random.get_state()[1].copy()  # noqa: NPY002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.benchmark import Timer
 
 from qatlib.deploy import deploy
 from qatlib.evaluate import evaluate_spans
+from qatlib.latency import peak_bytes
 from qatlib.layers import multiplied_as_floats
 from qatlib.model import Output, SwitchableModel
 from qatlib.precision import Configuration
@@ -80,7 +82,8 @@ def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
 
     Returns:
         One row a model, batch size and length: `model`, `batch`, `tokens` (of each window), `milliseconds` (median),
-        `iqr_milliseconds`, `tokens_per_second`, and `speedup` over fp32 at the same size.
+        `iqr_milliseconds`, `tokens_per_second`, `peak_megabytes` (of tensors that a pass adds to the model's own), and
+        `speedup` over fp32 at the same size.
     """
     teacher, sizes = study.saved_model(base), study.params.deployment
     contestants: dict[str, Callable[[torch.Tensor], Output]] = {
@@ -97,6 +100,7 @@ def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
                 found = timer.blocked_autorange(min_run_time=SECONDS)
                 row = {"model": name, "batch": batch, "tokens": tokens, "milliseconds": 1e3 * found.median}
                 row |= {"iqr_milliseconds": 1e3 * found.iqr, "tokens_per_second": batch * tokens / found.median}
+                row["peak_megabytes"] = peak_bytes(partial(contestant, ids), study.device) / 1e6
                 rows.append(row)
     table = pd.DataFrame(rows)
     reference = table[table["model"] == "fp32"].set_index(["batch", "tokens"])["milliseconds"]

@@ -60,7 +60,8 @@ class Comparisons(Section):
     quantizers: tuple[Method, ...] = ()
     """Ways to put numbers on a grid, likewise."""
     specialists: Annotated[int, Field(ge=0)] = 0
-    """For so many of the narrowest precisions a model of their own is trained, with the whole budget."""
+    """At so many of the precisions of 8 bits at most, the narrowest and the widest among them (at all, where there are fewer), a
+    model of its own is trained with the whole budget."""
 
     @check("methods", "quantizers")
     @classmethod
@@ -101,8 +102,8 @@ class Deployment(Section):
     """They answer the questions a second time, and are timed: of 8 bits at most; null for all such that are trained."""
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them."""
-    batch_sizes: tuple[Count, ...]
-    lengths: tuple[Count, ...]
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_once)]
+    lengths: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_once)]
     """Tokens of the windows that are timed, at each of `batch_sizes`."""
 
 
@@ -116,10 +117,10 @@ class Generative(Section):
 class Sensitivity(Section):
     """Layers lowered one at a time."""
 
-    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1)] | None = None
+    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1), AfterValidator(_once)] | None = None
     """What all other layers are at: some of `precisions`, or 32. The search starts from the first. Null for the widest of
     `precisions` of 8 bits at most (of all, if there is nothing narrower), and 32."""
-    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)] | None = None
+    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(_once)] | None = None
     """What a layer is lowered to: weight bit-widths of `precisions`; null for all below the first of `bases`."""
     lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
     """What of a layer goes to those bits while the rest of it stays; the search needs both."""

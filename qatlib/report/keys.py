@@ -1,10 +1,10 @@
 """Content keys: what a stage was made from, whether it still stands, and what `make` may believe. Torch-free.
 
-A stage has two keys. Its *results key* covers what its results depend on: the library's modules that the notebook
-imports, and those that they import in turn; the pinned versions, its part of the params, the data files, the notebook's
-computing cells, the upstream stage's results. Its *key* adds what only the page depends on: prose, cells tagged `show`,
-this package's modules for showing. Time stamps decide nothing: `sync` makes them agree with the keys before `make`
-looks at them.
+A stage has two keys. Its *results key* covers what it keeps, trainings and answers: the library's modules that the
+notebook imports, and those that they import in turn; the pinned versions, its part of the params, the data files, the
+notebook's computing cells, the upstream stage's results. Its *key* adds what only tables and pages depend on: prose,
+cells tagged `show`, the modules that turn answers into tables and verdicts, this package's modules for showing. Time
+stamps decide nothing: `sync` makes them agree with the keys before `make` looks at them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _SHOWING = {
     *("keys.py", "pipeline.py", "tables.py", "provenance.py", "figures.py"),
 }
 """Modules of this package that no result depends on but by way of the params."""
+_JUDGING = ("results.py", "stats.py", "claims.py", "attacks/scores.py", "attacks/checks.py", "report/attack_checks.py")
+"""Modules that nothing passes through which a stage keeps: made anew, from kept answers, at every execution of a notebook."""
 
 
 class PipelineError(RuntimeError):
@@ -76,8 +78,8 @@ class Run:
     def keys(self) -> dict[str, Keys]:
         """The keys of every stage, as things are now."""
         package = self.root / "qatlib"
-        aside = {package / "report" / name for name in _SHOWING}
-        showing = hash_files(aside, package)
+        showing = {package / "report" / name for name in _SHOWING}
+        judging = {*(package / name for name in _JUDGING), *(package / "report" / "verdicts").glob("*.py")}
         pins = hash_files([self.root / "constraints.txt"], self.root)
         params = self.params.model_dump(mode="json")
         params["model"]["source"] = self._content(self.params.model.source)
@@ -88,11 +90,13 @@ class Run:
         for stage in STAGES:
             sources = _cells(self.notebook(stage))
             computing = [s for s, tags, kind in sources if kind == "code" and not {"show", "parameters"} & {*tags}]
-            library = hash_files(imported([s for s, _, kind in sources if kind == "code"], package, aside), package)
+            code = [s for s, _, kind in sources if kind == "code"]
+            library = hash_files(imported(code, package, showing | judging), package)
+            page = hash_files(imported(code, package, showing) | showing, package)
             sections = {name: params[name] for name in SECTIONS[stage]}
             upstream = UPSTREAM[stage]
             results = _digest([library, pins, sections, computing, keys[upstream].results if upstream else None])
-            keys[stage] = Keys(results, _digest([results, showing, sources]))
+            keys[stage] = Keys(results, _digest([results, page, sources]))
         return keys
 
     def _content(self, source: str) -> str:

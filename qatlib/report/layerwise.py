@@ -250,10 +250,10 @@ class Layerwise:
         """The same with what each choice takes of time, as `latencies` measured it."""
         return replace(problem, cost=latencies[[p.name for p in problem.precisions]].to_numpy())
 
-    def timed(self, choices: pd.DataFrame, configurations: Mapping[str, Configuration]) -> pd.DataFrame:
-        """`choices` of `listed` with the column `pass_milliseconds`: of a whole pass, deployed."""
+    def pass_latencies(self, configurations: Mapping[str, Configuration]) -> pd.DataFrame:
+        """One row a configuration: `id`, and `pass_milliseconds` of the whole model, deployed."""
         found = pass_latencies(self.model, configurations, *self.workload)
-        return choices.drop(columns="choice").assign(pass_milliseconds=choices["id"].map(found))
+        return pd.DataFrame({"id": list(found), "pass_milliseconds": list(found.values())})
 
     def at_share(self, problem: Allocation, share: float) -> Choice:
         """The choice of least predicted loss with at least this share of the layers below the base."""

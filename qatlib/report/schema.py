@@ -65,6 +65,11 @@ class Params(Section):
         chosen = self.deployment.precisions
         return [*chosen] if chosen is not None else [p for p in self.precisions if max(p) <= 8]
 
+    @property
+    def specialized(self) -> Sequence[Precision]:
+        """The precisions that a model of their own may be trained for: those of 8 bits at most; all where there are none."""
+        return [p for p in self.precisions if max(p) <= 8] or self.precisions
+
     @check("data")
     @classmethod
     def _words_known(cls, data: Data, info: Info) -> Data:
@@ -123,8 +128,6 @@ class Params(Section):
                     _refuse((f"{kind}[{i}].{wrong[0]}", *wrong[1:]))
                 if (cost := settings.schedule.passes_a_step(len(precisions))) > comparisons.passes:
                     _refuse(("passes", comparisons.passes, f"an integer of at least {cost}, what a step of {method.name} costs"))
-        if comparisons.specialists > len(precisions):
-            _refuse(("specialists", comparisons.specialists, f"an integer from 0 to {len(precisions)}, the number of precisions"))
         return comparisons
 
     @check("configurations", "deployment")
@@ -141,6 +144,16 @@ class Params(Section):
                 if lacking := _untrained(name, precisions, switchable):
                     allowed = f"names whose bit-widths are all in precisions, unlike {min(lacking)}, or null for all such"
                     _refuse(("names", name, allowed))
+        return section
+
+    @check("deployment", "generative")
+    @classmethod
+    def _fits_a_window(cls, section: Any, info: Info) -> Any:
+        longest = info.data["data"].max_length if "data" in info.data else None
+        if longest and isinstance(section, Deployment) and max(section.lengths) > longest:
+            _refuse(("lengths", section.lengths, f"a list of integers of at most data.max_length ({longest})"))
+        if longest and section and not isinstance(section, Deployment) and section.max_answer_tokens >= longest:
+            _refuse(("max_answer_tokens", section.max_answer_tokens, f"an integer below data.max_length ({longest})"))
         return section
 
     @check("sensitivity")
@@ -200,9 +213,9 @@ class Params(Section):
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """Average weight bits that are searched under."""
+        """Average weight bits that are searched under; halfway between the candidates where no usual budget lies within them."""
         within = (b for b in (8.0, 6.0, 5.0, 4.0, 3.0) if min(self.lowered_to) <= b <= self.bases[0].w_bits)
-        return self.search.budgets or tuple(within)
+        return self.search.budgets or tuple(within) or (float(self.bases[0].w_bits + min(self.lowered_to)) / 2,)
 
 
 def _cycled(section: Cpt, precisions: Sequence[Precision]) -> Sequence[Precision]:
@@ -214,12 +227,13 @@ def _cycled(section: Cpt, precisions: Sequence[Precision]) -> Sequence[Precision
 
 def _bases(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[Precision, ...]:
     least = min(p.w_bits for p in precisions)
-    return section.bases or (max([p for p in precisions if least < p.w_bits <= 8] or precisions), FULL_PRECISION)
+    widest = max([p for p in precisions if least < p.w_bits <= 8] or precisions)
+    return section.bases or tuple(dict.fromkeys((widest, FULL_PRECISION)))
 
 
 def _bits(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[int, ...]:
     first = _bases(section, precisions)[0].w_bits
-    return section.bits or tuple(sorted({p.w_bits for p in precisions if p.w_bits < first}, reverse=True))
+    return tuple(sorted(section.bits or {p.w_bits for p in precisions if p.w_bits < first}, reverse=True))
 
 
 def _untrained(name: str, precisions: Sequence[Precision], switchable: Switchable) -> set[int]:

@@ -63,13 +63,14 @@ class Trainings:
         ]
 
     def specialists(self) -> list[Recipe]:
-        """The first method's training for each of the narrowest precisions alone and each seed, with the whole budget."""
+        """The first method's training for one precision alone, at some of them and with each seed, with the whole budget."""
         comparisons = self.params.comparisons
         first = comparisons.methods[0].applied(self.params.switchable)
         alone = first.model_copy(update={"schedule": ScheduleArguments("all"), "learning_rate_factors": None})
         settings = at_budget(alone, 1, comparisons.passes)
-        narrowest = widest_first(self.params.precisions)[len(self.params.precisions) - comparisons.specialists :]
-        return [Recipe("specialist", (p,), settings, seed) for p in narrowest for seed in comparisons.seeds]
+        narrowest_first = widest_first(self.params.specialized)[::-1]
+        chosen = widest_first(spread(narrowest_first, comparisons.specialists))
+        return [Recipe("specialist", (p,), settings, seed) for p in chosen for seed in comparisons.seeds]
 
     def plain(self, schedule: ScheduleArguments, precisions: int, passes: int, **changes: Any) -> Switchable:
         """The settings of `switchable` with another schedule, the average loss and one learning rate for all, at a budget."""

@@ -90,7 +90,7 @@ WRONG = {
     ),
     "budget below a step": (
         "comparisons.passes=2",
-        "comparisons.passes is 2; allowed is an integer of at least 4, what a step of cascaded costs",
+        "comparisons.passes is 2; allowed is an integer of at least 4, what a step of sandwich costs",
     ),
     "name twice": (
         "comparisons.quantizers=[{name: cascaded}]",
@@ -136,9 +136,18 @@ WRONG = {
         "comparisons={passes: 9, seeds: [0], questions: 10, methods: [], specialists: 1}",
         "comparisons.specialists is 1; allowed is 0, because no methods are listed to compare with",
     ),
-    "more specialists than precisions": (
-        "comparisons.specialists=7",
-        "comparisons.specialists is 7; allowed is an integer from 0 to 6, the number of precisions",
+    "window beyond the model": (
+        "deployment.lengths=[64, 2048]",
+        "deployment.lengths is [64, 2048]; allowed is a list of integers of at most data.max_length (128)",
+    ),
+    "no window": ("deployment.lengths=[]", "deployment.lengths is []; allowed is "),
+    "answer longer than a window": (
+        "generative={questions: 10, max_answer_tokens: 128}",
+        "generative.max_answer_tokens is 128; allowed is an integer below data.max_length (128)",
+    ),
+    "lowered twice to the same bits": (
+        "sensitivity.bits=[4, 4]",
+        "sensitivity.bits is [4, 4]; allowed is a list with each value once, which 4 is not",
     ),
     "seed twice": (
         "comparisons.seeds=[1, 1]",
@@ -565,7 +574,7 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
         ),
         "switchable.objective": {"name": "distillation", "divergence": "js", "temperature": data.draw(st.floats(0.1, 9))},
         "comparisons.methods": [{"name": "first"}, {"name": "other", "quantizer": {"clipping": "mse", "nested": True}}],
-        "comparisons.specialists": data.draw(st.integers(0, len(widths))),
+        "comparisons.specialists": data.draw(st.integers(0, 9)),
         "configurations.names": data.draw(st.sampled_from([None, ["fp32"]])),
         "cpt.precisions": [8, 4, "w3a8"],
         "cpt.untrained": [7, "w5a8"],

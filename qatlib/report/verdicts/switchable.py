@@ -23,6 +23,9 @@ S2_KEPT = {"8": 98.0, "4": 95.0, "2": 85.0}
 S2_FASTER = {"8": 2.0, "4": 3.0, "2": 4.0}
 S2_SMALLER = {"8": 4.0, "4": 8.0, "2": 16.0}
 
+AIMS = {"16": 99.5, "8": 99.0, "6": 98.0, "4": 95.0, "3": 88.0, "w2a8": 75.0}
+"""Percent of the teacher's F1 that one switchable model is to keep, weights and activations at the width named."""
+
 ABOUT = 0.9
 """Share of a factor that is said to be "about" so large which must be reached."""
 
@@ -94,6 +97,23 @@ def verdicts(
         "C14": straight,
     }
     return verdict_table(found, "not trained here")
+
+
+def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """What was kept beside `AIMS`.
+
+    Args:
+        accuracy: rows of `results.accuracy_table` of the switchable model, against the teacher.
+
+    Returns:
+        One row a precision that has an aim: `precision`, `aim`, `f1_kept` with `_low` and `_high` (percent), `n`, and `reached`:
+        `yes` where the whole interval lies above the aim, `no` where it lies below, `undecided` otherwise.
+    """
+    rows = accuracy[accuracy["precision"].isin(AIMS)]
+    found = rows[["precision", "f1_kept", "f1_kept_low", "f1_kept_high", "n"]].reset_index(drop=True)
+    found.insert(1, "aim", [AIMS[p] for p in found["precision"]])
+    reached = np.select([found["f1_kept_low"] >= found["aim"], found["f1_kept_high"] < found["aim"]], ["yes", "no"], "undecided")
+    return found.assign(reached=reached)
 
 
 def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> pd.DataFrame:
