@@ -11,7 +11,7 @@ from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, isotonic_regression, milp
 
 from qatlib.precision import Configuration, LayerInfo, Precision, names_by_group
 
@@ -117,17 +117,45 @@ def _summed(layers: Sequence[LayerInfo], cost: Callable[[LayerInfo], list[float]
     return np.stack([rows[group] for group in names_by_group(layers)])
 
 
+def monotone(loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(groups, precisions): measured losses without what can only be noise, that fewer bits cost a layer less.
+
+    They are 0 at the base, never negative, and never fall from the widest to the narrowest: clipped at 0, then isotonic
+    regression, which gives neighbours in the wrong order their mean.
+
+    Args:
+        loss: (groups, precisions), the base first and then the widest first.
+    """
+    rising = [isotonic_regression(row).x for row in np.maximum(loss[:, 1:], 0)]
+    return np.hstack([np.zeros((len(loss), 1)), rising])
+
+
 def ilp(problem: Allocation, budget: float) -> Choice:
     """The choice of least predicted loss within the budget, by integer linear programming (HAWQ-V3, Yao et al. 2021).
+
+    Among choices of equal loss it is the one of most bits, those of weights and activations added up over the groups: a
+    second program maximizes them where the loss is that of the first (within the solver's tolerance, 1e-6).
 
     Raises:
         ValueError: a budget that no choice keeps.
     """
     problem.check(budget)
-    groups, widths = problem.loss.shape
+    within = _at_most(problem.cost, budget * (1 + _ROUNDING / 2))
+    best = _least(problem.loss, [within])
+    bits = np.tile([float(sum(p)) for p in problem.precisions], (len(problem.groups), 1))
+    return _least(-bits, [within, _at_most(problem.loss, problem.predicted(best))])
+
+
+def _at_most(table: NDArray[np.float64], bound: float) -> LinearConstraint:
+    """That what a choice takes of `table` adds up to no more than the bound."""
+    return LinearConstraint(table.reshape(1, -1), -np.inf, bound)
+
+
+def _least(table: NDArray[np.float64], constraints: Sequence[LinearConstraint]) -> Choice:
+    """The choice that takes least of `table` under constraints."""
+    groups, widths = table.shape
     one_each = LinearConstraint(np.kron(np.eye(groups), np.ones(widths)), 1, 1)
-    within = LinearConstraint(problem.cost.reshape(1, -1), -np.inf, budget * (1 + _ROUNDING / 2))
-    found = milp(problem.loss.ravel(), integrality=1, bounds=Bounds(0, 1), constraints=[one_each, within])
+    found = milp(table.ravel(), integrality=1, bounds=Bounds(0, 1), constraints=[one_each, *constraints])
     if not found.success:
         raise RuntimeError(f"the integer program was not solved: {found.message}")
     choice: Choice = found.x.reshape(groups, widths).argmax(1)
@@ -159,7 +187,7 @@ def greedy_down(problem: Allocation, budget: float) -> Choice:
 
 
 def greedy_up(problem: Allocation, budget: float) -> Choice:
-    """From the cheapest precisions up: the step that saves most loss for what it costs, while one fits and helps.
+    """From the cheapest precisions up: the step that saves most loss for what it costs, while one fits and adds none.
 
     Raises:
         ValueError: a budget that no choice keeps.
@@ -168,7 +196,7 @@ def greedy_up(problem: Allocation, budget: float) -> Choice:
     choice: Choice = problem.cost.argmin(1)
     while True:
         paid, gained = _steps(problem.cost, choice), -_steps(problem.loss, choice)
-        fits = (paid > 0) & (gained > 0) & (problem.spent(choice) + paid <= budget * (1 + _ROUNDING))
+        fits = (paid > 0) & (gained >= 0) & (problem.spent(choice) + paid <= budget * (1 + _ROUNDING))
         if not fits.any():
             return choice
         worth = np.divide(gained, paid, out=np.full(paid.shape, -np.inf), where=fits)

@@ -89,7 +89,7 @@ def test_the_ledger_is_rebuilt_from_the_result_files(roots: tuple[Path, Path], t
     assert len({name for name, _ in effects}) > 15  # of 26: what smoke leaves out has none
     for name, e in effects:
         rows = ledger.claim_rows(report, e["stage"])
-        (row,) = [r for r in rows if (r["claim"], r["effect"]) == (name, e["effect"])]
+        (row,) = [r for r in rows if (r["claim"], r["effect"], r["must_be"]) == (name, e["effect"], e["must_be"])]
         assert row["value"] == ("" if e["value"] is None else str(e["value"])) and (report / e["href"]).is_file()
 
 

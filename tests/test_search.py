@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from qatlib.search import (
     greedy_down,
     greedy_up,
     ilp,
+    monotone,
     pareto,
     random_choices,
     weight_bits,
@@ -63,14 +65,33 @@ def test_budgets_are_kept(problem, budget, search):
     assert problem.keeps(search(problem, budget), budget)
 
 
+@given(problems())
+def test_losses_made_monotone_rise_from_nothing_and_stay_if_they_did(problem):
+    found = monotone(problem.loss)
+    assert not found[:, 0].any() and (np.diff(found, axis=1) >= 0).all()
+    assert found.sum(1) == pytest.approx(np.maximum(problem.loss[:, 1:], 0).sum(1))
+    assert np.array_equal(monotone(found), found)
+
+
 @given(problems(), BUDGETS)
-def test_greedy_from_below_ends_where_no_single_step_fits_and_helps(problem, budget):
+def test_of_equal_losses_the_program_takes_the_most_bits(problem, budget):
+    problem = replace(problem, loss=monotone(np.round(problem.loss, 1)))
+    found = ilp(problem, budget)
+    every = [np.array(c) for c in itertools.product(range(3), repeat=len(problem.groups))]
+    equal = [c for c in every if problem.keeps(c, budget) and problem.predicted(c) <= problem.predicted(found) + 1e-9]
+    bits = np.array([8, 4, 2])
+    assert bits[found].sum() == max(bits[c].sum() for c in equal)
+    assert not ilp(problem, 8).any() and not greedy_up(problem, 8).any()  # a budget for the base is spent on it
+
+
+@given(problems(), BUDGETS)
+def test_greedy_from_below_ends_where_every_step_that_fits_adds_loss(problem, budget):
     choice = greedy_up(problem, budget)
     for group, width in itertools.product(range(len(choice)), range(3)):
         other = choice.copy()
         other[group] = width
         dearer = problem.spent(other) > problem.spent(choice)
-        assert not dearer or not problem.keeps(other, budget) or problem.predicted(other) >= problem.predicted(choice) - 1e-12
+        assert not dearer or not problem.keeps(other, budget) or problem.loss[group, width] > problem.loss[group, choice[group]]
 
 
 @given(problems(), BUDGETS, st.integers(0, 9))

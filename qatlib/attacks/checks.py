@@ -6,6 +6,7 @@ After Carlini et al. 2019 ("On evaluating adversarial robustness"), Athalye et a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,11 @@ TOLERANCE = 1.0
 BROKEN = 5.0
 """Points of F1 that count as about 0."""
 
+WIDEST = TOLERANCE + 5.0
+"""Points of F1 that an interval about 0 may reach to; one that goes beyond, to the side that matters, tells nothing."""
+
+Verdict = Literal["pass", "FAIL", "too few to tell", "shown"]
+
 
 @dataclass(frozen=True)
 class Check:
@@ -29,38 +35,61 @@ class Check:
     number: int
     what: str
     found: Estimate | None = None
-    holds: bool | None = None
-    """None for what is shown to the reader and has no right value."""
+    verdict: Verdict = "shown"
+    """`shown` for what has no right value; `too few to tell` where the questions are too few for either verdict."""
 
-    @property
-    def verdict(self) -> Literal["pass", "FAIL", "shown"]:
-        """In a word."""
-        return "shown" if self.holds is None else "pass" if self.holds else "FAIL"
+
+def passes(holds: bool) -> Verdict:
+    """In a word."""
+    return "pass" if holds else "FAIL"
 
 
 def above_zero(number: int, what: str, found: Estimate) -> Check:
     """It must be more than 0, its whole interval."""
-    return Check(number, what, found, found.low > 0)
+    untold = found.low <= 0 < found.high and found.high > WIDEST
+    return Check(number, what, found, "too few to tell" if untold else passes(found.low > 0))
 
 
 def not_below_zero(number: int, what: str, found: Estimate) -> Check:
-    """It must not be clearly less than 0: by more than the tolerance, its whole interval."""
-    return Check(number, what, found, not (found.high < 0 and found.value < -TOLERANCE))
+    """It must not be less than 0: it fails if it is by more than the tolerance, its whole interval."""
+    fails = found.high < 0 and found.value < -TOLERANCE
+    return Check(number, what, found, "too few to tell" if not fails and found.low < -WIDEST else passes(not fails))
 
 
 def about_zero(number: int, what: str, found: Estimate) -> Check:
     """Its interval must hold 0, or lie within the tolerance."""
-    return Check(number, what, found, found.low <= 0 <= found.high or max(abs(found.low), abs(found.high)) <= TOLERANCE)
+    furthest = max(abs(found.low), abs(found.high))
+    holds_zero = found.low <= 0 <= found.high
+    untold = holds_zero and furthest > WIDEST
+    return Check(number, what, found, "too few to tell" if untold else passes(holds_zero or furthest <= TOLERANCE))
 
 
 def broken(number: int, what: str, found: Estimate) -> Check:
     """F1 must be about 0."""
-    return Check(number, what, found, found.value <= BROKEN)
+    return Check(number, what, found, passes(found.value <= BROKEN))
 
 
 def masking_suspected(checks: Iterable[Check]) -> bool:
     """Whether a gradient-free attack won (check 8), one at a fixed precision failed (3), or larger ones do no more (0)."""
-    return any(check.holds is False for check in checks if check.number in (0, 3, 8))
+    return any(check.verdict == "FAIL" for check in checks if check.number in (0, 3, 8))
+
+
+def summary(checks: Sequence[Check]) -> str:
+    """What the page says of them: that all hold, or which do not, and which rest on too few questions."""
+    told = {"FAIL": "Failed", "too few to tell": "Too few questions to tell"}
+    said = []
+    for verdict, words in told.items():
+        if numbers := sorted({check.number for check in checks if check.verdict == verdict}):
+            said.append(f"{words}: check {', '.join(map(str, numbers))}.")
+    if masking_suspected(checks):
+        said.append("**Gradient masking suspected**: robustness measured by gradients may not be robustness.")
+    return " ".join(said) or "All checks hold."
+
+
+def tally(checks: Sequence[Check]) -> str:
+    """How many hold, fail, and can't be told: `20 hold, 1 fail, 3 too few to tell`."""
+    count = Counter(check.verdict for check in checks)
+    return f"{count['pass']} hold, {count['FAIL']} fail, {count['too few to tell']} too few to tell"
 
 
 def table(checks: Sequence[Check]) -> pd.DataFrame:
@@ -68,7 +97,7 @@ def table(checks: Sequence[Check]) -> pd.DataFrame:
 
     Returns:
         `check` (0 for the sanity of the attack itself), `what`, `value` with `_low` and `_high` (points of F1, where `what` does
-        not say otherwise), `n`, `holds`: `pass`, `FAIL` or `shown`.
+        not say otherwise), `n`, `holds`: the verdict.
     """
     nan = float("nan")
     rows = []

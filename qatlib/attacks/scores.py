@@ -5,14 +5,18 @@ Columns: `attack` (`none` for clean input), `answered`, `id`, `paragraph`, `em` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from qatlib import stats
 from qatlib.precision import Precision
+from qatlib.results import interval
 from qatlib.stats import Estimate
+
+FLOOR = 10.0
+"""Percent of F1 under attack below which nothing is left to defend: there differences between defences say nothing."""
 
 Set = tuple[Precision, ...]
 """Precisions that random precision inference draws from, all equally likely."""
@@ -50,6 +54,70 @@ def drops(frame: pd.DataFrame) -> pd.DataFrame:
     both = frame[frame["attack"] != "none"].merge(clean, on=keys, suffixes=("", "_clean"))
     lost = {f"{metric}_drop": both[f"{metric}_clean"] - both[metric] for metric in ("f1", "em")}
     return both[[*keys, "attack", "f1", "f1_clean"]].assign(**lost)
+
+
+def successes(frame: pd.DataFrame, ways: Mapping[str, Sequence[str]], over: Sequence[str] = ()) -> pd.DataFrame:
+    """How often an attack makes an answer wrong, of the questions that every draw answers all right without one.
+
+    A question counts by the percentage of the draws whose answer is no longer all right: what RPI loses lies between what
+    its precisions lose.
+
+    Args:
+        frame: answers at single precisions.
+        ways: by the name of a way of answering the precisions that it draws from; one alone is static.
+        over: attacks whose strongest for each question is added as `worst`; the attacker chooses before the draw.
+
+    Returns:
+        `answered`, `attack`, `id`, `paragraph`, `success` in percent.
+    """
+    keys, parts = ["id", "paragraph"], []
+    for name, drawn in ways.items():
+        mine = frame[frame["answered"].isin(drawn)]
+        lowest = mine[mine["attack"] == "none"].groupby("id")["f1"].min()
+        mine = mine[(mine["attack"] != "none") & mine["id"].isin(lowest.index[lowest == 100])]
+        wrong = mine.assign(success=100.0 * (mine["f1"] < 100))
+        found = wrong.groupby(["attack", *keys], sort=False, as_index=False)["success"].mean()
+        strongest = found[found["attack"].isin(over)].groupby(keys, sort=False, as_index=False)["success"].max()
+        parts += [part.assign(answered=name) for part in (found, strongest.assign(attack="worst")) if len(part)]
+    columns = ["answered", "attack", *keys, "success"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def success_table(found: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """`successes` as rates with intervals, and of how many questions; none of questions of a single paragraph.
+
+    Returns:
+        `answered`, `attack`, `success` with `_low` and `_high` in percent, `right_at_first`.
+    """
+    rows = []
+    for (answered, attack), mine in found.groupby(["answered", "attack"], sort=False):
+        if mine["paragraph"].nunique() > 1:
+            rate = mean_of(mine, "success", **options)
+            rows.append({"answered": answered, "attack": attack, **interval("success", rate), "right_at_first": rate.n})
+    return pd.DataFrame(rows, columns=["answered", "attack", "success", "success_low", "success_high", "right_at_first"])
+
+
+def gains_by_radius(frame: pd.DataFrame, precisions: Set, **options: Any) -> pd.DataFrame:
+    """RPI less the most robust static precision of equal clean F1 at every radius, each under its worst attack a question.
+
+    Args:
+        frame: answers at the precisions of the set, with `epsilon`, the radius of the attack.
+
+    Returns:
+        `epsilon`, `static`, `static_f1` and `rpi_f1` under attack in percent, `gain`, their paired difference in points (each
+        with `_low` and `_high`), `n`.
+    """
+    names, rpi, rows = [p.name for p in precisions], f"RPI {set_name(precisions)}", []
+    both = pd.concat([frame, randomized(frame, precisions)], ignore_index=True)
+    clean = both[both["attack"] == "none"]
+    for epsilon, mine in both[both["attack"] != "none"].groupby("epsilon"):
+        found = pd.concat([clean, worst_over(mine, list(mine["attack"].unique()))], ignore_index=True)
+        static = most_robust(found, names, "worst", select(found, rpi, "none")["f1"].mean() - 1)
+        fixed, random = (select(found, way, "worst") for way in (static, rpi))
+        gap = contrast(random, fixed, **options)
+        under = interval("static_f1", mean_of(fixed, **options)) | interval("rpi_f1", mean_of(random, **options))
+        rows.append({"epsilon": epsilon, "static": static, **under, **interval("gain", gap), "n": gap.n})
+    return pd.DataFrame(rows)
 
 
 def select(frame: pd.DataFrame, answered: str, attack: str) -> pd.DataFrame:

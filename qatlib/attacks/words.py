@@ -34,6 +34,9 @@ class WordAttack:
     Args:
         configurations: one to attack a static model, several for the expectation over random precisions.
         featurize: cuts questions into windows, as the model is used.
+
+    Attributes:
+        passed: windows that went through the model so far, once for each configuration.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class WordAttack:
         batch_size: int,
     ) -> None:
         self.model, self.featurize, self.configurations, self.candidates = model, featurize, configurations, cache(candidates)
-        self.pad_id, self.batch_size = pad_id, batch_size
+        self.pad_id, self.batch_size, self.passed = pad_id, batch_size, 0
 
     @torch.no_grad()
     def losses(self, questions: Sequence[Question], description: str | None = None) -> np.ndarray:
@@ -57,6 +60,7 @@ class WordAttack:
         """
         self.model.eval()
         features = self.featurize(questions)
+        self.passed += len(features) * len(self.configurations)
 
         def measure(batch: Batch) -> torch.Tensor:
             total = torch.zeros(len(batch.input_ids))
@@ -93,6 +97,7 @@ class WordAttack:
     def _attention(self, questions: Sequence[Question], words: Sequence[Sequence[Span]]) -> list[np.ndarray]:
         """Attention that a word receives from the tokens after it, mean over them, heads and layers, summed over its tokens."""
         lm, features = self.model.lm, self.featurize(questions)
+        self.passed += len(features)
 
         def measure(batch: Batch) -> torch.Tensor:
             with self.model.at(self.configurations[0]):

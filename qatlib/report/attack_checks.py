@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from qatlib.arguments import AttackArguments
-from qatlib.attacks.checks import Check, about_zero, above_zero, broken, not_below_zero
+from qatlib.attacks.checks import Check, about_zero, above_zero, broken, not_below_zero, passes
 from qatlib.attacks.scores import Set, contrast, mean_of, most_robust, select, set_name
+from qatlib.report.experiments import Adversarial
+from qatlib.results import interval
 from qatlib.stats import Estimate
+
+BELIEVABLE = 20
+"""Mixed configurations a step that a believable attacker of draws a layer averages over."""
 
 
 def main_checks(complete: pd.DataFrame, sets: Sequence[Set], control: Set, **options: Any) -> list[Check]:
@@ -64,10 +68,9 @@ def variation_checks(
     complete: pd.DataFrame,
     twin: pd.DataFrame,
     at: str,
-    attack: AttackArguments,
     **options: Any,
 ) -> list[Check]:
-    """The sanity of the attack itself (0), and checks 4, 6, 7, 8 and 12, at one static precision.
+    """The sanity of the attack itself (0), and checks 4 and 6 to 8, at one static precision.
 
     Args:
         variations, gradients, twin: of `Robustness.variations`, `.gradients` and `.from_outside`.
@@ -87,10 +90,11 @@ def variation_checks(
         checks.append(not_below_zero(0, f"{large} costs no less than {small}", gap(tried[small], tried[large])))
     checks.append(broken(0, f"F1 under {radii[-1]}, which nothing should survive", mean(tried[radii[-1]])))
     own = select(complete, at, f"PGD at {at}")
-    apart = gap(select(twin, at, "twin"), own)
+    apart = gap(select(twin, at, f"PGD at {at} of a twin"), own)
     checks.append(Check(4, f"attacked through a model trained apart: F1 above that under its own attack, {at} bits", apart))
     least, where = min(zip(gradients["nonzero"], gradients["precision"], strict=True))
-    checks.append(Check(6, f"least share of non-zero input gradients: {least:.1f} %, at {where} bits", holds=least > 90))
+    share = f"least share of non-zero input gradients: {least:.1f} %, at {where} bits"
+    checks.append(Check(6, share, verdict=passes(least > 90)))
     if at != "32" and "PGD at 32" in set(complete["attack"]):
         beyond = gap(select(complete, at, "PGD at 32"), own)
         checks.append(not_below_zero(6, f"the gradient at {at} bits is no weaker than a full-precision surrogate's", beyond))
@@ -98,7 +102,79 @@ def variation_checks(
         checks.append(about_zero(7, f"{name}: F1 that it takes beyond PGD's", gap(tried["PGD"], tried[f"PGD, {name}"])))
     searched = gap(tried["random search"], tried["PGD"])
     checks.append(not_below_zero(8, "a gradient-free attack with as many passes does not win", searched))
-    cost = (
-        f"ε {attack.epsilon:g} ({attack.norm}), {attack.steps} steps, {attack.restarts} restarts: {attack.passes} passes a window"
-    )
-    return [*checks, Check(12, f"cost: {cost} and precision; the ids of the questions are in attacked.csv")]
+    return checks
+
+
+def adaptive_checks(
+    complete: pd.DataFrame,
+    margin: pd.DataFrame,
+    finer: pd.DataFrame,
+    rounding: pd.DataFrame,
+    precisions: Set,
+    draws: int,
+    **options: Any,
+) -> list[Check]:
+    """Checks 5 and 11 of stronger attackers on the first set, and of plain noise in its place.
+
+    Args:
+        complete: as in `main_checks`.
+        margin, finer, rounding: of `Robustness.by_margin` with RPI among the answers, `.drawn_finer` and `.rounded_noisily`.
+        draws: mixed configurations a step of the attacker of `finer`.
+    """
+    rpi, eot = f"RPI {set_name(precisions)}", f"EOT {set_name(precisions)}"
+    beyond = contrast(select(margin, rpi, f"{eot}, margin loss"), select(complete, rpi, eot), **options)
+    mixed, uniform = (select(finer, "per layer", f"EOT, {kind}") for kind in ("mixed", "uniform"))
+    few = "" if draws >= BELIEVABLE else f" (a believable evaluation takes {BELIEVABLE})"
+    sampled = f"where layers draw, EOT over {draws} mixed draws a step{few} hurts no less than over uniform ones"
+    table = noise_table(complete, rounding, precisions, **options)
+    clean = dict(zip(table["defence"], table["clean_f1"], strict=True))
+    nearest = min(rounding["answered"].unique(), key=lambda name: abs(clean[name] - clean[rpi]))
+    under = select(complete, rpi, eot), select(rounding, nearest, "EOT over noise")
+    noise = f"rounding with {nearest} bits, plain noise, each under its EOT; clean F1 {clean[rpi]:.1f} and {clean[nearest]:.1f}"
+    return [
+        not_below_zero(5, f"{eot} hurts {rpi} no less by cross-entropy than by the margin loss", beyond),
+        not_below_zero(5, sampled, contrast(uniform, mixed, **options)),
+        Check(11, f"{rpi} over {noise}", contrast(*under, **options)),
+    ]
+
+
+def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set, **options: Any) -> pd.DataFrame:
+    """RPI, its precisions alone, and these with noisy rounding: each without an attack and under its own, on the same questions.
+
+    Returns:
+        `defence`, `attack`, `clean_f1` and `f1` in percent, `rpi_gain`, what RPI has under attack beyond that in points (each
+        with `_low` and `_high`), `n`.
+    """
+    name, rows = set_name(precisions), []
+    few = complete[complete["id"].isin(rounding["id"])]
+    ways = {f"RPI {name}": (few, f"EOT {name}")} | {p.name: (few, f"PGD at {p.name}") for p in precisions}
+    ways |= dict.fromkeys(rounding["answered"].unique(), (rounding, "EOT over noise"))
+    random = select(few, f"RPI {name}", f"EOT {name}")
+    for way, (source, attack) in ways.items():
+        clean, under = select(source, way, "none"), select(source, way, attack)
+        gap = contrast(random, under, **options)
+        found = {"clean_f1": mean_of(clean, **options), "f1": mean_of(under, **options), "rpi_gain": gap}
+        columns = {key: value for what, e in found.items() for key, value in interval(what, e).items()}
+        rows.append({"defence": way, "attack": attack, **columns, "n": gap.n})
+    return pd.DataFrame(rows)
+
+
+def cost_checks(section: Adversarial, words: Mapping[str, float]) -> list[Check]:
+    """Check 12: what every attack costs, with its parameters.
+
+    Args:
+        words: windows a question that each attack on words passed through the model.
+    """
+    attack, first = section.attack, section.sets[0]
+    many, name, passed = len(first), set_name(first), attack.passes
+    steps = f"ε {attack.epsilon:g} ({attack.norm}), {attack.steps} steps, {attack.restarts} restarts"
+    flips = section.flips + 1
+    costs = [
+        f"PGD, {steps}: {passed} passes a window",
+        f"EOT {name}, the same: {many * passed} passes a window, {many} a step",
+        f"EOT of finer draws, {section.draws} mixed configurations: {section.draws * passed} passes a window",
+        f"HotFlip, {section.flips} tokens: {flips} passes a window, EOT {name} {many * flips}",
+        *(f"{aim}: {count:.1f} passes a question, forward alone" for aim, count in words.items()),
+    ]
+    ids = Check(12, "the ids of the attacked questions are in attacked.csv")
+    return [*(Check(12, f"cost of {cost}") for cost in costs), ids]

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
+from qatlib.report.verdicts.catalog import CLAIMS
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -45,6 +47,8 @@ class Cells:
     status: str
     toc: list[Heading]
     body: Markup
+    anchors: frozenset[str]
+    """Ids of the tables and figures, after the files behind them: `table-accuracy`."""
 
 
 def read_cells(report: Path, name: str, stages: set[str]) -> Cells:
@@ -60,9 +64,11 @@ def read_cells(report: Path, name: str, stages: set[str]) -> Cells:
     if title:
         title.decompose()
     toc = _anchor(soup)
+    anchors = _name_tables(soup)
+    _link_claims(soup)
     _frame_tables(soup)
     _check_links(soup, report, stages, name)
-    return Cells(title_text, _text(paragraph) if paragraph else "", status, toc, Markup(soup))
+    return Cells(title_text, _text(paragraph) if paragraph else "", status, toc, Markup(soup), anchors)
 
 
 @functools.cache
@@ -137,6 +143,26 @@ def _anchor(soup: BeautifulSoup) -> list[Heading]:
     return toc
 
 
+def _name_tables(soup: BeautifulSoup) -> frozenset[str]:
+    """Give every table and figure with a file behind it an id after that file, for links to it; the first, where two have one."""
+    taken: set[str] = set()
+    for figure in soup.select("figure.qat-table, figure.qat-figure"):
+        link = figure.find("a", string="CSV", href=True)
+        name = f"table-{Path(urlsplit(str(link['href'])).path).stem}" if link else ""
+        if name and name not in taken and soup.find(id=name) is None:
+            figure["id"] = name
+            taken.add(name)
+    return frozenset(taken)
+
+
+def _link_claims(soup: BeautifulSoup) -> None:
+    """From a notebook's verdicts back to the ledger."""
+    for head in soup.select("#table-claims th[scope=row], #table-claims_cost th[scope=row]"):
+        if (name := _text(head)) in CLAIMS:
+            head.string = ""
+            head.append(soup.new_tag("a", href=f"claims.html#{name}", string=name))
+
+
 def _frame_tables(soup: BeautifulSoup) -> None:
     """Let tables that did not come from `table_html` scroll inside the page too."""
     for table in soup.find_all("table"):
@@ -153,7 +179,7 @@ def _check_links(soup: BeautifulSoup, report: Path, stages: set[str], stage: str
             continue
         path = unquote(url.path)
         target = Path(path).stem
-        if path.endswith((".ipynb", ".html")) and target in stages | {"index"} and "/" not in path.removeprefix("./"):
+        if path.endswith((".ipynb", ".html")) and target in stages | {"index", "claims"} and "/" not in path.removeprefix("./"):
             link["href"] = url._replace(path=f"{target}.html").geturl()
         elif not (file := (report / path).resolve()).is_file() or report not in file.parents:
             log.warning("%s links to %s, which is not in the report", stage, path)

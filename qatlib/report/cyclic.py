@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from qatlib import cost
+from qatlib import claims, cost, results
 from qatlib.arguments import CosineArguments, PhaseArguments, ScheduleArguments
 from qatlib.landscape import sharpness
 from qatlib.model import SwitchableModel
@@ -21,13 +21,23 @@ from qatlib.schedule import Schedule, make_schedule
 
 STATIC = ScheduleArguments("all")
 RANDOM = ScheduleArguments("random_uniform")
+CYCLING = ("cpt separate", "cpt shared", "two-phase", "cpt reversed", "cpt all weights")
+"""The methods that go through cycles; a shuffled one has none."""
+NATS = 0.02
+"""A difference in the rise of the loss that would matter."""
+FLATTER: Mapping[claims.Verdict, str] = {
+    "reproduced": "flatter",
+    "not reproduced": "not flatter",
+    "undecided": "undecided at this size",
+}
+"""What a verdict says of a minimum that is claimed to be flatter than another."""
 
 
 class Cyclic:
     """Cyclic precision training of one run beside what it is compared with.
 
-    All trainings are the params' `switchable` but for schedule and adapters: the same data in the same order, task loss
-    alone, the same learning rate (all weights take the teacher's).
+    All trainings are the params' `switchable` but for schedule and adapters: the same data in the same order, nothing
+    distilled, the same learning rate (all weights take the teacher's).
     """
 
     def __init__(self, study: Study, trainings: Trainings) -> None:
@@ -105,7 +115,10 @@ class Cyclic:
         return [*at_passes, *again]
 
     def _variants(self, method: str, lowest: Precision) -> Iterator[tuple[tuple[Precision, ...], ScheduleArguments, str]]:
-        """Precisions, schedule and adapters of a method's trainings; `static` has one for each precision."""
+        """Precisions, schedule and adapters of a method's trainings.
+
+        `static` has one for each of some precisions, that where `two-phase` ends among them.
+        """
         between, ending = (lowest, self.precisions[0]), self.section.second_phase or lowest
 
         def cycles(**changes: Any) -> ScheduleArguments:
@@ -125,8 +138,10 @@ class Cyclic:
             "cpt all weights": (cycles(), "none"),
         }
         if method == "static":
-            for p in spread(self.precisions, self.section.static):
-                yield (p,), STATIC, "shared"
+            chosen = {*spread(self.precisions, self.section.static), *([ending] if "two-phase" in self.section.methods else [])}
+            for p in self.precisions:
+                if p in chosen:
+                    yield (p,), STATIC, "shared"
         else:
             within = tuple(p for p in self.precisions if p.w_bits >= lowest.w_bits)
             yield within, *known[method]
@@ -148,15 +163,19 @@ class Cyclic:
         return Recipe(name, tuple(precisions), settings, seed)
 
     def _as_dear(self, recipe: Recipe) -> Recipe:
-        """The same training for the bit operations that the passes of `cpt` take at the widest precision."""
+        """The same training for the bit operations that the passes of `cpt` take at the widest precision, or nearly."""
         widest = Configuration.uniform(self.precisions[0], self.layers)
         budget = self.section.passes * cost.training_bitops(widest, self.layers, self.section.gradient_bits)
-        settings = recipe.settings
-        for _ in range(3):  # another number of steps rounds the cosine otherwise, and so has another mean
-            again = Recipe(f"{recipe.name} at equal bitops", recipe.precisions, settings, recipe.seed)
-            passes = round(budget * settings.training.steps / self.bitops(again))
+
+        def lasting(passes: int) -> Recipe:
             settings = at_budget(recipe.settings, len(recipe.precisions), passes)
-        return replace(again, settings=settings)
+            return replace(recipe, name=f"{recipe.name} at equal bitops", settings=settings)
+
+        passes = recipe.settings.training.steps
+        for _ in range(3):  # another number of steps rounds the cosine otherwise, and so has another mean
+            passes = round(budget * passes / self.bitops(lasting(passes)))
+        near = {max(1, passes + k * max(1, passes // 100)) for k in range(-10, 11)}  # a tenth to either side, or ten passes
+        return min(map(lasting, sorted(near)), key=lambda found: abs(self.bitops(found) - budget))
 
     def schedule(self, recipe: Recipe) -> Schedule:
         """The schedule that a recipe trains on."""
@@ -188,7 +207,7 @@ class Cyclic:
         Returns:
             `scores` and `perplexities` in the schemas of `qatlib.results`, the former with `prediction`; `curves`, the
             training metrics with `model` and `seed`; `sharpness` as `qatlib.landscape.sharpness`, with `model`,
-            `precision` and a `seed` for each pair of training seed and direction.
+            `precision` and `seed`: each seed has directions of its own, the same for every method.
         """
         found: dict[str, list[pd.DataFrame]] = {"scores": [], "perplexities": [], "curves": [], "sharpness": []}
         for recipe in recipes:
@@ -214,13 +233,12 @@ class Cyclic:
         assert settings
         questions = spread(self.study.validation, settings.questions)
         features, parts = self.study.featurize(questions), []
-        around = (settings.radii, settings.draws, self.params.seed)
+        around = (settings.radii, settings.draws, self.params.seed + recipe.seed * settings.draws)
         measure = partial(sharpness, model, questions, features, *around, **self.study.answering)
         for p in dict.fromkeys((recipe.precisions[0], recipe.precisions[-1])):
             with model.at(p):
                 part = self.study.stage.table(f"sharpness_{file_name(recipe)}_at_{p.name.lower()}", measure, published=False)
-            seed = recipe.seed * settings.draws + part["draw"]
-            parts.append(part.assign(model=recipe.name, precision=p.name, seed=seed))
+            parts.append(part.assign(model=recipe.name, precision=p.name, seed=recipe.seed))
         return pd.concat(parts, ignore_index=True)
 
 
@@ -244,3 +262,58 @@ def agreement(scores: pd.DataFrame) -> pd.DataFrame:
             same = 100.0 * (pair["prediction"].fillna("") == pair["prediction_b"].fillna(""))
             parts.append(pair[["seed", "id", "paragraph"]].assign(model=model, precision=f"{a} and {b}", same=same))
     return pd.concat(parts, ignore_index=True)
+
+
+def returns(curves: pd.DataFrame) -> pd.DataFrame:
+    """The training loss at every return of a cycle to the highest precision that the training takes.
+
+    Args:
+        curves: `model`, `seed`, `step`, `w_bits`, `span_loss`; methods that are not `CYCLING` are left out.
+
+    Returns:
+        One row a method and return, means of its trainings: `model`, `cycle` (from 1), `w_bits` and `steps` there (with
+        those of a second phase at these bits), `loss` of these, `way` (of the lower steps since the last return, nats),
+        `change` of `loss` from the last return; and in how many of `seeds` trainings it was `below_way` and `below_last`.
+    """
+    rows = curves[curves["model"].isin(CYCLING)]
+    training = [rows["model"], rows["seed"]]
+    top = rows["w_bits"] == rows["w_bits"].groupby(training).transform("max")
+    arrives = top & ~top.groupby(training).shift(fill_value=False)
+    cycle = arrives.groupby(training).cumsum() + ~top  # the way to a return is of its cycle
+    loss = rows["span_loss"]
+    rows = rows.assign(cycle=cycle, steps=top, loss=loss.where(top), way=loss.where(~top))
+    how = {"w_bits": "max", "steps": "sum", "loss": "mean", "way": "mean"}
+    found = rows.groupby(["model", "seed", "cycle"], sort=False, as_index=False).agg(how)
+    found = found[found["steps"] > 0]
+    change = found.groupby(["model", "seed"])["loss"].diff()
+    found = found.assign(change=change, below_way=found["loss"] < found["way"], below_last=change < 0, seeds=1)
+    how = {"w_bits": "max", "steps": "max", **dict.fromkeys(("loss", "way", "change"), "mean")}
+    how |= dict.fromkeys(("below_way", "below_last", "seeds"), "sum")
+    return found.groupby(["model", "cycle"], sort=False, as_index=False).agg(how)
+
+
+def mean_rise(sharpness: pd.DataFrame) -> pd.DataFrame:
+    """The rise in loss and the change in F1 of each question, mean of all directions and of radii that `precision` has not."""
+    keys = ["model", "precision", "seed", "id", "paragraph"]
+    return sharpness.groupby(keys, sort=False, as_index=False)[["loss_change", "f1_change"]].mean()
+
+
+def flatness(sharpness: pd.DataFrame, model: str, others: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Whether a method's minimum is flatter than others' at the same precision, by the interval of the rise in loss.
+
+    Args:
+        sharpness: of `Cyclic.trained`; its radii are taken together.
+        options: of `qatlib.results.paired`.
+
+    Returns:
+        One row another method and precision: `model`, `over`, `precision`, `difference` in rise (nats, with `_low`, `_high`;
+        below 0: flatter), `n`, `seeds`, `minimum` (of `FLATTER`, by the rule of `qatlib.claims.verdict`).
+    """
+    risen, rows = mean_rise(sharpness), []
+    for over in others:
+        for precision, gap in results.gaps(risen, model, over, "loss_change", **options):
+            less = replace(gap, value=-gap.value, low=-gap.high, high=-gap.low)
+            row = {"model": model, "over": over, "precision": precision, **results.interval("difference", gap)}
+            rows.append(row | {"n": gap.n, "seeds": gap.seeds, "minimum": FLATTER[claims.verdict([less], margin=NATS)]})
+    columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "n", "seeds", "minimum"]
+    return pd.DataFrame(rows, columns=columns)

@@ -121,7 +121,8 @@ class Sensitivity(Section):
     """What all other layers are at: some of `precisions`, or 32. The search starts from the first. Null for the widest of
     `precisions` of 8 bits at most (of all, if there is nothing narrower), and 32."""
     bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(_once)] | None = None
-    """What a layer is lowered to: weight bit-widths of `precisions`; null for all below the first of `bases`."""
+    """What a layer is lowered to: weight bit-widths of `precisions`, null for all. Each base has those below itself, and a later
+    one that of the first."""
     lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
     """What of a layer goes to those bits while the rest of it stays; the search needs both."""
     questions: Annotated[int, Field(ge=10)]
@@ -146,7 +147,8 @@ class Learning(Section):
 
 
 class Search(Section):
-    """Allocation of bits under a budget; candidates are the first of `sensitivity.bases` and `sensitivity.bits`."""
+    """Allocation of bits under a budget; candidates are the first of `sensitivity.bases` and what it is lowered to. Under
+    one of latency they are those of the last."""
 
     budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1)] | None = None
     """Average weight bits; null for those of 8, 6, 5, 4 and 3 that lie within the candidates."""
@@ -289,7 +291,8 @@ class Adversarial(Section):
     attack: AttackArguments
     """The PGD that robustness is judged by."""
     epsilons: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
-    """Radii that the same attack is tried at on one static precision, the last so large that nothing should survive."""
+    """Radii that the same attack is tried at on one static precision, and static precisions held against random ones; the last so
+    large that nothing should survive."""
     sets: Annotated[tuple[Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)], ...], Field(min_length=1)]
     """Precisions that random precision inference draws from; the first is the one that finer draws and text attacks face."""
     control: Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)] = (Precision(16, 16), Precision(32, 32))
@@ -297,7 +300,7 @@ class Adversarial(Section):
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them, for the first of `methods`."""
     fewer_questions: Annotated[int, Field(ge=10)]
-    """For the other methods, for finer draws and for the checks."""
+    """For the other methods, for other radii, for finer draws and for the checks."""
     methods: Annotated[tuple[RobustMethod, ...], Field(min_length=1), AfterValidator(_once)]
     """Trainings, all with one shared adapter; the first is judged in full."""
     passes: Count

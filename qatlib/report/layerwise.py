@@ -9,31 +9,35 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import combinations, groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import bootstrap, spearmanr
 
 from qatlib import results
 from qatlib.evaluate import evaluate_spans
 from qatlib.latency import group_latencies, pass_latencies
-from qatlib.learned import learn_allocation
+from qatlib.learned import Learned, learn_allocation
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision, names_by_group
 from qatlib.report.study import Study, spread
-from qatlib.search import Allocation, Choice, Interactions, best_uniform, ilp, weight_bits, weight_bytes
+from qatlib.search import Allocation, Choice, Interactions, best_uniform, ilp, monotone, weight_bits, weight_bytes
 from qatlib.sensitivity import evaluate_changes, output_noise, sweep_block
 from qatlib.spans import Feature
 
 NOISE_WINDOWS = 16
 """Training windows that output noise is measured on."""
 
-TIMED_QUESTIONS = 32
-"""Questions that the sweep is timed on against evaluating every cell from the start."""
+TIMED_BLOCKS, TIMED_QUESTIONS = 6, 16
+"""Blocks at most, and questions, that the sweep is timed on against evaluating every cell from the start."""
+
+SAME_TIME = 1.05
+"""Candidates take the same time where the slowest takes less than so many times that of the fastest."""
 
 Group = tuple[int, str]
 
@@ -65,7 +69,7 @@ class Layerwise:
     def lowered(self, base: Precision) -> dict[str, tuple[str, int]]:
         """What of a layer is lowered, and to how many bits, by the name of the precision that it is at then."""
         found: dict[str, tuple[str, int]] = {}
-        for bits in self.params.lowered_to:
+        for bits in self.params.lowered_to(base):
             precisions = {
                 "both": Precision(bits, bits),
                 "weights": Precision(bits, base.a_bits),
@@ -113,17 +117,18 @@ class Layerwise:
         """Seconds of the same cells by the sweep and by whole passes, in turn, and whether the results are equal to the last bit.
 
         Returns:
-            One row a block: `block`, `cells`, `sweep_seconds`, `whole_seconds`, `equal`.
+            One row a block, of a few from the first to the last: `block`, `cells`, `questions`, `sweep_seconds`,
+            `whole_seconds`, `equal`.
         """
         questions = spread(self.seen, TIMED_QUESTIONS)
         features = self.study.featurize(questions)
-        precisions = [Precision(b, b) for b in self.params.lowered_to]
+        precisions = self.candidates(self.base)[1:]
         rows = []
         with self.model.at(self.base):
             for p in precisions:  # codes are computed once, before anything is timed
                 with self.model.at(p):
                     evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self.study.answering)
-            for block in range(len(self.model.blocks)):
+            for block in spread(range(len(self.model.blocks)), TIMED_BLOCKS):
                 start = time.perf_counter()
                 swept = sweep_block(self.model, questions, features, block, precisions, **self.study.answering)
                 middle = time.perf_counter()
@@ -136,24 +141,32 @@ class Layerwise:
                 end = time.perf_counter()
                 columns = ["id", "em", "f1", "loss"]
                 equal = swept[columns].equals(pd.concat(whole, ignore_index=True)[columns])
-                row = {"block": block, "cells": len(whole), "sweep_seconds": middle - start}
+                row = {"block": block, "cells": len(whole), "questions": len(questions), "sweep_seconds": middle - start}
                 rows.append(row | {"whole_seconds": end - middle, "equal": equal})
         return pd.DataFrame(rows)
 
     # -- the search -----------------------------------------------------------------------------------------------
 
-    def problem(self, sweep: pd.DataFrame, base: Precision | None = None) -> Allocation:
-        """Allocation of average weight bits, candidates lowered in both weights and activations, losses as measured.
+    def candidates(self, base: Precision) -> tuple[Precision, ...]:
+        """What a search from a base may choose: the base, and all it is lowered to in both weights and activations."""
+        return (base, *(Precision(b, b) for b in self.params.lowered_to(base)))
+
+    def measured(self, sweep: pd.DataFrame, base: Precision | None = None) -> NDArray[np.float64]:
+        """(groups, candidates): mean loss that each adds alone, as measured; noise may take it below 0.
 
         Args:
             base: what `sweep` lowers from; the search's own if left out.
         """
-        bits, base = self.params.lowered_to, base or self.base
-        precisions = (base, *(Precision(b, b) for b in bits))
+        base = base or self.base
         both = sweep[(sweep["lowered"] == "both") & (sweep["base"] == base.name)]
         mean = both.groupby(["block", "role", "bits"])["loss_change"].mean()
-        loss = [[0.0, *(mean[block, role, b] for b in bits)] for block, role in self.groups]
-        return Allocation(tuple(self.groups), precisions, np.array(loss), weight_bits(self.model.infos, precisions))
+        bits = self.params.lowered_to(base)
+        return np.array([[0.0, *(mean[block, role, b] for b in bits)] for block, role in self.groups])
+
+    def problem(self, sweep: pd.DataFrame, base: Precision | None = None) -> Allocation:
+        """Allocation of average weight bits among `candidates`, losses made `monotone`; arguments as `measured`."""
+        precisions, loss = self.candidates(base or self.base), monotone(self.measured(sweep, base))
+        return Allocation(tuple(self.groups), precisions, loss, weight_bits(self.model.infos, precisions))
 
     def pairs(self) -> list[tuple[int, int]]:
         """Indices of the groups that are lowered together."""
@@ -163,28 +176,30 @@ class Layerwise:
         every = combinations(range(len(blocks)), 2)
         return [(i, j) for i, j in every if kind == "all" or blocks[i] == blocks[j]]
 
-    def pair_losses(self, problem: Allocation, at: int) -> pd.DataFrame:
-        """What two groups lowered together add to the loss beyond what each adds alone.
+    def pair_losses(self, sweep: pd.DataFrame, at: int) -> pd.DataFrame:
+        """What two groups lowered together add to the loss beyond what each was measured to add alone.
 
         Args:
-            at: index of the precision that they are lowered to.
+            sweep: from the search's base.
+            at: index of the candidate that they are lowered to.
 
         Returns:
             One row a pair: `first`, `second` (indices of groups), `extra_loss` (nats).
         """
-        names, p = list(self.groups.values()), problem.precisions[at]
+        names, p = list(self.groups.values()), self.candidates(self.base)[at]
+        places, losses = list(self.groups), self.measured(sweep)[:, at]
         base_loss = self.base_scores(self.base)["loss"].mean()
         rows = []
         for first, pairs in groupby(self.pairs(), key=itemgetter(0)):
             others = [second for _, second in pairs]
             changes = {str(j): dict.fromkeys([*names[first], *names[j]], p) for j in others}
-            block, role = problem.groups[first]
+            block, role = places[first]
             how = self.study.answering | {"description": f"pairs with {role} of block {block}"}
             with self.model.at(self.base):
                 compute = partial(evaluate_changes, self.model, self.seen, self._features, block, changes, **how)
                 found = self.study.stage.table(f"pairs_{first}", compute, published=False)
             loss = found.assign(change=found["change"].astype(str)).groupby("change")["loss"].mean()
-            alone = problem.loss[first, at] + problem.loss[others, at]
+            alone = losses[first] + losses[others]
             rows += [
                 {"first": first, "second": j, "extra_loss": loss[str(j)] - base_loss - each}
                 for j, each in zip(others, alone, strict=True)
@@ -202,29 +217,24 @@ class Layerwise:
         amplitude = 10 ** ((table[:, [at - 1]] - table) / 20)
         return Interactions(extra, np.hstack([np.zeros((count, 1)), amplitude]))
 
-    def learned(self, problem: Allocation, budget: float) -> pd.DataFrame:
-        """The shares that `learn_allocation` ends with; the params must have a `search.learned` section.
+    def learned(self, problem: Allocation, budget: float) -> Learned:
+        """What `learn_allocation` finds; the params must have a `search.learned` section.
 
-        Returns:
-            One row a group and precision: `block`, `role`, `precision`, `share`.
+        Its shares are published as `learned_<budget>` (`block`, `role`, `precision`, `share`), its metrics as
+        `learned_<budget>_metrics`.
         """
         settings = self.params.search.learned
         assert settings is not None
-        found = learn_allocation(
-            self.model,
-            self.study.train_features,
-            problem,
-            budget,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            penalty=settings.penalty,
-            pad_id=self.study.pad_id,
-            seed=self.params.seed,
-            description=f"learned allocation of {budget:g} bits",
-        )
+        how = settings.model_dump() | {"pad_id": self.study.pad_id, "seed": self.params.seed}
+        how["description"] = f"learned allocation of {budget:g} bits"
+        learn = partial(learn_allocation, self.model, self.study.train_features, problem, budget, **how)
+        found = cache(learn)  # for both tables
+        name = f"learned_{budget:g}".replace(".", "-")
         places = [(*group, p.name) for group in problem.groups for p in problem.precisions]
-        return pd.DataFrame(places, columns=["block", "role", "precision"]).assign(share=found.shares.ravel())
+        choices = pd.DataFrame(places, columns=["block", "role", "precision"])
+        shares = self.study.stage.table(name, lambda: choices.assign(share=found().shares.ravel()))
+        metrics = self.study.stage.table(f"{name}_metrics", lambda: found().metrics)
+        return Learned(shares["share"].to_numpy().reshape(problem.cost.shape), metrics)
 
     def in_bytes(self, problem: Allocation) -> Allocation:
         """The same with what each choice takes of memory, codes and scales by formula, in MB."""
@@ -266,9 +276,18 @@ class Layerwise:
         return self.study.scores(self.model, label, configurations, self.held_out, published=False)
 
 
-def likeliest(problem: Allocation, shares: pd.DataFrame) -> Allocation:
-    """The problem whose best choice is the likeliest one under `Layerwise.learned`'s shares."""
-    return replace(problem, loss=-np.log(shares["share"].to_numpy().reshape(problem.cost.shape)))
+def likeliest(problem: Allocation, learned: Learned) -> Allocation:
+    """The problem whose best choice is the likeliest one under learned shares."""
+    return replace(problem, loss=-np.log(learned.shares))
+
+
+def learned_to(problem: Allocation, learned: Mapping[float, Learned]) -> str:
+    """How learned allocations ended, in words: what they expect to spend of their budgets, and how far the choice was made."""
+    spent = {budget: float((found.shares * problem.cost).sum()) for budget, found in learned.items()}
+    parts = (f"{x:.2f} of {budget:g} ({'within' if x <= budget else 'beyond'})" for budget, x in spent.items())
+    largest = np.mean([found.shares.max(1) for found in learned.values()])
+    chosen = f"the likeliest candidate of a group has a share of {largest:.2f} on average, of 1 were the choice made"
+    return f"Expected at the end to be spent: {', '.join(parts)}; {chosen}."
 
 
 def against_uniform(problem: Allocation, shares: Iterable[float]) -> dict[tuple[str, float], list[Choice]]:
@@ -298,6 +317,30 @@ def listed(found: Mapping[tuple[str, float], Sequence[Choice]], problem: Allocat
             name = ids.setdefault(tuple(choice.tolist()), f"c{len(ids):03d}")
             rows.append((method, f"{budget:g}", name, problem.spent(choice), choice))
     return pd.DataFrame(rows, columns=["method", "budget", "id", "spent", "choice"])
+
+
+def no_tradeoff(problem: Allocation) -> str:
+    """One sentence where a budget of milliseconds gives a search nothing to trade; empty where it does.
+
+    That is where all candidates take about the same time, or the base, which loses nothing, is the fastest.
+    """
+    total = problem.cost.sum(0)
+    times = f"all layers take {', '.join(f'{ms:.2f} ms at {p.name}' for ms, p in zip(total, problem.precisions, strict=True))}"
+    if total.max() < SAME_TIME * total.min():
+        return f"There is nothing to search under a budget of latency, since all candidates take about the same time: {times}."
+    if total.argmin() == 0:
+        return f"There is nothing to search under a budget of latency, since the base is the fastest of all: {times}."
+    return ""
+
+
+def standing(gaps: pd.DataFrame) -> str:
+    """One sentence on the ILP against the other methods, by the intervals of a gap table whose column `budget` is text."""
+    ahead = gaps[(gaps["over"] == "random") & (gaps["difference_low"] > 0)]["budget"]
+    behind = gaps[gaps["difference_high"] < 0]
+    where = f"at a budget of {', '.join(ahead)}" if len(ahead) else "at no budget"
+    others = ", ".join(f"{over} at {budget}" for over, budget in zip(behind["over"], behind["budget"], strict=True))
+    others = others or "no method at any"
+    return f"By their intervals, the ILP is ahead of the mean random draw {where}; ahead of the ILP is {others}."
 
 
 def by_method(choices: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:

@@ -6,9 +6,10 @@ over one precision for all layers needs no sampling then: its expectation is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -16,13 +17,14 @@ import torch
 from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
 from qatlib.attacks.defence import Draws, every, one_of, per_layer, per_token, static
 from qatlib.attacks.embedding import attack_embeddings, nonzero_gradients, random_noise, random_search
-from qatlib.attacks.judge import Answering, Craft, answers_at, judged
+from qatlib.attacks.judge import Answering, Craft, answers_at, judged, own_seed
+from qatlib.attacks.rounding import noisy_rounding
 from qatlib.attacks.scores import Set, averaged, set_name
 from qatlib.attacks.tokens import hotflip
 from qatlib.evaluate import SpanFigures, device_of, span_figures
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, collate
-from qatlib.precision import FULL_PRECISION, Precision, widest_first
+from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 from qatlib.report.study import Study, spread
 from qatlib.report.trainings import Recipe, Trainings
 from qatlib.squad import Question
@@ -75,6 +77,24 @@ class Robustness:
         """PGD on the mean loss over what is drawn."""
         return lambda batch: attack_embeddings(model, batch, attack or self.section.attack, draws, self.params.seed)[0]
 
+    def pgd_drawn(self, model: SwitchableModel, drawn: Callable[[int], Draws]) -> Craft:
+        """PGD on what is drawn at random, anew for every batch and step, and the same in every run.
+
+        Args:
+            drawn: a seed → draws.
+        """
+        return lambda batch: self.pgd(model, drawn(own_seed(batch, self.params.seed)))(batch)
+
+    def pgd_noisy(self, model: SwitchableModel, precision: Precision, draws: int) -> Craft:
+        """PGD on the mean loss over so many draws of noisy rounding at one precision."""
+        repeated = [*static(precision, model)(0)] * draws
+
+        def craft(batch: Batch) -> torch.Tensor:
+            with noisy_rounding(model, self.generator(batch, self.section.draws)):  # answers have the numbers below
+                return self.pgd(model, lambda query: repeated)(batch)
+
+        return craft
+
     def noise(self, model: SwitchableModel) -> Craft:
         """A random point on the border of the attack's ball."""
         return lambda batch: random_noise(model, batch, self.section.attack, self.params.seed)
@@ -96,23 +116,32 @@ class Robustness:
 
     # -- answers --------------------------------------------------------------------------------------------------
 
+    def generator(self, batch: Batch, draw: int) -> torch.Generator:
+        """Of one of several draws for a batch."""
+        return torch.Generator().manual_seed(own_seed(batch, self.params.seed + 1000 * draw))
+
     def finer(self, model: SwitchableModel, precisions: Set) -> dict[str, Answering]:
-        """Answers of the finer draws: each layer, or each token, draws a precision; `draws` of each."""
-        found: dict[str, Answering] = {}
-        for i in range(self.section.draws):
-            mixed = per_layer(precisions, model, self.params.seed + 1)(i)[0]
+        """Answers of the finer draws: each layer, or each token, draws a precision, anew for every batch; `draws` of each."""
 
-            def by_layer(batch: Batch, embeds: torch.Tensor, mixed: Any = mixed) -> SpanFigures:
-                with model.at(mixed):
-                    return span_figures(model, batch, embeds)
+        def by_layer(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
+            with model.at(per_layer(precisions, model, own_seed(batch, self.params.seed + 1))(draw)[0]):
+                return span_figures(model, batch, embeds)
 
-            def by_token(batch: Batch, embeds: torch.Tensor, i: int = i) -> SpanFigures:
-                generator = torch.Generator().manual_seed(self.params.seed + 1000 * i + int(batch.input_ids.sum()))
-                with per_token(precisions, model, generator):
-                    return span_figures(model, batch, embeds)
+        def by_token(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
+            with per_token(precisions, model, self.generator(batch, draw)):
+                return span_figures(model, batch, embeds)
 
-            found |= {f"layer {i}": by_layer, f"token {i}": by_token}
-        return found
+        kinds = {"layer": by_layer, "token": by_token}
+        return {f"{kind} {i}": partial(way, i) for i in range(self.section.draws) for kind, way in kinds.items()}
+
+    def noisily(self, model: SwitchableModel, precision: Precision) -> dict[str, Answering]:
+        """Answers at one precision whose rounding is noisy, anew for every batch; `draws` of them."""
+
+        def figures(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
+            with model.at(precision), noisy_rounding(model, self.generator(batch, draw)):
+                return span_figures(model, batch, embeds)
+
+        return {f"draw {i}": partial(figures, i) for i in range(self.section.draws)}
 
     def judged(
         self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
@@ -153,18 +182,20 @@ class Robustness:
         return widest_first(self.sets[0])[0]
 
     def variations(self, model: SwitchableModel) -> pd.DataFrame:
-        """Other radii, steps, restarts and losses of the attack, FGSM, and no gradients at all, at one static precision.
+        """Other radii, steps, restarts, losses and the other norm, FGSM, and no gradients at all, at one static precision.
 
         Returns:
             `judged`'s rows with `attack`, and `passes`, what it took.
         """
         own, draws = self.section.attack, static(self.fixed, model)
+        other: Literal["l2", "linf"] = "l2" if own.norm == "linf" else "linf"
         tried = {"PGD": own, "FGSM": AttackArguments.fgsm(own.epsilon, own.norm)}
         tried |= {f"PGD, ε {e:g}": replace(own, epsilon=e) for e in self.section.epsilons}
         tried |= {
             "PGD, twice the steps": replace(own, steps=2 * own.steps),
             "PGD, twice the restarts": replace(own, restarts=2 * own.restarts),
             "PGD, margin loss": replace(own, loss="margin"),
+            f"PGD, {other}": replace(own, norm=other),
         }
         crafts = {name: (self.pgd(model, draws, attack), attack.passes) for name, attack in tried.items()}
         crafts["none"] = self.untouched(model), 0
@@ -197,9 +228,52 @@ class Robustness:
         return pd.DataFrame({"precision": list(shares), "nonzero": list(shares.values())})
 
     def from_outside(self, model: SwitchableModel, twin: SwitchableModel) -> pd.DataFrame:
-        """Answers to an attack on a model that was trained apart, at the fixed precision."""
+        """Answers at every precision to `PGD at … of a twin`, an attack on a model that was trained apart, at the fixed one."""
         craft = self.pgd(twin, static(self.fixed, twin))
-        return self.judged("twin", model, craft, answers_at(model, self.widths), self.fewer).assign(attack="twin")
+        found = self.judged("twin", model, craft, answers_at(model, self.widths), self.fewer)
+        return found.assign(attack=f"PGD at {self.fixed.name} of a twin")
+
+    def radii(self, model: SwitchableModel) -> pd.DataFrame:
+        """PGD at each precision of the first set, and EOT over it, at each of `epsilons`; answered at these precisions.
+
+        Returns:
+            `judged`'s rows with `attack`, and `epsilon`, 0 for `none`.
+        """
+        first = self.sets[0]
+        crafts: dict[tuple[str, float], Craft] = {("none", 0.0): self.untouched(model)}
+        for e in self.section.epsilons:
+            attack = replace(self.section.attack, epsilon=e)
+            crafts |= {(f"PGD at {p.name}", e): self.pgd(model, static(p, model), attack) for p in first}
+            crafts[f"EOT {set_name(first)}", e] = self.pgd(model, every(first, model), attack)
+        parts = []
+        for i, ((name, e), craft) in enumerate(crafts.items()):
+            found = self.judged(f"radius_{i}", model, craft, answers_at(model, first), self.fewer)
+            parts.append(found.assign(attack=name, epsilon=e))
+        return pd.concat(parts, ignore_index=True)
+
+    def by_margin(self, model: SwitchableModel) -> pd.DataFrame:
+        """EOT over the first set by the margin loss, answered at its precisions."""
+        first = self.sets[0]
+        craft = self.pgd(model, every(first, model), replace(self.section.attack, loss="margin"))
+        found = self.judged("margin", model, craft, answers_at(model, first), self.fewer)
+        return found.assign(attack=f"EOT {set_name(first)}, margin loss")
+
+    def rounded_noisily(self, model: SwitchableModel) -> pd.DataFrame:
+        """Plain noise in place of random precision: noisy rounding at each precision of the first set that rounds at all.
+
+        The attacker averages over as many draws of the noise at each step as EOT over the set takes passes.
+
+        Returns:
+            Rows with `attack`, `none` or `EOT over noise`, and `answered`, `noise at 8`, the mean over `draws` of it.
+        """
+        first, parts = self.sets[0], []
+        rounding = [p for p in first if p.a_bits != FULL] or first
+        for p in rounding:
+            crafts = {"none": self.untouched(model), "EOT over noise": self.pgd_noisy(model, p, len(first))}
+            for i, (name, craft) in enumerate(crafts.items()):
+                found = self.judged(f"rounding_{p.name}_{i}", model, craft, self.noisily(model, p), self.fewer)
+                parts.append(averaged(found, list(found["answered"].unique()), f"noise at {p.name}").assign(attack=name))
+        return pd.concat(parts, ignore_index=True)
 
     def drawn_finer(self, model: SwitchableModel) -> pd.DataFrame:
         """Draws a layer and a token against draws for all layers, from the first set, each attacked adaptively.
@@ -210,7 +284,7 @@ class Robustness:
         crafts = {
             "none": self.untouched(model),
             "EOT, uniform": self.pgd(model, every(first, model)),
-            "EOT, mixed": self.pgd(model, per_layer(first, model, self.params.seed, self.section.draws)),
+            "EOT, mixed": self.pgd_drawn(model, partial(per_layer, first, model, draws=self.section.draws)),
         }
         ways = answers_at(model, first) | self.finer(model, first)
         parts = [
@@ -237,6 +311,6 @@ class Robustness:
     def one_draw(self, model: SwitchableModel, questions: int) -> pd.DataFrame:
         """The study's own protocol (S0): each step's gradient comes from one random precision, and nothing is averaged."""
         few = spread(self.questions, questions)
-        craft = self.pgd(model, one_of(self.sets[0], model, self.params.seed))
+        craft = self.pgd_drawn(model, partial(one_of, self.sets[0], model))
         ways = answers_at(model, self.sets[0])
         return self.judged("one_draw", model, craft, ways, few).assign(attack="PGD, one draw a step")

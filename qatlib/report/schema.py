@@ -164,11 +164,18 @@ class Params(Section):
             return section
         if wrong := [p.name for p in section.bases or () if p not in precisions and p != FULL_PRECISION]:
             _refuse(("bases", wrong, "a list of some of precisions, or 32; or null"))
-        widths, first = {p.w_bits for p in precisions}, _bases(section, precisions)[0].w_bits
+        widths, bases = {p.w_bits for p in precisions}, _bases(section, precisions)
         if switchable.adapters == "separate" and (unknown := [b for b in section.bits or () if b not in widths]):
             _refuse(("bits", section.bits, f"a list of weight bit-widths of precisions, which {unknown[0]} is not, or null"))
-        if any(b >= first for b in section.bits or ()) or not _bits(section, precisions):
-            _refuse(("bits", section.bits, f"a list of weight bit-widths of precisions below {first}, the first of bases"))
+        if any(b >= max(bases).w_bits for b in section.bits or ()):
+            allowed = f"a list of weight bit-widths of precisions below {max(bases).w_bits}, the widest of bases, or null"
+            _refuse(("bits", section.bits, allowed))
+        if lowest := [base.name for base in bases if not _bits(section, precisions, base)]:
+            if section.bits:
+                allowed = f"a list of weight bit-widths of precisions, some of them below {lowest[0]}, one of bases; or null"
+                _refuse(("bits", section.bits, allowed))
+            allowed = f"a list without {lowest[0]}, which none of precisions is below; or null"
+            _refuse(("bases", [base.name for base in bases], allowed))
         return section
 
     @check("search")
@@ -176,7 +183,7 @@ class Params(Section):
     def _affordable(cls, section: Search, info: Info) -> Search:
         sensitivity, precisions = info.data.get("sensitivity"), info.data.get("precisions", ())
         if sensitivity and precisions:
-            least = min(_bits(sensitivity, precisions))
+            least = min(_bits(sensitivity, precisions, _bases(sensitivity, precisions)[0]))
             if any(budget < least for budget in section.budgets or ()):
                 _refuse(("budgets", section.budgets, f"a list of numbers of at least {least}, the narrowest candidate, or null"))
         return section
@@ -206,16 +213,16 @@ class Params(Section):
         """What all layers but the lowered one are at."""
         return _bases(self.sensitivity, self.precisions)
 
-    @property
-    def lowered_to(self) -> tuple[int, ...]:
-        """The bits that a layer is lowered to, most first."""
-        return _bits(self.sensitivity, self.precisions)
+    def lowered_to(self, base: Precision) -> tuple[int, ...]:
+        """The bits that a layer is lowered to from one of `bases`, most first."""
+        return _bits(self.sensitivity, self.precisions, base)
 
     @property
     def budgets(self) -> tuple[float, ...]:
         """Average weight bits that are searched under; halfway between the candidates where no usual budget lies within them."""
-        within = (b for b in (8.0, 6.0, 5.0, 4.0, 3.0) if min(self.lowered_to) <= b <= self.bases[0].w_bits)
-        return self.search.budgets or tuple(within) or (float(self.bases[0].w_bits + min(self.lowered_to)) / 2,)
+        most, least = self.bases[0].w_bits, min(self.lowered_to(self.bases[0]))
+        within = (b for b in (8.0, 6.0, 5.0, 4.0, 3.0) if least <= b <= most)
+        return self.search.budgets or tuple(within) or ((most + least) / 2,)
 
 
 def _cycled(section: Cpt, precisions: Sequence[Precision]) -> Sequence[Precision]:
@@ -231,9 +238,9 @@ def _bases(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[Preci
     return section.bases or tuple(dict.fromkeys((widest, FULL_PRECISION)))
 
 
-def _bits(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[int, ...]:
-    first = _bases(section, precisions)[0].w_bits
-    return tuple(sorted(section.bits or {p.w_bits for p in precisions if p.w_bits < first}, reverse=True))
+def _bits(section: Sensitivity, precisions: Sequence[Precision], base: Precision) -> tuple[int, ...]:
+    candidates = {*(section.bits or (p.w_bits for p in precisions)), _bases(section, precisions)[0].w_bits}
+    return tuple(sorted((b for b in candidates if b < base.w_bits), reverse=True))
 
 
 def _untrained(name: str, precisions: Sequence[Precision], switchable: Switchable) -> set[int]:

@@ -166,7 +166,7 @@ def _render(report: Path, profile: str) -> None:
         answers=ledger.answers(report, entries),
         rule=ledger.RULE,
         summary=overview["summary"],
-        shown=[stage.name for stage in shown],
+        anchors={stage.name: stage.cells.anchors for stage in shown if stage.cells},
     )
     for name, page in pages.items():
         write_atomic(report / name, page)
@@ -252,11 +252,18 @@ def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         "Commit": commit + (" and uncommitted changes" if code.get("dirty") else ""),
         "Library": " ".join(str(code[key])[:10] for key in ("version", "library_sha256") if code.get(key)),
         "Device": device,
+        "Model": _model((provenance.get("parameters") or {}).get("model") or {}),
         "Data": _plain(data),
         "Seeds": _plain(provenance.get("seeds")),
         "Overrides": _plain(provenance.get("overrides")) or "none",
     }
     return [(label, str(value)) for label, value in rows.items() if value]
+
+
+def _model(section: dict[str, Any]) -> str:
+    """Where the weights come from, and the shape of a model that brings none."""
+    shape = [f"{section[key]} {word}" for key, word in (("n_layer", "blocks"), ("n_embd", "wide")) if section.get(key)]
+    return str(section.get("source", "")) + (f" ({', '.join(shape)})" if shape else "")
 
 
 def _plain(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -16,17 +17,23 @@ from qatlib.attacks.scores import Set, set_name
 from qatlib.attacks.words import WordAttack
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL_PRECISION, Configuration, Precision
+from qatlib.report.keys import write_atomic
 from qatlib.report.robustness import Robustness
 from qatlib.report.study import spread
 from qatlib.squad import Question, load_questions, write_squad
 
 
 class Textual:
-    """Attacked text for one model."""
+    """Attacked text for one model.
+
+    Attributes:
+        passes: by attack on words the windows that it passed through the model, a question; after `worded`.
+    """
 
     def __init__(self, work: Robustness, model: SwitchableModel) -> None:
         self.work, self.model, self.study, self.section = work, model, work.study, work.section
         self.widths: list[Precision] = list(dict.fromkeys((FULL_PRECISION, *work.sets[0])))
+        self.passes: dict[str, float] = {}
 
     def answered(self, name: str, questions: Sequence[Question]) -> pd.DataFrame:
         """Scores of questions as they are, at every precision of the first set and at 32 bits.
@@ -99,12 +106,15 @@ class Textual:
         aims[f"words EOT {set_name(self.work.sets[0])}"] = self.work.sets[0]
         for i, (name, aim) in enumerate(aims.items()):
             path = self.study.stage.checkpoints(f"words_{i}") / "attacked.json"
-            if not path.is_file():
+            cost = path.with_name("passes.json")
+            if not (path.is_file() and cost.is_file()):
                 configurations = [Configuration.uniform(p, self.model.infos) for p in aim]
                 options = {"pad_id": self.study.pad_id, "batch_size": self.study.params.evaluation.batch_size}
                 attacker = WordAttack(self.model, self.study.featurize, configurations, self.candidates(), **options)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_squad(attacker.attack(questions, settings.ranking, settings.most), path)
+                write_atomic(cost, json.dumps(attacker.passed / len(questions)))
+            self.passes[name] = float(json.loads(cost.read_text()))
             attacked = {q.id: q for q in load_questions([path], "validation")}
             parts.append(self.answered(f"words_{i}", [attacked[q.id] for q in questions]).assign(attack=name))
         return pd.concat(parts, ignore_index=True)
@@ -112,11 +122,11 @@ class Textual:
     # -- elsewhere ------------------------------------------------------------------------------------------------
 
     def shifted(self) -> pd.DataFrame:
-        """The questions that the params name as shifted, answered as they are; `attack` is `none`."""
+        """The questions that the params name as shifted, `questions` at most, answered as they are; `attack` is `none`."""
         source = self.section.shifted
         assert source
         if source == "embedded":  # other questions than those of training and validation
-            found = toyqa.generate(self.section.fewer_questions, seed=2 * self.study.params.seed + 1_000_003)
+            found = toyqa.generate(self.section.questions, seed=2 * self.study.params.seed + 1_000_003)
         else:
-            found = spread(load_questions(source, "validation"), self.section.fewer_questions)
+            found = spread(load_questions(source, "validation"), self.section.questions)
         return self.answered("shifted", found).assign(attack="none")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -44,6 +47,40 @@ def test_the_worst_is_the_mean_of_minima():
     assert f1(worst, "8", "worst") == [0, 0, 40, 0]
     drawn = scores.averaged(FRAME, ["4", "8"], "RPI")  # first the expectation over draws, then the attacker's choice
     assert f1(scores.worst_over(drawn, ["PGD at 8", "PGD at 4"]), "RPI", "worst") == [40, 10, 50, 0]
+
+
+WAYS = {"4": ["4"], "8": ["8"], "RPI": ["4", "8"]}
+
+
+def test_success_counts_questions_that_every_draw_answers_right_without_an_attack():
+    found = scores.successes(FRAME, WAYS, ["PGD at 8", "PGD at 4"])
+    assert found.groupby("answered")["id"].unique().map(set).to_dict() == {"4": {"a"}, "8": set("abc"), "RPI": {"a"}}
+    worst = found[(found["answered"] == "8") & (found["attack"] == "worst")]
+    assert worst["success"].tolist() == [100, 100, 100]  # each question under its own
+    rates = scores.success_table(found, resamples=100)
+    assert set(rates["answered"]) == {"8"} and set(rates["right_at_first"]) == {3}  # the others' are of one paragraph
+    assert scores.success_table(scores.successes(FRAME[FRAME["f1"] < 100], WAYS)).empty
+
+
+def test_what_an_attack_spoils_for_a_draw_lies_between_what_it_spoils_for_its_precisions():
+    rng = np.random.default_rng(0)
+    attacks, ids = ["none", *(f"attack {i}" for i in range(20))], list("abcdefgh")
+    rows = pd.DataFrame(product(("4", "8"), attacks, ids), columns=["answered", "attack", "id"])
+    right = (rows["attack"] == "none") | (rng.random(len(rows)) < 0.5)
+    frame = rows.assign(paragraph=rows["id"].isin(list("abcd")), f1=np.where(right, 100.0, 60.0))
+    rates = scores.success_table(scores.successes(frame, WAYS), resamples=10)
+    rates = rates.pivot(index="attack", columns="answered", values="success")
+    low, high = rates[["4", "8"]].min(axis=1), rates[["4", "8"]].max(axis=1)
+    assert (low < high).any() and rates["RPI"].between(low, high).all()
+
+
+def test_gains_by_radius_are_those_of_the_worst_attack_over_the_most_robust_precision():
+    radius = {"none": 0.0, "PGD at 8": 0.5, "PGD at 4": 2.0}
+    found = scores.gains_by_radius(FRAME.assign(epsilon=FRAME["attack"].map(radius)), SET, resamples=100)
+    assert found["epsilon"].tolist() == [0.5, 2.0] and found["n"].tolist() == [4, 4]
+    for row, attack in zip(found.itertuples(), ("PGD at 8", "PGD at 4"), strict=True):
+        assert row.static_f1 == np.mean(f1(FRAME, row.static, attack))
+        assert row.gain == pytest.approx(row.rpi_f1 - row.static_f1)
 
 
 def test_drops_are_against_the_same_way_of_answering_without_an_attack():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from qatlib.precision import Precision
+from qatlib.learned import Learned
+from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.report import layerwise
 from qatlib.report.layerwise import Layerwise
 from qatlib.report.study import Study
 from qatlib.report.trainings import Trainings
-from qatlib.search import Allocation, ilp
+from qatlib.search import Allocation, ilp, monotone
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +94,18 @@ def test_cells_hold_their_means_between_their_bounds(sweep):
     assert table["loss_change"].mean() == pytest.approx(sweep["loss_change"].mean())
 
 
-def test_a_problem_has_the_measured_losses_and_nothing_for_the_base(work, sweep):
-    problem = work.problem(sweep)
+def test_a_problem_has_the_measured_losses_made_monotone(work, sweep):
+    problem, measured = work.problem(sweep), work.measured(sweep)
     assert [p.name for p in problem.precisions] == ["8", "4", "2"]
-    assert not problem.loss[:, 0].any()
+    assert [p.name for p in work.candidates(FULL_PRECISION)] == ["32", "8", "4", "2"]
     cell = sweep[(sweep["block"] == 1) & (sweep["role"] == "mlp_out") & (sweep["precision"] == "2")]
-    assert problem.loss[problem.groups.index((1, "mlp_out")), 2] == pytest.approx(cell["loss_change"].mean())
+    assert measured[problem.groups.index((1, "mlp_out")), 2] == pytest.approx(cell["loss_change"].mean())
+    assert not measured[:, 0].any() and np.array_equal(problem.loss, monotone(measured))
 
 
 def test_interactions_are_what_is_more_than_the_sum(work, sweep):
-    problem = work.problem(sweep)
-    pairs = work.pair_losses(problem, 2)
+    problem = replace(work.problem(sweep), loss=work.measured(sweep))
+    pairs = work.pair_losses(sweep, 2)
     assert len(pairs) == len(work.groups) * (len(work.groups) - 1) / 2
     row = pairs.iloc[3]
     i, j = int(row["first"]), int(row["second"])
@@ -117,12 +121,20 @@ def test_interactions_are_what_is_more_than_the_sum(work, sweep):
     assert (interactions.amplitude[:, 0] == 0).all() and np.allclose(interactions.amplitude[:, 2], 1)
 
 
+def test_without_pairs_nothing_interacts(work, sweep, monkeypatch):
+    monkeypatch.setattr(work, "pairs", list)
+    problem, noise = work.problem(sweep), work.noise(work.base)
+    interactions = work.interactions(problem, work.pair_losses(sweep, 2), noise, 2)
+    assert interactions.added(np.full(len(problem.groups), 2)) == 0
+
+
 def test_at_least_the_share_of_the_layers_is_lowered(work, sweep):
     problem = work.problem(sweep)
     for share in (0.25, 0.83, 1.0):
         choice = work.at_share(problem, share)
         configuration = problem.configuration(choice, work.model.infos)
         assert sum(p != work.base for p in configuration.values()) / len(configuration) >= share - 1e-6
+        assert choice.max() == 1  # a step down, since none further costs less
 
 
 def test_equal_choices_are_one_configuration():
@@ -140,8 +152,39 @@ def test_the_likeliest_choice_is_that_of_the_largest_shares():
     problem = Allocation(
         ((0, "qkv"), (0, "mlp_in")), (Precision(8, 8), Precision(2, 2)), np.zeros((2, 2)), np.tile([8.0, 2], (2, 1))
     )
-    shares = pd.DataFrame({"share": [0.9, 0.1, 0.2, 0.8]})
-    assert ilp(layerwise.likeliest(problem, shares), 16).tolist() == [0, 1]
+    learned = Learned(np.array([[0.9, 0.1], [0.2, 0.8]]), pd.DataFrame())
+    assert ilp(layerwise.likeliest(problem, learned), 16).tolist() == [0, 1]
+    said = layerwise.learned_to(problem, {16: learned, 10: learned})
+    assert "10.60 of 16 (within), 10.60 of 10 (beyond)" in said and "0.85 on average" in said
+
+
+def test_a_learned_allocation_is_kept_with_its_steps(work, sweep):
+    problem = work.problem(sweep)
+    found, again = work.learned(problem, 4.5), work.learned(problem, 4.5)
+    assert found.shares.shape == problem.cost.shape and np.allclose(found.shares.sum(1), 1)
+    assert list(found.metrics) == ["step", "span_loss", "expected_cost"] and len(found.metrics) == 2
+    assert np.array_equal(found.shares, again.shares) and found.metrics.equals(again.metrics)
+    assert work.study.stage.computed[-2:] == ["learned_4-5", "learned_4-5_metrics"]  # once each
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "said"),
+    [([3.0, 2, 1], ""), ([1.04, 1, 1], "about the same time"), ([1.0, 2, 3], "the base is the fastest"), ([2, 1, 3], "")],
+)
+def test_a_page_says_where_time_leaves_nothing_to_search(milliseconds, said):
+    precisions = tuple(Precision(b, b) for b in (8, 4, 2))
+    cost = np.tile(np.array(milliseconds, float), (2, 1))
+    found = layerwise.no_tradeoff(Allocation(((0, "qkv"), (1, "qkv")), precisions, np.zeros((2, 3)), cost))
+    assert said in found and bool(said) == bool(found)
+
+
+def test_who_is_ahead_is_said_by_intervals():
+    rows = [("random", "8", -1.0, 1.0), ("random", "4", 0.5, 2.0), ("learned", "4", 0.5, 2.0), ("learned", "3", -2.0, -0.5)]
+    gaps = pd.DataFrame(rows, columns=["over", "budget", "difference_low", "difference_high"])
+    said = layerwise.standing(gaps)
+    assert "random draw at a budget of 4;" in said and said.endswith("ahead of the ILP is learned at 3.")
+    said = layerwise.standing(gaps[:1])
+    assert "random draw at no budget;" in said and said.endswith("ahead of the ILP is no method at any.")
 
 
 def test_rank_correlation_knows_order_alone():
@@ -153,8 +196,5 @@ def test_rank_correlation_knows_order_alone():
 
 def test_the_sweep_is_timed_beside_whole_passes(work):
     found = work.reuse()
-    assert (
-        found["equal"].all()
-        and (found["cells"] == 4 * 2).all()
-        and (found[["sweep_seconds", "whole_seconds"]] > 0).all(axis=None)
-    )
+    assert found["block"].tolist() == [0, 1] and found["equal"].all() and (found["cells"] == 4 * 2).all()
+    assert (found[["sweep_seconds", "whole_seconds"]] > 0).all(axis=None)

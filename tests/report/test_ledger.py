@@ -23,12 +23,20 @@ def write(report: Path, stage: str, name: str, columns: list[str], rows: list[di
 
 
 def effect(claim: str, value: float, verdict: str, table: str = "behind") -> dict[str, object]:
-    figures = {"value": value, "value_low": value - 1, "value_high": value + 1, "n": 100, "seeds": 3}
+    figures = {
+        "value": value,
+        "value_low": value - 1,
+        "value_high": value + 1,
+        "margin": 1,
+        "must_be": "> 0",
+        "n": 100,
+        "seeds": 3,
+    }
     return {"claim": claim, "says": "…", "effect": f"{claim} effect", "table": table, "verdict": verdict} | figures
 
 
 def untested(claim: str) -> dict[str, object]:
-    return {"claim": claim, "says": "…", "effect": "not trained here", "n": 0, "seeds": 0, "table": "", "verdict": "undecided"}
+    return {"claim": claim, "says": "…", "effect": "not trained here", "n": 0, "seeds": 0, "table": "", "verdict": "not tested"}
 
 
 @pytest.fixture
@@ -83,6 +91,9 @@ def test_every_figure_of_the_json_stands_in_the_table_it_names(report):
 def test_questions_are_answered_from_the_tables_or_not_at_all(report):
     answers = ledger.answers(report, ledger.read_ledger(report))
     assert "−1.2 [−3.0, +0.5] at 4 bits" in answers[0].text and answers[0].links == ("results/04_cpt/gaps.csv",)
+    assert answers[0].text.startswith(
+        "CPT with a shared adapter is not seen to help: better in 0, worse in 0, undecided in 1 of 1"
+    )
     assert all(a.text.startswith("Not tested in this report") and not a.links for a in answers[1:])
 
 

@@ -118,7 +118,16 @@ WRONG = {
     ),
     "lowered to where it is": (
         "sensitivity.bits=[8]",
-        "sensitivity.bits is [8]; allowed is a list of weight bit-widths of precisions below 8, the first of bases",
+        "sensitivity.bits is [8]; allowed is a list of weight bit-widths of precisions, some of them below 8, one "
+        "of bases; or null",
+    ),
+    "lowered to above every base": (
+        "sensitivity={bases: [6], bits: [8, 4], lowered: [both], questions: 10}",
+        "sensitivity.bits is [8, 4]; allowed is a list of weight bit-widths of precisions below 6, the widest of bases, or null",
+    ),
+    "base with nothing below": (
+        "sensitivity.bases=[8, 2]",
+        'sensitivity.bases is ["8", "2"]; allowed is a list without 2, which none of precisions is below; or null',
     ),
     "base of no trained width": (
         "sensitivity.bases=[5]",
@@ -510,6 +519,12 @@ def test_learning_from_wider_ones_takes_several_configurations_a_step(name: str)
         assert load_params("quick", [chosen, f"switchable.schedule={schedule}"]).switchable.objective.name == name
 
 
+@pytest.mark.parametrize(("bits", "of_8", "of_32"), [("[6, 4]", (6, 4), (8, 6, 4)), ("[8, 4]", (4,), (8, 4))])
+def test_a_later_base_may_go_to_the_first(bits: str, of_8: tuple[int, ...], of_32: tuple[int, ...]) -> None:
+    params = load_params("quick", [f"sensitivity.bits={bits}"])
+    assert [params.lowered_to(base) for base in params.bases] == [of_8, of_32]
+
+
 def test_budgets_are_within_the_candidates() -> None:
     assert load_params("quick", ["sensitivity.bits=[6, 4]"]).budgets == (8, 6, 5, 4)
     with pytest.raises(ParamsError) as error:
@@ -525,8 +540,12 @@ def test_there_is_always_something_to_lower(widths: list[int]) -> None:
     wanted = [w for w in widths if w != 32]
     changes = [f"precisions={widths}", f"post_training.precisions={wanted}", f"lora={json.dumps(each)}"]
     params = load_params("quick", changes)
-    assert params.lowered_to and max(params.lowered_to) < params.bases[0].w_bits
-    assert set(params.lowered_to) < set(widths) and params.bases[0].w_bits in widths
+    first = params.bases[0].w_bits
+    assert first in widths
+    for base in params.bases:
+        lowered = params.lowered_to(base)
+        assert lowered == tuple(sorted({w for w in widths if w < base.w_bits}, reverse=True)) and lowered
+        assert (first in lowered) == (first < base.w_bits)
     assert 8 not in widths or min(widths) == 8 or params.bases[0].w_bits == 8
     cycled = [p.w_bits for p in params.cycled]
     assert len(cycled) > 1 and cycled == sorted(cycled, reverse=True) and (32 not in cycled or sum(w < 32 for w in widths) == 1)

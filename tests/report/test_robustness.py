@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import pytest
+import torch
 
 from qatlib.attacks import scores
+from qatlib.attacks.defence import one_of, per_layer
+from qatlib.objectives import collate
 from qatlib.precision import FULL_PRECISION
-from qatlib.report import attack_checks
+from qatlib.report import attack_checks, robustness
 from qatlib.report.robustness import Robustness
 from qatlib.report.study import Study
 from qatlib.report.textual import Textual
@@ -60,10 +65,41 @@ def test_the_attacker_raises_the_loss_it_aims_at(work, frame):
         assert (own.to_numpy() >= clean.to_numpy() - 1e-5).all() and own.mean() > clean.mean()
 
 
+@pytest.mark.parametrize("drawn", [one_of, partial(per_layer, draws=2)], ids=["one", "mixed"])
+def test_attackers_draws_are_new_for_every_batch_and_step_and_the_same_again(work, model, drawn, monkeypatch):
+    seen = []
+    monkeypatch.setattr(robustness, "attack_embeddings", lambda m, b, a, draws, s: [seen.append([draws(q) for q in range(8)])])
+    craft = work.pgd_drawn(model, partial(drawn, work.sets[0], model))
+    batches = [collate([window], 1) for window in work.study.featurize(work.fewer)[:4]]
+    for batch in (*batches, *batches):
+        craft(batch)
+    assert seen[:4] == seen[4:] and all(a != b for i, a in enumerate(seen[:4]) for b in seen[:i])
+    assert all(any(step != steps[0] for step in steps) for steps in seen)
+
+
+def test_defenders_draws_are_new_for_every_batch(work, model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(robustness, "span_figures", lambda m, *_: seen.append(dict(m.configuration)))
+    ways = work.finer(model, work.sets[0])
+    for window in work.study.featurize(work.fewer)[:4]:
+        ways["layer 0"](collate([window], 1), torch.empty(0))
+    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+
+
 def test_finer_draws_average_so_many_answers(work, model):
     finer = work.drawn_finer(model)
     assert set(finer["answered"]) == {"per batch", "per layer", "per token"}
     assert set(finer.groupby(["answered", "attack"]).size()) == {len(work.fewer)}
+
+
+def test_radii_have_every_attack_and_grow(work, model):
+    found = work.radii(model)
+    sizes = found.groupby(["epsilon", "attack", "answered"]).size()
+    assert len(sizes) == 2 + 2 * 3 * 2 and set(sizes) == {len(work.fewer)}
+    own = found[(found["attack"] == "PGD at 8") & (found["answered"] == "8")].groupby("epsilon")["loss"].mean()
+    assert own.index.tolist() == [0.5, 4] and own.is_monotonic_increasing
+    gains = scores.gains_by_radius(found, work.sets[0], resamples=100)
+    assert gains["epsilon"].tolist() == [0.5, 4] and set(gains["n"]) == {len(work.fewer)}
 
 
 def test_all_checks_are_made(work, model, frame):
@@ -73,9 +109,18 @@ def test_all_checks_are_made(work, model, frame):
     complete = pd.concat([complete, scores.worst_over(complete, attacks)], ignore_index=True)
     found = attack_checks.main_checks(complete, work.sets, work.section.control, resamples=100)
     outside = work.from_outside(model, work.trained("random", 1000))
-    more = (work.variations(model), work.gradients(model), complete, outside, work.fixed.name, work.section.attack)
+    more = (work.variations(model), work.gradients(model), complete, outside, work.fixed.name)
     found += attack_checks.variation_checks(*more, resamples=100)
+    margin, rounding = work.by_margin(model), work.rounded_noisily(model)
+    margin = pd.concat([margin, scores.averaged(margin, ["8", "4"], "RPI {8, 4}")], ignore_index=True)
+    of = (complete, margin, work.drawn_finer(model), rounding, work.sets[0])
+    found += attack_checks.adaptive_checks(*of, work.section.draws, resamples=100)
+    found += attack_checks.cost_checks(work.section, {"words at 8": 12.5})
     assert {check.number for check in found} == set(range(13))
+    assert any("2 mixed draws a step (a believable evaluation takes 20)" in check.what for check in found)
+    table = attack_checks.noise_table(complete, rounding, work.sets[0], resamples=100)
+    assert table["defence"].tolist() == ["RPI {8, 4}", "8", "4", "noise at 8", "noise at 4"]
+    assert set(table["n"]) == {len(work.fewer)} and table["rpi_gain"][0] == 0
 
 
 def test_attacked_text_keeps_its_paragraph_and_its_answers(work, model):
@@ -83,6 +128,8 @@ def test_attacked_text_keeps_its_paragraph_and_its_answers(work, model):
     originals = {q.id: q for q in work.study.validation}
     for found in (text.noisy(), text.worded()):
         assert all(originals[row.id].paragraph == row.paragraph for row in found.itertuples())
+    assert list(text.passes) == ["words at 32", "words at 8", "words at 4", "words EOT {8, 4}"]
+    assert text.passes["words EOT {8, 4}"] > text.passes["words at 8"] > 1
     path = work.study.stage.checkpoints("words_0") / "attacked.json"
     for q in load_questions([path], "validation"):
         original = originals[q.id]
@@ -96,3 +143,9 @@ def test_noise_changes_perplexity_and_a_draw_is_the_mean(work, model):
     assert (found["noisy_nll"] != found["nll"]).all()
     mean = (found.loc["8", "nll"] + found.loc["4", "nll"]) / 2
     assert found.loc["RPI {8, 4}", "nll"].to_dict() == pytest.approx(mean.to_dict())
+
+
+def test_shifted_questions_are_as_many_as_those_judged_in_full(work, model):
+    found = Textual(work, model).shifted()
+    assert set(found.groupby("answered").size()) == {len(work.questions)}
+    assert not set(found["id"]) & {q.id for q in work.study.validation}

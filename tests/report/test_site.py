@@ -6,11 +6,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from qatlib.report import site
+from qatlib.report import cells, site
+from qatlib.report.figures import table_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -150,6 +152,15 @@ class TestStagePage:
     def test_dead_links_are_struck_out(self, page):
         for text in ("gone", "up"):
             assert page.find(string=text).parent.name == "span"
+
+    def test_tables_can_be_linked_to_and_verdicts_lead_back_to_the_ledger(self, page):
+        assert page.find(id="table-scores").name == "figure"
+        frame = pd.DataFrame({"claim": ["C07", "C99"], "verdict": ["reproduced", "reproduced"]})
+        soup = BeautifulSoup(table_html(frame, "Claims", "results/01_build/claims.csv").data * 2, "html.parser")
+        assert cells._name_tables(soup) == {"table-claims"}
+        cells._link_claims(soup)
+        assert [a["href"] for a in soup.find_all("a") if a.get_text() != "CSV"] == ["claims.html#C07"]
+        assert soup.tbody.get_text(" ").split() == ["C07", "reproduced", "C99", "reproduced"]
 
     def test_neighbours(self, page):
         assert page.find("a", rel="next")["href"] == "02_switchable_train.html"

@@ -1,4 +1,4 @@
-"""From scores to verdicts on the studies' claims, one module a notebook: each names the effects that a claim says are above 0.
+"""From scores to verdicts on the studies' claims, one module a notebook: each names figures, and what a claim says of them.
 
 The rule is `qatlib.claims.verdict`; what the claims say is in `qatlib.report.verdicts.catalog`.
 """
@@ -16,54 +16,67 @@ from qatlib.claims import MARGIN
 from qatlib.report.verdicts.catalog import CLAIMS
 from qatlib.stats import Estimate
 
-COLUMNS = ["claim", "says", "effect", "value", "value_low", "value_high", "n", "seeds", "table", "verdict"]
+COLUMNS = ["claim", "says", "effect", "must_be", "value", "value_low", "value_high", "margin", "n", "seeds", "table", "verdict"]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Something that a claim says is above 0."""
+    """A figure that a claim says lies above a bound, or below one."""
 
     name: str
     found: Estimate
     table: str
     """The result table whose figures it is made of."""
+    above: float = 0.0
+    below: float | None = None
+    """In place of `above`."""
+
+    @property
+    def must_be(self) -> str:
+        """What the claim says of it."""
+        return f"> {self.above:.4g}" if self.below is None else f"< {self.below:.4g}"
+
+    @property
+    def judged(self) -> Estimate:
+        """How far it lies on the claim's side of the bound: above 0 is as the claim has it."""
+        e = self.found
+        if self.below is None:
+            return replace(e, value=e.value - self.above, low=e.low - self.above, high=e.high - self.above)
+        return replace(e, value=self.below - e.value, low=self.below - e.high, high=self.below - e.low)
 
 
 def verdict_table(
-    found: Mapping[str, Sequence[Effect]], untested: str, margins: Mapping[str, float] | None = None
+    found: Mapping[str, Sequence[Effect] | str], untested: str, margins: Mapping[str, float] | None = None
 ) -> pd.DataFrame:
     """The verdict on every claim, with the effects it rests on.
 
     Args:
-        found: by claim; one without effects could not be tested.
-        untested: why not, for those.
+        found: by claim; one without effects could not be tested, and a text says why.
+        untested: why not, for those without a text.
         margins: of `qatlib.claims.verdict`, in the unit of a claim's effects; 1 for claims that are not named.
 
     Returns:
-        One row an effect: `claim`, `says`, `effect`, `value` with `_low` and `_high` (above 0 is as the claim has it), `n`,
-        `seeds`, `table`, `verdict` (the claim's).
+        One row an effect: `claim`, `says`, `effect`, `must_be` (`> 95`: as the claim has it), `value` with `_low` and `_high`,
+        `margin` (how far beyond the bound would matter), `n`, `seeds`, `table`, `verdict` (the claim's).
     """
     rows: list[dict[str, Any]] = []
     for claim, effects in found.items():
         about, margin = CLAIMS[claim], (margins or {}).get(claim, MARGIN)
-        said = claims.verdict([e.found for e in effects], about_training=about.about_training, margin=margin)
-        common = {"claim": claim, "says": about.says, "verdict": said}
-        for e in effects:
+        known = [] if isinstance(effects, str) else effects
+        said = claims.verdict([e.judged for e in known], about_training=about.about_training, margin=margin)
+        common = {"claim": claim, "says": about.says, "verdict": said if known else "not tested"}
+        for e in known:
             figures = results.interval("value", e.found) | {"n": e.found.n, "seeds": e.found.seeds}
-            rows.append(common | figures | {"effect": e.name, "table": e.table})
-        if not effects:
-            rows.append(common | {"effect": untested, "n": 0, "seeds": 0, "table": ""})
+            rows.append(common | figures | {"effect": e.name, "must_be": e.must_be, "margin": margin, "table": e.table})
+        if not known:
+            rows.append(common | {"effect": effects or untested, "must_be": "", "n": 0, "seeds": 0, "table": ""})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def shifted(e: Estimate, by: float) -> Estimate:
-    """An estimate with a constant added."""
-    return replace(e, value=e.value + by, low=e.low + by, high=e.high + by)
-
-
-def room(e: Estimate, limit: float) -> Estimate:
-    """How far an estimate stays below a limit."""
-    return replace(e, value=limit - e.value, low=limit - e.high, high=limit - e.low)
+def in_parts(effects: Sequence[Effect], parts: int, untested: str, about_training: bool = True) -> Sequence[Effect] | str:
+    """The effects of a claim in several parts, or why it could not be tested: some alone can refute it, and not confirm it."""
+    refuted = claims.verdict([e.judged for e in effects], about_training=about_training) == "not reproduced"
+    return effects if len(effects) == parts or refuted else untested
 
 
 def mean_over_precisions(scores: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from qatlib import results
 from qatlib.claims import MARGIN
-from qatlib.report.verdicts import Effect, mean_over_precisions, room, shifted, verdict_table
+from qatlib.report.verdicts import Effect, mean_over_precisions, verdict_table
 from qatlib.results import Cell
 from qatlib.stats import Estimate
 
@@ -32,7 +32,11 @@ def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, **option
         return []
     there = Cell("gain", most)
     return [
-        Effect(f"gain at {most} beyond that at {p}", results.paired(gained, there, Cell("gain", p), "f1", **options), "gaps")
+        Effect(
+            f"gain of {model} over {over} at {most} bits less that at {p}",
+            results.paired(gained, there, Cell("gain", p), "f1", **options),
+            "gaps",
+        )
         for p in others
     ]
 
@@ -59,20 +63,22 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | 
     if len(at_4):
         gained = results.mean_of(at_4, Cell("gain", "4"), "f1", **options)
         most = _gains_most(scores, "cpt separate", "random separate", "4", **options)
-        low = [Effect("gain at 4", gained, "gaps"), *most]
+        low = [Effect("gain of cpt separate over random separate at 4 bits", gained, "gaps"), *most]
     static: list[Effect] = []
     for cell in results.cells(perplexities):
         if cell.model == "static" and Cell("cpt shared", cell.precision) in results.cells(perplexities):
             change = results.paired(perplexities, Cell("cpt shared", cell.precision), cell, "perplexity", **options)
-            name = f"{MARGIN:g} percent less the change from static at {cell.precision}"
-            static.append(Effect(name, room(change, MARGIN), "perplexity_gaps"))
-    bound = S2_KEPT - MARGIN
-    cyclic = [] if kept is None else [Effect(f"percent kept beyond {bound:g}", shifted(kept, -bound), "accuracy")]
-    found = {
-        "C03": cyclic,
-        "C16": separate,
-        "C17": _gains_most(scores, "cpt shared", "random separate", "6", **options),
-        "C18": low,
-        "C19": static,
+            name = f"percent of perplexity, cpt shared against static, at {cell.precision}"
+            static.append(Effect(name, change, "perplexity_gaps", below=MARGIN))
+    whole = "percent of the teacher's F1 that cpt shared keeps, mean of all precisions"
+    cyclic = [] if kept is None else [Effect(whole, kept, "accuracy", above=S2_KEPT - MARGIN)]
+    found: dict[str, list[Effect] | str] = {
+        "C03": cyclic or "takes cpt shared among cpt.methods",
+        "C16": separate or "takes cpt shared and cpt separate among cpt.methods",
+        # S1's own pair: its shared CPT against its separate adapters trained without
+        "C17": _gains_most(scores, "cpt shared", "random separate", "6", **options)
+        or "takes cpt shared and random separate, and 6 bits among others",
+        "C18": low or "takes cpt separate and random separate, and 4 bits among others",
+        "C19": static or "takes cpt shared and static",
     }
-    return verdict_table(found, "not trained here")
+    return verdict_table(found, "")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qatlib import results
-from qatlib.attacks.scores import Set, contrast, drops, select, set_name
+from qatlib.attacks.scores import Set, contrast, drops, select, set_name, worst_over
 from qatlib.precision import FULL_PRECISION
-from qatlib.report.verdicts import Effect, room, verdict_table
-from qatlib.stats import Estimate, cluster_bootstrap
+from qatlib.report.verdicts import Effect, verdict_table
+from qatlib.stats import Estimate, cluster_bootstrap, percentage
 
 S0_CUT = 58.0
 """Percent of the drop at 8 bits that S0's RPI takes away at least."""
+
+ALIKE = 10.0
+"""Percent by which a rise of perplexity may differ from that at 32 bits and count as alike."""
+
+EVERY_ATTACK = "every attack"
+"""Of each question the worst of all that were made, whomever they were aimed at."""
 
 
 def verdicts(
@@ -29,7 +34,7 @@ def verdicts(
     sets: Sequence[Set],
     **options: Any,
 ) -> pd.DataFrame:
-    """C20 to C26. Every defence is judged by its worst gradient attack a question, the adaptive one among them.
+    """C20 to C26. Every way of answering is judged by the worst of the same attacks a question, adaptive ones among them.
 
     Args:
         complete: scores under attack (`qatlib.attacks.scores`) with `worst`, at every precision and by RPI over every set.
@@ -38,67 +43,87 @@ def verdicts(
         gains: by method what RPI over the first set gains over the most robust static precision, `f1` a question and seed.
 
     Returns:
-        As `verdict_table`; effects in points of F1, and in percent for C22.
+        As `verdict_table`; effects in points of F1, and in percent for C20 and C22.
     """
     first = sets[0]
-    rpi, lost = f"RPI {set_name(first)}", drops(complete)
-    answered = set(complete["answered"])
-
-    def less_lost(frame: pd.DataFrame, way: tuple[str, str], other: tuple[str, str], **changes: Any) -> Estimate:
-        return contrast(select(frame, *other), select(frame, *way), "f1_drop", **changes, **options)
-
-    cut: list[Effect] = []
-    if "8" in answered:
-        gap = less_lost(lost, (rpi, "worst"), ("8", "worst"), scale=1 - S0_CUT / 100)
-        cut.append(Effect(f"{100 - S0_CUT:g} % of the drop at 8 bits less the drop of {rpi}", gap, "drops"))
-    natural: list[Effect] = []
-    if words is not None:
-        exchanged = drops(words)
-        for p in (q.name for q in first if q != FULL_PRECISION):
-            gap = less_lost(exchanged, (rpi, f"words EOT {set_name(first)}"), (p, f"words at {p}"))
-            natural.append(Effect(f"drop at {p} bits less that of {rpi}", gap, "text_attacks"))
-    both: list[Effect] = []
-    of = {
-        "PGD": (lost, "worst", "worst", "drops"),
-        "HotFlip": (drops(hotflip), "HotFlip at {}", "HotFlip EOT {}", "text_attacks"),
-    }
-    for name, (frame, at, over, table) in of.items() if "32" in answered else ():
-        ways = {"8": at.format(8), rpi: over.format(set_name(first))}
-        for way in (w for w in ways if w in set(frame["answered"])):
-            gap = less_lost(frame, (way, ways[way]), ("32", at.format(32)))
-            both.append(Effect(f"{name}: drop at 32 bits less that of {way}", gap, table))
-    mixed: list[Effect] = []
-    two, three = (next((s for s in sets if {p.name for p in s} == names), None) for names in ({"4", "8"}, {"4", "6", "8"}))
-    if two and three:
-        a, b = (select(complete, f"RPI {set_name(s)}", "worst") for s in (two, three))
-        mixed.append(Effect(f"F1 of {set_name(two)} over {set_name(three)}", contrast(a, b, **options), "transfer_cells"))
-    uniform = select(finer, "per batch", "EOT, uniform")
-    finest = [
-        Effect(
-            f"F1 of drawing per {kind} over per batch",
-            contrast(select(finer, f"per {kind}", "EOT, mixed"), uniform, **options),
-            "finer",
-        )
-        for kind in ("layer", "token")
-    ]
-    less: list[Effect] = []
-    if {"random", "consistency"} <= set(gains):
-        name = "gain of RPI after random training less that after consistency training"
-        less.append(Effect(name, contrast(gains["random"], gains["consistency"], **options), "trainings"))
-    found = {
-        "C20": cut,
-        "C21": natural,
+    rpi, answered = f"RPI {set_name(first)}", set(complete["answered"])
+    lost = drops(complete)
+    found: dict[str, list[Effect] | str] = {
+        "C20": [_cut(lost, rpi, **options)] if "8" in answered else "takes 8 bits in a set",
+        "C21": _less_lost(words, first, rpi, **options) if words is not None else "takes adversarial.words",
         "C22": _alike(perplexities, **options),
-        "C23": both,
-        "C24": mixed,
-        "C25": finest,
-        "C26": less,
+        "C23": _against_fp32(lost, hotflip, rpi, **options) if "32" in answered else "takes 32 bits in a set",
+        "C24": _fewer_widths(complete, sets, **options),
+        "C25": _finest(finer, **options),
+        "C26": _weaker(gains, **options),
     }
-    return verdict_table(found, "not trained or drawn here")
+    return verdict_table(found, "")
 
 
-NOISE_MARGIN = 5.0
-"""Percent by which two rises of perplexity may differ and count as alike."""
+def _worst(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drops under the worst of all attacks in the frame, question by question."""
+    attacks = [a for a in frame["attack"].unique() if a != "none"]
+    return drops(pd.concat([frame[frame["attack"] == "none"], worst_over(frame, attacks, EVERY_ATTACK)], ignore_index=True))
+
+
+def _drop_beyond(frame: pd.DataFrame, more: str, less: str, attack: str, **options: Any) -> Estimate:
+    """How much more F1 one way of answering loses than another."""
+    return contrast(select(frame, more, attack), select(frame, less, attack), "f1_drop", **options)
+
+
+def _cut(lost: pd.DataFrame, rpi: str, **options: Any) -> Effect:
+    fixed, random = (select(lost, way, "worst") for way in ("8", rpi))
+    pair = fixed.merge(random, on=["id", "paragraph"], suffixes=("", "_rpi"))
+    share = percentage(pair["f1_drop"] - pair["f1_drop_rpi"], pair["f1_drop"], pair["paragraph"], **options)
+    return Effect(f"percent of the drop at 8 bits that {rpi} takes away", share, "drops", above=S0_CUT)
+
+
+def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> list[Effect]:
+    lost = _worst(words)
+    return [
+        Effect(
+            f"F1 lost at {p.name} bits less that by {rpi}",
+            _drop_beyond(lost, p.name, rpi, EVERY_ATTACK, **options),
+            "text_attacks",
+        )
+        for p in first
+        if p != FULL_PRECISION
+    ]
+
+
+def _against_fp32(lost: pd.DataFrame, hotflip: pd.DataFrame, rpi: str, **options: Any) -> list[Effect]:
+    kinds = {"PGD": (lost, "worst", "drops"), "HotFlip": (_worst(hotflip), EVERY_ATTACK, "text_attacks")}
+    return [
+        Effect(f"{kind}: F1 lost at 32 bits less that by {way}", _drop_beyond(frame, "32", way, attack, **options), table)
+        for kind, (frame, attack, table) in kinds.items()
+        for way in ("8", rpi)
+        if way in set(frame["answered"])
+    ]
+
+
+def _fewer_widths(complete: pd.DataFrame, sets: Sequence[Set], **options: Any) -> list[Effect] | str:
+    two, three = (next((s for s in sets if {p.name for p in s} == names), None) for names in ({"4", "8"}, {"4", "6", "8"}))
+    if not two or not three:
+        return "takes {4, 8} and {4, 6, 8} in adversarial.sets"
+    a, b = (select(complete, f"RPI {set_name(s)}", "worst") for s in (two, three))
+    return [Effect(f"F1 of {set_name(two)} over {set_name(three)}", contrast(a, b, **options), "transfer_cells")]
+
+
+def _finest(finer: pd.DataFrame, **options: Any) -> list[Effect]:
+    worst = worst_over(finer, [a for a in finer["attack"].unique() if a != "none"], EVERY_ATTACK)
+    batch = select(worst, "per batch", EVERY_ATTACK)
+    kinds = ("per layer", "per token")
+    return [
+        Effect(f"F1 of drawing {kind} over per batch", contrast(select(worst, kind, EVERY_ATTACK), batch, **options), "finer")
+        for kind in kinds
+    ]
+
+
+def _weaker(gains: Mapping[str, pd.DataFrame], **options: Any) -> list[Effect] | str:
+    if not {"random", "consistency"} <= set(gains):
+        return "takes random and consistency among adversarial.methods"
+    name = "gain of RPI after random training less that after consistency training"
+    return [Effect(name, contrast(gains["random"], gains["consistency"], **options), "trainings")]
 
 
 def noise_rises(perplexities: pd.DataFrame, **options: Any) -> pd.DataFrame:
@@ -116,17 +141,15 @@ def _rise(noisy: Any, noisy_tokens: Any, clean: Any, tokens: Any) -> Any:
     return 100 * (np.exp(noisy / noisy_tokens - clean / tokens) - 1)
 
 
-def _alike(perplexities: pd.DataFrame, **options: Any) -> list[Effect]:
-    """How far each precision's rise stays within the margin of that at 32 bits, on either side."""
-    names = [n for n in perplexities["precision"].unique() if n != "32"]
+def _alike(perplexities: pd.DataFrame, **options: Any) -> list[Effect] | str:
+    """Each precision's rise in percent of that at 32 bits: neither much more nor much less than 100."""
     base = perplexities[perplexities["precision"] == "32"]
     effects: list[Effect] = []
     columns = ("noisy_nll", "noisy_tokens", "nll", "tokens")
-    for name in names if len(base) else ():
+    for name in (n for n in perplexities["precision"].unique() if n != "32" and len(base)):
         pair = perplexities[perplexities["precision"] == name].merge(base, on="paragraph", suffixes=("", "_32"))
         both = [pair[f"{c}{side}"] for side in ("", "_32") for c in columns]
-        apart = cluster_bootstrap(both, pair["paragraph"], lambda *t: _rise(*t[:4]) - _rise(*t[4:]), **options)
-        below = replace(apart, value=-apart.value, low=-apart.high, high=-apart.low)
-        for what, gap in ((f"at {name} beyond that at 32", apart), (f"at 32 beyond that at {name}", below)):
-            effects.append(Effect(f"{NOISE_MARGIN:g} less the rise {what}", room(gap, NOISE_MARGIN), "noise_rises"))
-    return effects
+        share = cluster_bootstrap(both, pair["paragraph"], lambda *t: 100 * _rise(*t[:4]) / _rise(*t[4:]), **options)
+        said = f"rise of perplexity at {name} bits in percent of that at 32"
+        effects += [Effect(said, share, "noise_rises", above=100 - ALIKE), Effect(said, share, "noise_rises", below=100 + ALIKE)]
+    return effects or "takes 32 bits beside another precision"

@@ -10,9 +10,10 @@ import pandas as pd
 
 from qatlib import results, stats
 from qatlib.claims import MARGIN
+from qatlib.precision import Precision
 from qatlib.report.experiments import Method
 from qatlib.report.sections import Switchable
-from qatlib.report.verdicts import Effect, mean_over_precisions, room, shifted, verdict_table
+from qatlib.report.verdicts import Effect, in_parts, mean_over_precisions, verdict_table
 from qatlib.results import Cell
 from qatlib.stats import Estimate
 
@@ -56,21 +57,17 @@ def verdicts(
         As `verdict_table`; effects in percent, and in points of F1 where they compare methods.
     """
     first = methods[methods["model"] == control.model]
-    kept = {
-        c.precision: results.kept(first, c, control, **options)
-        for c in results.cells(first)
-        if c != control and c.precision in {*S1_KEPT, *S2_KEPT}
-    }
+    kept = {c.precision: results.kept(first, c, control, **options) for c in results.cells(first) if c != control}
+    of_weights = {str(Precision.parse(name).w_bits): name for name in kept}  # S2's 2 bits may be those of weights alone
 
     def keeps(precision: str, share: float) -> Iterator[Effect]:
         if precision in kept:
-            bound = share - MARGIN
-            yield Effect(f"percent kept at {precision} bits beyond {bound:.1f}", shifted(kept[precision], -bound), kept_in)
+            yield Effect(f"percent of F1 kept at {precision} bits", kept[precision], kept_in, above=share - MARGIN)
 
     little = [*keeps("6", S1_KEPT["6"])]
     if "4" in kept:
-        lost = room(kept["4"], S1_KEPT["4"] + MARGIN)
-        little.append(Effect(f"percent lost at 4 bits beyond {100 - S1_KEPT['4'] - MARGIN:.1f}", lost, kept_in))
+        little.append(Effect("percent of F1 kept at 4 bits", kept["4"], kept_in, below=S1_KEPT["4"] + MARGIN))
+    s2 = [e for p, share in S2_KEPT.items() for e in keeps(of_weights.get(p, p), share)]
     together = mean_over_precisions(methods)
     helps = [
         Effect(
@@ -84,19 +81,23 @@ def verdicts(
     if {"mixed8648", "uniform8"} <= set(named_perplexities["precision"]):
         mixed, uniform = (Cell(named_perplexities["model"].iloc[0], name) for name in ("mixed8648", "uniform8"))
         rise = results.paired(named_perplexities, mixed, uniform, "perplexity", **options)
-        dear.append(Effect(f"percent of rise beyond {8 - MARGIN:g}", shifted(rise, MARGIN - 8), "configurations_perplexity"))
-        dear.append(Effect(f"{9 + MARGIN:g} less the percent of rise", room(rise, 9 + MARGIN), "configurations_perplexity"))
-    straight = [] if line is None else [Effect(f"percent a line explains beyond {LINEAR:g}", _percent(line), "configurations")]
+        name = "percent of perplexity, mixed8648 against uniform8"
+        dear.append(Effect(name, rise, "configurations_perplexity", above=8 - MARGIN))
+        dear.append(Effect(name, rise, "configurations_perplexity", below=9 + MARGIN))
+    straight = []
+    if line is not None:
+        name = "percent of the configurations' variance in F1 that a line over average bits explains"
+        straight.append(Effect(name, _percent(line), "configurations", above=LINEAR))
     found = {
         "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])],
-        "C02": little if len(little) == 2 else [],
-        "C03": [e for p, share in S2_KEPT.items() for e in keeps(p, share)],
-        "C05": helps,
-        "C06": [*_unstable(first, **options)],
-        "C09": dear,
-        "C14": straight,
+        "C02": in_parts(little, 2, "takes 6 and 4 bits, which are not both trained here"),
+        "C03": in_parts(s2, len(S2_KEPT), "takes 8, 4 and 2 bits, which are not all trained here"),
+        "C05": helps or "takes a method that learns from wider widths or a teacher beside one that does not",
+        "C06": [*_unstable(first, **options)] or "takes 2 bits beside another width, trained with several seeds",
+        "C09": dear or "takes mixed8648 and uniform8 among configurations.names",
+        "C14": straight or "takes configurations of three average bits at least",
     }
-    return verdict_table(found, "not trained here")
+    return verdict_table(found, "takes 16 and 8 bits, none of which is trained here")
 
 
 def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +127,9 @@ def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) ->
     Returns:
         As `verdict_table`; effects are factors.
     """
-    return verdict_table({"C04": [*_factors(stored, latencies, weights)]}, "not deployed here")
+    factors = [*_factors(stored, latencies, weights)]
+    parts, why = len(S2_SMALLER) + len(S2_FASTER), "takes 8, 4 and 2 bits, which are not all deployed here"
+    return verdict_table({"C04": in_parts(factors, parts, why, about_training=False)}, "")
 
 
 def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str, str]]:
@@ -137,33 +140,34 @@ def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str
 
 
 def _percent(share: Estimate) -> Estimate:
-    percent = Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.n, share.clusters, share.seeds)
-    return shifted(percent, -LINEAR)
+    return Estimate(100 * share.value, 100 * share.low, 100 * share.high, share.n, share.clusters, share.seeds)
 
 
 def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Iterator[Effect]:
     """Of sizes, which are exact, and of times, whose bounds are those of the quartiles."""
-    for precision, disk_bytes in zip(stored["precision"], stored["disk_bytes"], strict=True):
-        if precision in S2_SMALLER:
-            bound = ABOUT * S2_SMALLER[precision]
-            smaller = 4 * weights / disk_bytes - bound
-            name = f"times smaller on disk at {precision} bits beyond {bound:.1f}"
-            yield Effect(name, Estimate(smaller, smaller, smaller, 1, 1), "stored")
+    names = {str(Precision.parse(str(p)).w_bits): str(p) for p in stored["precision"]}  # 2 bits may be those of weights alone
+    on_disk = dict(zip(stored["precision"].astype(str), stored["disk_bytes"], strict=True))
+    for bits, factor in S2_SMALLER.items():
+        if bits in names:
+            smaller = 4 * weights / on_disk[names[bits]]
+            found = Estimate(smaller, smaller, smaller, 1, 1)
+            yield Effect(f"times smaller on disk than fp32 at {names[bits]} bits", found, "stored", above=ABOUT * factor)
     size = latencies["batch"] * latencies["tokens"]
     times = latencies[size == size.max()].set_index("model")[["milliseconds", "iqr_milliseconds"]]
-    for precision, factor in S2_FASTER.items():
-        if f"deployed {precision}" in times.index:
-            (fp32, its_range), (own, own_range) = times.loc["fp32"], times.loc[f"deployed {precision}"]
+    for bits, factor in S2_FASTER.items():
+        if f"deployed {names.get(bits)}" in times.index:
+            (fp32, its_range), (own, own_range) = times.loc["fp32"], times.loc[f"deployed {names[bits]}"]
             value, low, high = ((fp32 + s * its_range / 2) / (own - s * own_range / 2) for s in (0, -1, 1))
-            name = f"times as fast as fp32 at {precision} bits beyond {ABOUT * factor:.1f}, {size.max()} tokens"
-            yield Effect(name, shifted(Estimate(value, low, high, 1, 1), -ABOUT * factor), "latency")
+            name = f"times as fast as fp32 at {names[bits]} bits, {size.max()} tokens"
+            yield Effect(name, Estimate(value, low, high, 1, 1), "latency", above=ABOUT * factor)
 
 
 def _unstable(first: pd.DataFrame, **options: Any) -> Iterator[Effect]:
-    """How much further apart trainings with other seeds lie at 2 bits than at the next width."""
-    widths = sorted((p for p in first["precision"].unique() if p.isdigit() and p != "32"), key=int)
+    """How much further apart trainings with other seeds lie at 2 bits, of weights at least, than at the next width."""
+    bits = {p: Precision.parse(p).w_bits for p in first["precision"].unique()}
+    widths = sorted(bits, key=bits.__getitem__)
     seeds = first["seed"].nunique()
-    if len(widths) < 2 or widths[0] != "2" or seeds < 2:
+    if len(widths) < 2 or bits[widths[0]] != 2 or seeds < 2:
         return
     by_seed = first[first["precision"].isin(widths[:2])].pivot(
         index=["id", "paragraph"], columns=["precision", "seed"], values="f1"
@@ -177,4 +181,4 @@ def _unstable(first: pd.DataFrame, **options: Any) -> Iterator[Effect]:
     paragraphs = by_seed.index.get_level_values("paragraph").to_numpy()
     found = stats.cluster_bootstrap([np.ones(len(by_seed)), *columns], paragraphs, apart, **options)
     trained = Estimate(found.value, found.low, found.high, found.n, found.clusters, seeds)
-    yield Effect(f"points that seeds lie apart at 2 bits beyond those at {widths[1]}", trained, "seeds")
+    yield Effect(f"points of F1 that seeds lie apart at {widths[0]} bits less those at {widths[1]}", trained, "seeds")

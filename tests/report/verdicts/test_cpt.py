@@ -37,8 +37,8 @@ def test_what_the_studies_saw_is_reproduced_where_it_is_there():
     table = cpt.verdicts(scores(f1), perplexities(0.5), kept, **OPTIONS)
     assert set(said(table).values()) == {"reproduced"} and set(said(table)) == {"C03", "C16", "C17", "C18", "C19"}
     by_effect = table.set_index("effect")["value"]
-    assert by_effect["gain at 6 beyond that at 8"] == pytest.approx(15 - 4)
-    assert by_effect["gain at 4"] == pytest.approx(10)
+    assert by_effect["gain of cpt shared over random separate at 6 bits less that at 8"] == pytest.approx(15 - 4)
+    assert by_effect["gain of cpt separate over random separate at 4 bits"] == pytest.approx(10)
     assert by_effect["shared over separate adapters, mean of all precisions"] == pytest.approx((3 + 13 + 1) / 3)
 
 
@@ -49,14 +49,14 @@ def test_the_opposite_is_not_reproduced():
         "cpt shared": {"8": 70.0, "6": 68, "4": 69},
     }
     table = cpt.verdicts(scores(f1), perplexities(5), None, **OPTIONS)
-    assert said(table) == {"C03": "undecided"} | dict.fromkeys(("C16", "C17", "C18", "C19"), "not reproduced")
+    assert said(table) == {"C03": "not tested"} | dict.fromkeys(("C16", "C17", "C18", "C19"), "not reproduced")
 
 
 def test_one_seed_is_undecided_with_its_figures_and_nothing_trained_without():
     table = cpt.verdicts(scores(STUDIES, seeds=[0]), perplexities(0, seeds=[0]), None, **OPTIONS)
-    assert set(said(table).values()) == {"undecided"} and table["value"].notna().sum() == len(table) - 1
+    assert set(said(table).values()) == {"undecided", "not tested"} and table["value"].notna().sum() == len(table) - 1
     table = cpt.verdicts(scores({"static": {"8": 70.0}}), perplexities(0).query("model == 'static'"), None, **OPTIONS)
-    assert table["effect"].tolist() == ["not trained here"] * 5 and set(table["verdict"]) == {"undecided"}
+    assert table["effect"].str.startswith("takes ").all() and set(table["verdict"]) == {"not tested"} and len(table) == 5
 
 
 def test_gains_pair_questions_and_seeds():

@@ -1,0 +1,101 @@
+"""Verdicts on robustness, on scores under attack whose answer is known: everyone faces the worst of the same attacks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qatlib.attacks.scores import averaged, set_name, worst_over
+from qatlib.precision import Precision
+from qatlib.report.verdicts import robust
+from tests.report.verdicts.scores import said
+
+FIRST = tuple(Precision.parse(p) for p in (4, 8))
+RPI = f"RPI {set_name(FIRST)}"
+OPTIONS = {"resamples": 100}
+
+
+def attacked(f1: dict[str, dict[str, float]], n: int = 40) -> pd.DataFrame:
+    """Rows of attacks, ways of answering and their mean F1; every question has its own level, the same for all."""
+    level = np.random.default_rng(0).uniform(-4, 4, n)
+    where = {"id": [f"q{i}" for i in range(n)], "paragraph": [f"p{i // 2}" for i in range(n)], "em": 0.0, "loss": 1.0}
+    return pd.concat(
+        [
+            pd.DataFrame(where | {"f1": value + level}).assign(attack=attack, answered=way)
+            for attack, by_way in f1.items()
+            for way, value in by_way.items()
+        ],
+        ignore_index=True,
+    )
+
+
+CLEAN = {"32": 90.0, "8": 90, "4": 88}
+PGD = {
+    "PGD at 32": {"32": 20.0, "8": 40, "4": 50},
+    "PGD at 8": {"32": 40.0, "8": 30, "4": 60},
+    "EOT": {"32": 45.0, "8": 32, "4": 34},
+}
+
+
+def complete(pgd=None) -> pd.DataFrame:
+    frame = attacked({"none": CLEAN, **(pgd or PGD)})
+    frame = pd.concat([frame, averaged(frame, ["4", "8"], RPI)], ignore_index=True)
+    return pd.concat([frame, worst_over(frame, [*PGD])], ignore_index=True)
+
+
+def finer(**changes: dict[str, float]) -> pd.DataFrame:
+    ways = {"per batch": 30.0, "per layer": 35, "per token": 36}
+    return attacked({"none": dict.fromkeys(ways, 88.0), "EOT, uniform": ways, "EOT, mixed": ways} | changes)
+
+
+def verdicts(**changes) -> pd.DataFrame:
+    text = attacked({"none": CLEAN, "at 32": {"32": 50.0, "8": 60, "4": 70}, "EOT": {"32": 55.0, "8": 58, "4": 66}})
+    text = pd.concat([text, averaged(text, ["4", "8"], RPI)], ignore_index=True)
+    about = {"complete": complete(), "finer": finer(), "hotflip": text, "words": text, "perplexities": noise(1.0), "gains": {}}
+    about |= changes
+    return robust.verdicts(**about, sets=[FIRST], **OPTIONS)
+
+
+def noise(relative: float) -> pd.DataFrame:
+    base = pd.DataFrame({"paragraph": list("abcdef"), "nll": 3.0, "tokens": 3, "noisy_tokens": 3})
+    rises = {"32": 0.7, "8": 0.7 * relative}
+    return pd.concat([base.assign(noisy_nll=3 + 3 * np.log1p(rise), precision=p) for p, rise in rises.items()])
+
+
+def test_every_way_faces_the_worst_of_the_same_attacks():
+    table = verdicts().set_index("effect")["value"]
+    lost_32, lost_8 = 90 - 20, 90 - 30
+    assert table["PGD: F1 lost at 32 bits less that by 8"] == pytest.approx(lost_32 - lost_8)
+    lost_rpi = (90 + 88) / 2 - (32 + 34) / 2  # EOT, though each of the two alone is worse off elsewhere
+    assert table[f"percent of the drop at 8 bits that {RPI} takes away"] == pytest.approx(100 * (1 - lost_rpi / lost_8))
+    assert table["HotFlip: F1 lost at 32 bits less that by 8"] == pytest.approx((90 - 50) - (90 - 58))
+    assert table[f"F1 lost at 4 bits less that by {RPI}"] == pytest.approx((88 - 66) - (89 - 62))
+
+
+def test_draws_that_win_only_against_a_weaker_attacker_do_not_win():
+    assert said(verdicts())["C25"] == "reproduced"
+    strong = {"per batch": 30.0, "per layer": 25, "per token": 26}
+    assert said(verdicts(finer=finer(**{"EOT, mixed": strong})))["C25"] == "not reproduced"
+
+
+def test_rises_are_alike_in_proportion():
+    assert said(verdicts())["C22"] == "reproduced"
+    assert said(verdicts(perplexities=noise(1.3)))["C22"] == said(verdicts(perplexities=noise(0.7)))["C22"] == "not reproduced"
+
+
+def test_what_a_run_leaves_out_is_said():
+    table = verdicts(words=None).set_index("claim")
+    assert table.loc[["C21", "C24", "C26"], "verdict"].tolist() == ["not tested"] * 3
+    assert table.loc["C24", "effect"] == "takes {4, 8} and {4, 6, 8} in adversarial.sets"
+
+
+def test_gains_of_several_trainings_are_paired():
+    rows = pd.DataFrame({"id": [f"q{i}" for i in range(20)], "paragraph": [f"p{i // 2}" for i in range(20)]})
+    gains = {
+        name: pd.concat([rows.assign(f1=gain, seed=seed) for seed in range(3)])
+        for name, gain in (("random", 5.0), ("consistency", 1.0))
+    }
+    table = verdicts(gains=gains)
+    assert said(table)["C26"] == "reproduced"
+    assert table.set_index("claim").loc["C26", ["value", "seeds"]].tolist() == [4, 3]
