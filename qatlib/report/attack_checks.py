@@ -129,29 +129,32 @@ def adaptive_checks(
     table = noise_table(complete, rounding, precisions, **options)
     clean = dict(zip(table["defence"], table["clean_f1"], strict=True))
     nearest = min(rounding["answered"].unique(), key=lambda name: abs(clean[name] - clean[rpi]))
-    under = select(complete, rpi, eot), select(rounding, nearest, "EOT over noise")
-    noise = f"rounding with {nearest} bits, plain noise, each under its EOT; clean F1 {clean[rpi]:.1f} and {clean[nearest]:.1f}"
+    attack = min((eot, "EOT over noise"), key=lambda name: select(rounding, nearest, name)["f1"].mean())
+    over = contrast(select(complete, rpi, eot), select(rounding, nearest, attack), **options)
+    costs = f"clean F1 {clean[rpi]:.1f} and {clean[nearest]:.1f}"
     return [
         not_below_zero(5, f"{eot} hurts {rpi} no less by cross-entropy than by the margin loss", beyond),
         not_below_zero(5, sampled, contrast(uniform, mixed, **options)),
-        Check(11, f"{rpi} over {noise}", contrast(*under, **options)),
+        Check(11, f"{rpi} under {eot} over rounding with {nearest} bits under {attack}; {costs}", over),
     ]
 
 
 def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set, **options: Any) -> pd.DataFrame:
-    """RPI, its precisions alone, and these with noisy rounding: each without an attack and under its own, on the same questions.
+    """RPI, its precisions alone, and these with noisy rounding: without an attack, under EOT and under their own.
+
+    All on the questions of `rounding`.
 
     Returns:
-        `defence`, `attack`, `clean_f1` and `f1` in percent, `rpi_gain`, what RPI has under attack beyond that in points (each
+        `defence`, `attack`, `clean_f1` and `f1` in percent, `rpi_gain`, what RPI has under EOT beyond that in points (each
         with `_low` and `_high`), `n`.
     """
-    name, rows = set_name(precisions), []
-    few = complete[complete["id"].isin(rounding["id"])]
-    ways = {f"RPI {name}": (few, f"EOT {name}")} | {p.name: (few, f"PGD at {p.name}") for p in precisions}
-    ways |= dict.fromkeys(rounding["answered"].unique(), (rounding, "EOT over noise"))
-    random = select(few, f"RPI {name}", f"EOT {name}")
-    for way, (source, attack) in ways.items():
-        clean, under = select(source, way, "none"), select(source, way, attack)
+    rpi, eot, rows = f"RPI {set_name(precisions)}", f"EOT {set_name(precisions)}", []
+    both = pd.concat([complete[complete["id"].isin(rounding["id"])], rounding], ignore_index=True)
+    own = {p.name: f"PGD at {p.name}" for p in precisions} | dict.fromkeys(rounding["answered"].unique(), "EOT over noise")
+    random = select(both, rpi, eot)
+    pairs = [(rpi, eot), *((way, attack) for way, mine in own.items() for attack in (eot, mine))]
+    for way, attack in pairs:
+        clean, under = select(both, way, "none"), select(both, way, attack)
         gap = contrast(random, under, **options)
         found = {"clean_f1": mean_of(clean, **options), "f1": mean_of(under, **options), "rpi_gain": gap}
         columns = {key: value for what, e in found.items() for key, value in interval(what, e).items()}

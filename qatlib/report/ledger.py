@@ -173,7 +173,7 @@ def _cpt(report: Path, entries: Sequence[Entry]) -> Answer:
     )
     said = _said(entries, ("C16", "C17", "C18", "C19"))
     head = _tally("CPT with a shared adapter", [*rows, *at_cost])
-    return _answer(report, question, [head, *parts], paper, said, stage, ("gaps", "equal_bitops_gaps"))
+    return _answer(report, question, [head], parts, paper, said, stage, ("gaps", "equal_bitops_gaps"))
 
 
 def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
@@ -188,39 +188,35 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     said = _said(entries, ("C20", "C21", "C23", "C24", "C25", "C26"))
     first = [r for r in rows if r["defence"] == rows[0]["defence"]]
     head = _tally("Drawing precisions over the most robust static one", first)
-    return _answer(report, question, [head, *parts], paper, said, stage, ("against_static", "protocols"))
+    return _answer(report, question, [head], parts, paper, said, stage, ("against_static", "protocols"))
 
 
 def _configuration(report: Path) -> Answer:
     stage, question = "03_sensitivity_heatmaps", "Which configuration is best, and how was it found?"
     rows = [r for r in table(report, stage, "search") if r["method"] == "ILP"]
-    spent = {r["budget"]: _number(r["average_bits"]) for r in table(report, stage, "recommended")}
-    parts = []
+    heads = []
     if rows:
         best = max(rows, key=lambda r: _number(r["f1"]))
         good = [r for r in rows if _number(r["f1_high"]) >= _number(best["f1_low"])]
-        leanest = min(good, key=lambda r: float(r["budget"]))
-        head = f"the fewest bits at which F1 is not clearly below the best: a budget of {leanest['budget']} average weight bits"
-        parts.append(f"{head}, configuration_{leanest['budget']}.yaml")
-    for row in rows:
-        bits = spent.get(row["budget"], math.nan)
-        parts.append(f"within {row['budget']} bits ({bits:.2f} spent) F1 {_interval(row, 'f1')}")
+        leanest = min(good, key=lambda r: float(r["budget"]))["budget"]
+        least = "the fewest average weight bits searched at which F1 is not clearly below the best"
+        heads.append(f"{least}: {leanest}, as the integer program spends them (configuration_{leanest}.yaml)")
+    parts = [f"within {r['budget']} bits ({_number(r['average_bits']):.2f} spent) F1 {_interval(r, 'f1')}" for r in rows]
     how = (
         "Every block and role was lowered alone and what that cost was measured; an integer program chose under a budget of "
         "average weight bits, beside greedy, random, learned and hand-made choices, and all were judged on questions that the "
         "search never saw."
     )
-    return _answer(report, question, parts, how, "", stage, ("search", "search_gaps", "recommended"))
+    return _answer(report, question, heads, parts, how, "", stage, ("search", "search_gaps", "recommended"))
 
 
 def _objective(report: Path) -> Answer:
     stage, question = "02_switchable_train", "Which extra objective or schedule helps?"
     rows = table(report, stage, "method_gaps")
     heads = [_tally(f"{model} over {over}", _pair(rows, model, over)) for model, over in _pairs(rows)]
-    parts = [*heads, *_differences(rows, "F1 points")]
-    return _answer(
-        report, question, parts, "All are trained with the same number of passes.", "", stage, ("method_gaps", "ablation")
-    )
+    alike = "All are trained with the same number of passes."
+    tables = ("method_gaps", "ablation")
+    return _answer(report, question, heads, _differences(rows, "F1 points"), alike, "", stage, tables)
 
 
 def _tally(what: str, rows: Sequence[Mapping[str, str]]) -> str:
@@ -237,14 +233,20 @@ def _tally(what: str, rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _answer(
-    report: Path, question: str, parts: Sequence[str], beside: str, said: str, stage: str, tables: Sequence[str]
+    report: Path,
+    question: str,
+    heads: Sequence[str],
+    parts: Sequence[str],
+    beside: str,
+    said: str,
+    stage: str,
+    tables: Sequence[str],
 ) -> Answer:
-    parts = [part for part in parts if part]
     if not parts:
         return Answer(question, f"Not tested in this report: {stage.replace('_', ' ')} has no such table.", ())
     links = tuple(path for name in tables if (report / (path := f"results/{stage}/{name}.csv")).is_file())
-    text = "; ".join(parts)
-    return Answer(question, " ".join(x for x in (f"{text[0].upper()}{text[1:]}.", beside, said) if x), links)
+    figures = [f"{text[0].upper()}{text[1:]}." for text in ("; ".join(filter(None, heads)), "; ".join(parts)) if text]
+    return Answer(question, " ".join(x for x in (*figures, beside, said) if x), links)
 
 
 def _pairs(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:

@@ -90,7 +90,7 @@ class Robustness:
         repeated = [*static(precision, model)(0)] * draws
 
         def craft(batch: Batch) -> torch.Tensor:
-            with noisy_rounding(model, self.generator(batch, self.section.draws)):  # answers have the numbers below
+            with noisy_rounding(model, self.generator(batch, draws)):  # answers have the numbers below
                 return self.pgd(model, lambda query: repeated)(batch)
 
         return craft
@@ -134,14 +134,14 @@ class Robustness:
         kinds = {"layer": by_layer, "token": by_token}
         return {f"{kind} {i}": partial(way, i) for i in range(self.section.draws) for kind, way in kinds.items()}
 
-    def noisily(self, model: SwitchableModel, precision: Precision) -> dict[str, Answering]:
-        """Answers at one precision whose rounding is noisy, anew for every batch; `draws` of them."""
+    def noisily(self, model: SwitchableModel, precision: Precision, draws: int) -> dict[str, Answering]:
+        """Answers at one precision whose rounding is noisy, anew for every batch; so many draws of the noise."""
 
         def figures(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
             with model.at(precision), noisy_rounding(model, self.generator(batch, draw)):
                 return span_figures(model, batch, embeds)
 
-        return {f"draw {i}": partial(figures, i) for i in range(self.section.draws)}
+        return {f"draw {i}": partial(figures, i) for i in range(draws)}
 
     def judged(
         self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
@@ -261,18 +261,21 @@ class Robustness:
     def rounded_noisily(self, model: SwitchableModel) -> pd.DataFrame:
         """Plain noise in place of random precision: noisy rounding at each precision of the first set that rounds at all.
 
-        The attacker averages over as many draws of the noise at each step as EOT over the set takes passes.
+        Attackers are EOT over the set, and EOT over the noise itself, with as many draws a step as the set has precisions.
 
         Returns:
-            Rows with `attack`, `none` or `EOT over noise`, and `answered`, `noise at 8`, the mean over `draws` of it.
+            Rows with `attack`, `none`, `EOT {4, 8}` or `EOT over noise`, and `answered`, `noise at 8`, the mean over as many.
         """
         first, parts = self.sets[0], []
-        rounding = [p for p in first if p.a_bits != FULL] or first
-        for p in rounding:
-            crafts = {"none": self.untouched(model), "EOT over noise": self.pgd_noisy(model, p, len(first))}
-            for i, (name, craft) in enumerate(crafts.items()):
-                found = self.judged(f"rounding_{p.name}_{i}", model, craft, self.noisily(model, p), self.fewer)
-                parts.append(averaged(found, list(found["answered"].unique()), f"noise at {p.name}").assign(attack=name))
+        rounding = [p for p in first if p.a_bits != FULL] or list(first)
+        crafts = [("none", self.untouched(model), rounding)]
+        crafts.append((f"EOT {set_name(first)}", self.pgd(model, every(first, model)), rounding))
+        crafts += [("EOT over noise", self.pgd_noisy(model, p, len(first)), [p]) for p in rounding]
+        for i, (attack, craft, at) in enumerate(crafts):
+            ways = {f"noise at {p.name}": self.noisily(model, p, len(first)) for p in at}
+            each = {f"{name}, {draw}": way for name, drawn in ways.items() for draw, way in drawn.items()}
+            found = self.judged(f"rounding_{i}", model, craft, each, self.fewer).assign(attack=attack)
+            parts += [averaged(found, [f"{name}, {draw}" for draw in drawn], name) for name, drawn in ways.items()]
         return pd.concat(parts, ignore_index=True)
 
     def drawn_finer(self, model: SwitchableModel) -> pd.DataFrame:
