@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import Measurement, Timer
 
 from qatlib.deploy import deploy
 from qatlib.evaluate import device_of
@@ -61,9 +61,14 @@ def pass_latencies(model: SwitchableModel, configurations: Mapping[str, Any], ba
     return {name: _milliseconds(deploy(model, spec), ids) for name, spec in configurations.items()}
 
 
-def _milliseconds(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
+def timed(f: Callable[[torch.Tensor], Any], x: torch.Tensor, least_seconds: float) -> Measurement:
+    """The runs of `f(x)` on all threads, in seconds, for so long at least."""
     timer = Timer("f(x)", globals={"f": f, "x": x}, num_threads=torch.get_num_threads())
-    return 1e3 * timer.blocked_autorange(min_run_time=LEAST_SECONDS).median
+    return timer.blocked_autorange(min_run_time=least_seconds)
+
+
+def _milliseconds(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
+    return 1e3 * timed(f, x, LEAST_SECONDS).median
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

@@ -18,6 +18,11 @@ from qatlib.model import Output, SwitchableModel
 from qatlib.objectives import Batch, span_nll
 
 
+def own_seed(batch: Batch, seed: int) -> int:
+    """A seed by what is in the batch, so that draws are new for every batch, and the same whichever process has it."""
+    return seed + int(batch.input_ids.sum())
+
+
 def mean_embedding_norm(model: SwitchableModel) -> float:
     """Mean L2 norm of the token embeddings over the vocabulary, the unit of epsilon."""
     weight = model.lm.get_input_embeddings().weight.detach()
@@ -135,8 +140,7 @@ def _ball(
     clean = model.embed(batch.input_ids)
     free = batch.attackable[..., None]
     radius = attack.epsilon * mean_embedding_norm(model) / (clean.shape[-1] ** 0.5 if attack.norm == "linf" else 1)
-    # by what is in the batch, so that it does not matter which process has it
-    return clean, free, radius, torch.Generator().manual_seed(seed + int(batch.input_ids.sum()))
+    return clean, free, radius, torch.Generator().manual_seed(own_seed(batch, seed))
 
 
 def random_search(

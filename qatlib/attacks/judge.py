@@ -23,11 +23,6 @@ Answering = Callable[[Batch, Tensor], SpanFigures]
 """A batch and attacked embeddings → what answers are made of."""
 
 
-def own_seed(batch: Batch, seed: int) -> int:
-    """A seed by what is in the batch, so that draws are new for every batch, and the same whichever process has it."""
-    return seed + int(batch.input_ids.sum())
-
-
 def answers_at(model: SwitchableModel, precisions: Iterable[Precision]) -> dict[str, Answering]:
     """By name, answers with all layers at one precision."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from qatlib import stats
+from qatlib import results, stats
 from qatlib.precision import Precision
 from qatlib.results import interval
 from qatlib.stats import Estimate
@@ -34,9 +34,13 @@ def averaged(frame: pd.DataFrame, answered: Sequence[str], name: str) -> pd.Data
     return chosen.groupby(keys, sort=False, as_index=False)[["em", "f1", "loss"]].mean().assign(answered=name)
 
 
-def randomized(frame: pd.DataFrame, precisions: Set) -> pd.DataFrame:
-    """RPI over one precision for all layers, exactly: `averaged` over the set's precisions, answered by `RPI {4, 8}`."""
-    return averaged(frame, [p.name for p in precisions], f"RPI {set_name(precisions)}")
+def with_rpi(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
+    """The frame with RPI over one precision for all layers among the answers, exactly: `averaged` over each set's precisions.
+
+    It answers by the name `RPI {4, 8}`.
+    """
+    drawn = (averaged(frame, [p.name for p in s], f"RPI {set_name(s)}") for s in sets)
+    return pd.concat([frame, *drawn], ignore_index=True)
 
 
 def worst_over(frame: pd.DataFrame, attacks: Sequence[str], name: str = "worst") -> pd.DataFrame:
@@ -108,7 +112,7 @@ def gains_by_radius(frame: pd.DataFrame, precisions: Set, **options: Any) -> pd.
         with `_low` and `_high`), `n`.
     """
     names, rpi, rows = [p.name for p in precisions], f"RPI {set_name(precisions)}", []
-    both = pd.concat([frame, randomized(frame, precisions)], ignore_index=True)
+    both = with_rpi(frame, precisions)
     clean = both[both["attack"] == "none"]
     for epsilon, mine in both[both["attack"] != "none"].groupby("epsilon"):
         found = pd.concat([clean, worst_over(mine, list(mine["attack"].unique()))], ignore_index=True)
@@ -159,6 +163,8 @@ def most_robust(frame: pd.DataFrame, among: Sequence[str], attack: str, clean_f1
     return max(good, key=lambda name: select(frame, name, attack)["f1"].mean())
 
 
-def as_scores(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """In the schema of `qatlib.results`: the way of answering is the model, the attack the precision."""
-    return frame.rename(columns={"answered": "model", "attack": "precision"}).assign(seed=seed)
+def mean_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
+    """`results.mean_table` of every way of answering under every attack, which `answered` and `attack` name."""
+    back = {"model": "answered", "precision": "attack"}
+    scores = frame.rename(columns={name: column for column, name in back.items()}).assign(seed=0)
+    return results.mean_table(scores, metrics, **options).rename(columns=back)

@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch.utils.benchmark import Timer
 
 from qatlib.deploy import deploy
 from qatlib.evaluate import evaluate_spans
-from qatlib.latency import peak_bytes
+from qatlib.latency import peak_bytes, timed
 from qatlib.layers import multiplied_as_floats
 from qatlib.model import Output, SwitchableModel
 from qatlib.precision import Configuration
@@ -96,8 +95,7 @@ def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
         for tokens in sizes.lengths:
             ids = torch.randint(1, teacher.lm.config.vocab_size, (batch, tokens), device=study.device)
             for name, contestant in contestants.items():
-                timer = Timer("f(x)", globals={"f": contestant, "x": ids}, num_threads=torch.get_num_threads())
-                found = timer.blocked_autorange(min_run_time=SECONDS)
+                found = timed(contestant, ids, SECONDS)
                 row = {"model": name, "batch": batch, "tokens": tokens, "milliseconds": 1e3 * found.median}
                 row |= {"iqr_milliseconds": 1e3 * found.iqr, "tokens_per_second": batch * tokens / found.median}
                 row["peak_megabytes"] = peak_bytes(partial(contestant, ids), study.device) / 1e6

@@ -73,7 +73,6 @@ class Stage:
             print(f"{name} needs {upstream}, which is not done for {self.run.name}: running it first …", flush=True)
             _execute_elsewhere(self.run, upstream)
         self.run.prepare(name)
-        self._measured: set[str] = set()
         self._headlines: list[dict[str, str | bool | None]] = []
         self._write_headlines()
 
@@ -124,7 +123,6 @@ class Stage:
         import pandas as pd
 
         path = self.directory / "timing" / f"{_checked(name)}.csv"
-        self._measured.add(name)
         if not path.is_file():
             write_atomic(path, to_csv(compute()))
         return pd.read_csv(path)
@@ -161,8 +159,7 @@ class Stage:
         from qatlib.report.figures import table_html
 
         kind = "timing" if measured else "results"
-        if name not in self._measured:
-            write_atomic(self.directory / kind / f"{_checked(name)}.csv", to_csv(frame))
+        write_atomic(self.directory / kind / f"{_checked(name)}.csv", to_csv(frame))
         href = self._href(name, kind)
         display(table_html(frame if shown is None else shown, caption, href, formats))
 

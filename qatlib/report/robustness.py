@@ -16,8 +16,8 @@ import torch
 
 from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
 from qatlib.attacks.defence import Draws, every, one_of, per_layer, per_token, static
-from qatlib.attacks.embedding import attack_embeddings, nonzero_gradients, random_noise, random_search
-from qatlib.attacks.judge import Answering, Craft, answers_at, judged, own_seed
+from qatlib.attacks.embedding import attack_embeddings, nonzero_gradients, own_seed, random_noise, random_search
+from qatlib.attacks.judge import Answering, Craft, answers_at, judged
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.attacks.scores import Set, averaged, set_name
 from qatlib.attacks.tokens import hotflip

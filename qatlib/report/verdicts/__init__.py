@@ -45,14 +45,11 @@ class Effect:
         return replace(e, value=self.below - e.value, low=self.below - e.high, high=self.below - e.low)
 
 
-def verdict_table(
-    found: Mapping[str, Sequence[Effect] | str], untested: str, margins: Mapping[str, float] | None = None
-) -> pd.DataFrame:
+def verdict_table(found: Mapping[str, Sequence[Effect] | str], margins: Mapping[str, float] | None = None) -> pd.DataFrame:
     """The verdict on every claim, with the effects it rests on.
 
     Args:
-        found: by claim; one without effects could not be tested, and a text says why.
-        untested: why not, for those without a text.
+        found: by claim its effects, one at least, or a text that says why it could not be tested.
         margins: of `qatlib.claims.verdict`, in the unit of a claim's effects; 1 for claims that are not named.
 
     Returns:
@@ -69,7 +66,7 @@ def verdict_table(
             figures = results.interval("value", e.found) | {"n": e.found.n, "seeds": e.found.seeds}
             rows.append(common | figures | {"effect": e.name, "must_be": e.must_be, "margin": margin, "table": e.table})
         if not known:
-            rows.append(common | {"effect": effects or untested, "must_be": "", "n": 0, "seeds": 0, "table": ""})
+            rows.append(common | {"effect": effects, "must_be": "", "n": 0, "seeds": 0, "table": ""})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -81,4 +81,4 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | 
         "C18": low or "takes cpt separate and random separate, and 4 bits among others",
         "C19": static or "takes cpt shared and static",
     }
-    return verdict_table(found, "")
+    return verdict_table(found)

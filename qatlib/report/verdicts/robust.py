@@ -57,7 +57,7 @@ def verdicts(
         "C25": _finest(finer, **options),
         "C26": _weaker(gains, **options),
     }
-    return verdict_table(found, "")
+    return verdict_table(found)
 
 
 def _worst(frame: pd.DataFrame) -> pd.DataFrame:

@@ -36,4 +36,5 @@ def verdicts(weights: pd.DataFrame, activations: pd.DataFrame, **options: Any) -
         Effect(f"calibrated over uncalibrated at {p} bits", gap, "calibration_gap")
         for p, gap in results.gaps(activations, "calibrated", "uncalibrated", "f1", **options)
     ]
-    return verdict_table({"C07": channel, "C08": own}, "no bit-width of this run is among those it speaks of")
+    untested = "no bit-width of this run is among those it speaks of"
+    return verdict_table({"C07": channel or untested, "C08": own or untested})

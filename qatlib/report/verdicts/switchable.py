@@ -89,7 +89,7 @@ def verdicts(
         name = "percent of the configurations' variance in F1 that a line over average bits explains"
         straight.append(Effect(name, _percent(line), "configurations", above=LINEAR))
     found = {
-        "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])],
+        "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])] or "takes 16 and 8 bits, none of which is trained here",
         "C02": in_parts(little, 2, "takes 6 and 4 bits, which are not both trained here"),
         "C03": in_parts(s2, len(S2_KEPT), "takes 8, 4 and 2 bits, which are not all trained here"),
         "C05": helps or "takes a method that learns from wider widths or a teacher beside one that does not",
@@ -97,7 +97,7 @@ def verdicts(
         "C09": dear or "takes mixed8648 and uniform8 among configurations.names",
         "C14": straight or "takes configurations of three average bits at least",
     }
-    return verdict_table(found, "takes 16 and 8 bits, none of which is trained here")
+    return verdict_table(found)
 
 
 def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +129,7 @@ def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) ->
     """
     factors = [*_factors(stored, latencies, weights)]
     parts, why = len(S2_SMALLER) + len(S2_FASTER), "takes 8, 4 and 2 bits, which are not all deployed here"
-    return verdict_table({"C04": in_parts(factors, parts, why, about_training=False)}, "")
+    return verdict_table({"C04": in_parts(factors, parts, why, about_training=False)})
 
 
 def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str, str]]:
