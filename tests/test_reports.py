@@ -11,12 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from qatlib.attacks.scores import contrast
 from qatlib.report import ledger, site
-from qatlib.report.params import STAGES
+from qatlib.report.params import STAGES, load_params
+from qatlib.report.verdicts import robust
 
 REPOSITORY = Path(__file__).parents[1]
+OPTIONS = {"resamples": 100, "confidence": 0.95}
+"""Of the smoke profile."""
 
 
 def copy(root: Path) -> Path:
@@ -91,6 +96,35 @@ def test_the_ledger_is_rebuilt_from_the_result_files(roots: tuple[Path, Path], t
         rows = ledger.claim_rows(report, e["stage"])
         (row,) = [r for r in rows if (r["claim"], r["effect"], r["must_be"]) == (name, e["effect"], e["must_be"])]
         assert row["value"] == ("" if e["value"] is None else str(e["value"])) and (report / e["href"]).is_file()
+
+
+def published(root: Path, stage: str, name: str, **dtype: str) -> pd.DataFrame:
+    return pd.read_csv(root / "reports" / "smoke" / "results" / stage / f"{name}.csv", dtype=dtype)
+
+
+def test_differences_are_made_again_from_the_files_of_scores(roots: tuple[Path, Path]) -> None:
+    """What the verdicts on trainings rest on; in the smoke profile every method has one seed."""
+
+    def scores(model: str, precision: str) -> pd.DataFrame:
+        return published(roots[0], "04_cpt", f"scores_{model.replace(' ', '_')}_seed0_{precision}")
+
+    gaps = published(roots[0], "04_cpt", "gaps", precision="str")
+    pairs = [row for row in gaps.itertuples() if "static" not in (row.model, row.over)]
+    assert len(pairs) > 6
+    for row in pairs:
+        gap = contrast(scores(row.model, row.precision), scores(row.over, row.precision), **OPTIONS)
+        assert (gap.value, gap.low, gap.high, gap.n) == (row.difference, row.difference_low, row.difference_high, row.n)
+
+
+def test_verdicts_on_robustness_are_made_again_from_the_files_of_answers(roots: tuple[Path, Path]) -> None:
+    rows = published(roots[0], "05_adversarial", "attack_rows", answered="str")
+    perplexities = published(roots[0], "05_adversarial", "noise_perplexity", precision="str")
+    section = load_params("smoke").adversarial
+    made = robust.verdicts(rows, perplexities, [*section.sets, section.control], **OPTIONS)
+    kept = published(roots[0], "05_adversarial", "claims")
+    assert made["verdict"].tolist() == kept["verdict"].tolist() and set(made["claim"]) == {f"C{i}" for i in range(20, 27)}
+    for column in ("value", "value_low", "value_high", "n"):
+        assert made[column].tolist() == pytest.approx(kept[column].tolist(), nan_ok=True)
 
 
 def test_a_run_killed_twice_ends_with_the_same_result_files(roots: tuple[Path, Path]) -> None:

@@ -101,26 +101,66 @@ def success_table(found: pd.DataFrame, **options: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["answered", "attack", "success", "success_low", "success_high", "right_at_first"])
 
 
-def gains_by_radius(frame: pd.DataFrame, precisions: Set, **options: Any) -> pd.DataFrame:
-    """RPI less the most robust static precision of equal clean F1 at every radius, each under its worst attack a question.
+def attacked(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
+    """The frame with RPI over each set among the answers, and with `worst`: of each question the worst gradient attack."""
+    both = with_rpi(frame, *sets)
+    return pd.concat([both, worst_over(both, gradient_attacks(both))], ignore_index=True)
+
+
+def gradient_attacks(frame: pd.DataFrame) -> list[str]:
+    """The attacks in a frame that follow a gradient: PGD at one precision, and over the draws of RPI (EOT)."""
+    return [a for a in frame["attack"].unique() if a.startswith(("PGD", "EOT"))]
+
+
+def best_static(frame: pd.DataFrame, precisions: Set, among: Sequence[str]) -> str:
+    """What RPI over a set is held against: of some static precisions the one with the highest F1 under `worst`.
+
+    It is one of those whose clean F1 is at most a point below RPI's; if there is none, the best without an attack.
 
     Args:
-        frame: answers at the precisions of the set, with `epsilon`, the radius of the attack.
+        frame: of `attacked`.
+    """
+    least = select(frame, f"RPI {set_name(precisions)}", "none")["f1"].mean() - 1
+    clean = {name: select(frame, name, "none")["f1"].mean() for name in among}
+    good = [name for name in among if clean[name] >= least] or [max(clean, key=clean.__getitem__)]
+    return max(good, key=lambda name: select(frame, name, "worst")["f1"].mean())
+
+
+def gains(frame: pd.DataFrame, by: Sequence[str], precisions: Set, among: Sequence[str]) -> pd.DataFrame:
+    """What RPI over a set has beyond `best_static`, both under the worst attack of each question, in every group of rows.
+
+    Args:
+        frame: answers at single precisions.
+        by: columns that make the groups.
+        among: the static precisions.
 
     Returns:
-        `epsilon`, `static`, `static_f1` and `rpi_f1` under attack in percent, `gain`, their paired difference in points (each
-        with `_low` and `_high`), `n`.
+        The columns of `by`, `static`, `id`, `paragraph`, `clean_f1` of RPI, `static_f1` and `rpi_f1` under attack in percent,
+        `gain`, their difference in points.
     """
-    names, rpi, rows = [p.name for p in precisions], f"RPI {set_name(precisions)}", []
-    both = with_rpi(frame, precisions)
-    clean = both[both["attack"] == "none"]
-    for epsilon, mine in both[both["attack"] != "none"].groupby("epsilon"):
-        found = pd.concat([clean, worst_over(mine, list(mine["attack"].unique()))], ignore_index=True)
-        static = most_robust(found, names, "worst", select(found, rpi, "none")["f1"].mean() - 1)
-        fixed, random = (select(found, way, "worst") for way in (static, rpi))
-        gap = contrast(random, fixed, **options)
-        under = interval("static_f1", mean_of(fixed, **options)) | interval("rpi_f1", mean_of(random, **options))
-        rows.append({"epsilon": epsilon, "static": static, **under, **interval("gain", gap), "n": gap.n})
+    rpi, keys, parts = f"RPI {set_name(precisions)}", ["id", "paragraph"], []
+    for group, mine in frame.groupby([*by]):
+        found = attacked(mine, precisions)
+        static = best_static(found, precisions, among)
+        pair = {"clean_f1": (rpi, "none"), "static_f1": (static, "worst"), "rpi_f1": (rpi, "worst")}
+        columns = [select(found, *what).set_index(keys)["f1"].rename(name) for name, what in pair.items()]
+        rows = pd.concat(columns, axis=1).reset_index().assign(gain=lambda x: x["rpi_f1"] - x["static_f1"])
+        named: dict[str, Any] = dict(zip(by, group, strict=True))
+        parts.append(rows.assign(**named, static=static))
+    return pd.concat(parts, ignore_index=True)[[*by, "static", *keys, *pair, "gain"]]
+
+
+def gain_table(found: pd.DataFrame, by: Sequence[str], **options: Any) -> pd.DataFrame:
+    """`gains` as means with intervals.
+
+    Returns:
+        The columns of `by`, `static`, `clean_f1`, `static_f1`, `rpi_f1` and `gain` (each with `_low` and `_high`), `n`.
+    """
+    rows = []
+    for group, mine in found.groupby([*by, "static"]):
+        means = {name: mean_of(mine, name, **options) for name in ("clean_f1", "static_f1", "rpi_f1", "gain")}
+        columns = {key: value for name, e in means.items() for key, value in interval(name, e).items()}
+        rows.append(dict(zip([*by, "static"], group, strict=True)) | columns | {"n": len(mine)})
     return pd.DataFrame(rows)
 
 
@@ -151,16 +191,6 @@ def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", scale: float 
 def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
     """Mean over the questions, bootstrapped by paragraph."""
     return stats.mean(a[metric], a["paragraph"], **options)
-
-
-def most_robust(frame: pd.DataFrame, among: Sequence[str], attack: str, clean_f1: float) -> str:
-    """Of some ways of answering whose clean F1 is no less than that, the one with the highest F1 under an attack.
-
-    If none is as good on clean input: the best there.
-    """
-    clean = {name: select(frame, name, "none")["f1"].mean() for name in among}
-    good = [name for name in among if clean[name] >= clean_f1] or [max(clean, key=clean.__getitem__)]
-    return max(good, key=lambda name: select(frame, name, attack)["f1"].mean())
 
 
 def mean_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:

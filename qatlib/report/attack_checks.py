@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from qatlib.attacks.checks import Check, about_zero, above_zero, broken, not_below_zero, passes
-from qatlib.attacks.scores import Set, contrast, mean_of, most_robust, select, set_name
+from qatlib.attacks.scores import Set, best_static, contrast, mean_of, select, set_name
 from qatlib.report.experiments import Adversarial
 from qatlib.results import interval
 from qatlib.stats import Estimate
@@ -49,14 +49,14 @@ def main_checks(complete: pd.DataFrame, sets: Sequence[Set], control: Set, **opt
     right = worst[worst["id"].isin(clean.loc[clean["em"] == 100, "id"])]
     if right["paragraph"].nunique() > 1:
         checks.append(Check(9, "the same over questions that every draw answers right without an attack", mean(right)))
-    static = most_robust(complete, widths, "worst", clean["f1"].mean() - 1)
+    static = best_static(complete, sets[0], widths)
     best = select(complete, static, "worst")
     words = f"the most robust static precision of equal clean F1, {static} bits"
     checks.append(Check(10, f"{rpi}, expected over its draws, over {words}", gap(worst, best)))
     draws = complete[complete["answered"].isin(drawn) & (complete["attack"] == "worst")]
     lowest = draws.groupby(["id", "paragraph"])[["f1"]].min().reset_index()
     checks.append(Check(10, f"{rpi} at each question's worst draw over the same", gap(lowest, best)))
-    same = most_robust(complete, [p.name for p in control], "worst", 0)
+    same = best_static(complete, control, [p.name for p in control])
     gained = gap(select(complete, f"RPI {set_name(control)}", "worst"), select(complete, same, "worst"))
     checks.append(about_zero(11, f"RPI {set_name(control)}, precisions alike, gains nothing over static {same}", gained))
     return checks

@@ -237,17 +237,18 @@ class Robustness:
         """PGD at each precision of the first set, and EOT over it, at each of `epsilons`; answered at these precisions.
 
         Returns:
-            `judged`'s rows with `attack`, and `epsilon`, 0 for `none`.
+            `judged`'s rows with `attack` and `epsilon`; those of `none` stand at every one.
         """
-        first = self.sets[0]
-        crafts: dict[tuple[str, float], Craft] = {("none", 0.0): self.untouched(model)}
+        first, ways = self.sets[0], answers_at(model, self.sets[0])
+        clean = self.judged("radius_none", model, self.untouched(model), ways, self.fewer)
+        parts = [clean.assign(attack="none", epsilon=e) for e in self.section.epsilons]
+        crafts: dict[tuple[str, float], Craft] = {}
         for e in self.section.epsilons:
             attack = replace(self.section.attack, epsilon=e)
             crafts |= {(f"PGD at {p.name}", e): self.pgd(model, static(p, model), attack) for p in first}
             crafts[f"EOT {set_name(first)}", e] = self.pgd(model, every(first, model), attack)
-        parts = []
         for i, ((name, e), craft) in enumerate(crafts.items()):
-            found = self.judged(f"radius_{i}", model, craft, answers_at(model, first), self.fewer)
+            found = self.judged(f"radius_{i}", model, craft, ways, self.fewer)
             parts.append(found.assign(attack=name, epsilon=e))
         return pd.concat(parts, ignore_index=True)
 

@@ -74,13 +74,17 @@ def test_what_an_attack_spoils_for_a_draw_lies_between_what_it_spoils_for_its_pr
     assert (low < high).any() and rates["RPI"].between(low, high).all()
 
 
-def test_gains_by_radius_are_those_of_the_worst_attack_over_the_most_robust_precision():
-    radius = {"none": 0.0, "PGD at 8": 0.5, "PGD at 4": 2.0}
-    found = scores.gains_by_radius(FRAME.assign(epsilon=FRAME["attack"].map(radius)), SET, resamples=100)
-    assert found["epsilon"].tolist() == [0.5, 2.0] and found["n"].tolist() == [4, 4]
-    for row, attack in zip(found.itertuples(), ("PGD at 8", "PGD at 4"), strict=True):
+def test_gains_are_those_under_the_worst_attack_over_the_most_robust_precision_of_each_group():
+    group = {"none": [1, 2], "PGD at 8": [1], "PGD at 4": [2]}
+    parts = [FRAME[FRAME["attack"] == a].assign(group=g) for a, groups in group.items() for g in groups]
+    found = scores.gains(pd.concat(parts), ["group"], SET, ["4", "8"])
+    table = scores.gain_table(found, ["group"], resamples=100)
+    assert table["group"].tolist() == [1, 2] and table["n"].tolist() == [4, 4]
+    for row, attack in zip(table.itertuples(), ("PGD at 8", "PGD at 4"), strict=True):
         assert row.static_f1 == np.mean(f1(FRAME, row.static, attack))
-        assert row.gain == pytest.approx(row.rpi_f1 - row.static_f1)
+        assert row.gain == pytest.approx(row.rpi_f1 - row.static_f1) and row.gain_low <= row.gain <= row.gain_high
+        mine = found[found["group"] == row.group]
+        assert mine["gain"].tolist() == (mine["rpi_f1"] - mine["static_f1"]).tolist()
 
 
 def test_drops_are_against_the_same_way_of_answering_without_an_attack():
@@ -89,10 +93,20 @@ def test_drops_are_against_the_same_way_of_answering_without_an_attack():
     assert "none" not in set(lost["attack"])
 
 
-def test_the_most_robust_is_chosen_among_those_that_are_good_enough_without_an_attack():
-    assert scores.most_robust(FRAME, ["8", "4"], "PGD at 8", 0) == "4"
-    assert scores.most_robust(FRAME, ["8", "4"], "PGD at 8", 80) == "8"
-    assert scores.most_robust(FRAME, ["8", "4"], "PGD at 8", 99) == "8"  # none is as good: the best there
+@pytest.mark.parametrize(
+    ("clean_4", "clean_8", "best"),
+    [(90, 90, "4"), (89, 90, "4"), (80, 90, "8"), (60, 60, "4")],  # RPI has their mean; 4 is the more robust by 10 points
+)
+def test_static_precisions_that_cost_more_than_a_point_without_an_attack_do_not_count(clean_4, clean_8, best):
+    means = {("4", "none"): clean_4, ("8", "none"): clean_8, ("4", "PGD at 8"): 40, ("8", "PGD at 8"): 30}
+    rows = [{"answered": p, "attack": a, "f1": v, "em": v, "loss": 1.0, "id": i} for (p, a), v in means.items() for i in "ab"]
+    frame = scores.attacked(pd.DataFrame(rows).assign(paragraph="p"), SET)
+    assert scores.best_static(frame, SET, ["8", "4"]) == best
+
+
+def test_gradient_attacks_are_those_at_a_precision_and_over_draws():
+    frame = pd.DataFrame({"attack": ["none", "noise", "PGD at 8", "EOT {4, 8}", "HotFlip at 8", "PGD at 8"]})
+    assert scores.gradient_attacks(frame) == ["PGD at 8", "EOT {4, 8}"]
 
 
 def test_a_contrast_pairs_questions_whatever_their_order():

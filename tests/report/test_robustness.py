@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import pandas as pd
 import pytest
 import torch
 
@@ -95,24 +94,21 @@ def test_finer_draws_average_so_many_answers(work, model):
 def test_radii_have_every_attack_and_grow(work, model):
     found = work.radii(model)
     sizes = found.groupby(["epsilon", "attack", "answered"]).size()
-    assert len(sizes) == 2 + 2 * 3 * 2 and set(sizes) == {len(work.fewer)}
+    assert len(sizes) == 2 * 4 * 2 and set(sizes) == {len(work.fewer)}
     own = found[(found["attack"] == "PGD at 8") & (found["answered"] == "8")].groupby("epsilon")["loss"].mean()
     assert own.index.tolist() == [0.5, 4] and own.is_monotonic_increasing
-    gains = scores.gains_by_radius(found, work.sets[0], resamples=100)
+    gains = scores.gain_table(scores.gains(found, ["epsilon"], work.sets[0], ["4", "8"]), ["epsilon"], resamples=100)
     assert gains["epsilon"].tolist() == [0.5, 4] and set(gains["n"]) == {len(work.fewer)}
 
 
 def test_all_checks_are_made(work, model, frame):
-    drawn = [scores.averaged(frame, [p.name for p in s], f"RPI {scores.set_name(s)}") for s in work.sets]
-    complete = pd.concat([frame, *drawn], ignore_index=True)
-    attacks = [a for a in frame["attack"].unique() if a.startswith(("PGD", "EOT"))]
-    complete = pd.concat([complete, scores.worst_over(complete, attacks)], ignore_index=True)
+    complete = scores.attacked(frame, *work.sets)
     found = attack_checks.main_checks(complete, work.sets, work.section.control, resamples=100)
     outside = work.from_outside(model, work.trained("random", 1000))
     more = (work.variations(model), work.gradients(model), complete, outside, work.fixed.name)
     found += attack_checks.variation_checks(*more, resamples=100)
     margin, rounding = work.by_margin(model), work.rounded_noisily(model)
-    margin = pd.concat([margin, scores.averaged(margin, ["8", "4"], "RPI {8, 4}")], ignore_index=True)
+    margin = scores.with_rpi(margin, work.sets[0])
     of = (complete, margin, work.drawn_finer(model), rounding, work.sets[0])
     found += attack_checks.adaptive_checks(*of, work.section.draws, resamples=100)
     found += attack_checks.cost_checks(work.section, {"words at 8": 12.5})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qatlib import results
-from qatlib.attacks.scores import Set, contrast, drops, select, set_name, worst_over
+from qatlib.attacks.scores import Set, attacked, contrast, drops, gains, select, set_name, with_rpi, worst_over
 from qatlib.precision import FULL_PRECISION
 from qatlib.report.verdicts import Effect, verdict_table
 from qatlib.stats import Estimate, cluster_bootstrap, percentage
@@ -24,38 +24,34 @@ EVERY_ATTACK = "every attack"
 """Of each question the worst of all that were made, whomever they were aimed at."""
 
 
-def verdicts(
-    complete: pd.DataFrame,
-    finer: pd.DataFrame,
-    hotflip: pd.DataFrame,
-    words: pd.DataFrame | None,
-    perplexities: pd.DataFrame,
-    gains: Mapping[str, pd.DataFrame],
-    sets: Sequence[Set],
-    **options: Any,
-) -> pd.DataFrame:
+def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set], **options: Any) -> pd.DataFrame:
     """C20 to C26. Every way of answering is judged by the worst of the same attacks a question, adaptive ones among them.
 
     Args:
-        complete: scores under attack (`qatlib.attacks.scores`) with `worst`, at every precision and by RPI over every set.
-        finer, hotflip, words: of `Robustness.drawn_finer`, `.hotflipped` and `Textual.worded`, with RPI among the answers.
+        rows: `attack_rows` of notebook 5, scores under attack (`qatlib.attacks.scores`) with `experiment`: `main` and
+            `trainings`, of `Robustness.matrix`, the latter with `training` and `seed`; `finer`, `hotflip` and, where there
+            are, `words`, of `.drawn_finer`, `.hotflipped` and `Textual.worded`.
         perplexities: of `Textual.perplexities`.
-        gains: by method what RPI over the first set gains over the most robust static precision, `f1` a question and seed.
+        sets: what RPI draws from, all of them.
 
     Returns:
         As `verdict_table`; effects in points of F1, and in percent for C20 and C22.
     """
-    first = sets[0]
-    rpi, answered = f"RPI {set_name(first)}", set(complete["answered"])
+    main, finer, hotflip, words, trainings = (
+        rows[rows["experiment"] == name].drop(columns="experiment").dropna(axis=1)
+        for name in ("main", "finer", "hotflip", "words", "trainings")
+    )
+    first, answered = sets[0], set(main["answered"])
+    rpi, complete = f"RPI {set_name(first)}", attacked(main, *sets)
     lost = drops(complete)
     found: dict[str, list[Effect] | str] = {
         "C20": [_cut(lost, rpi, **options)] if "8" in answered else "takes 8 bits in a set",
-        "C21": _less_lost(words, first, rpi, **options) if words is not None else "takes adversarial.words",
+        "C21": _less_lost(with_rpi(words, first), first, rpi, **options) if len(words) else "takes adversarial.words",
         "C22": _alike(perplexities, **options),
-        "C23": _against_fp32(lost, hotflip, rpi, **options) if "32" in answered else "takes 32 bits in a set",
+        "C23": _against_fp32(lost, with_rpi(hotflip, first), rpi, **options) if "32" in answered else "takes 32 bits in a set",
         "C24": _fewer_widths(complete, sets, **options),
         "C25": _finest(finer, **options),
-        "C26": _weaker(gains, **options),
+        "C26": _weaker(gains(trainings, ["training", "seed"], first, list(trainings["answered"].unique())), **options),
     }
     return verdict_table(found)
 
@@ -119,11 +115,12 @@ def _finest(finer: pd.DataFrame, **options: Any) -> list[Effect]:
     ]
 
 
-def _weaker(gains: Mapping[str, pd.DataFrame], **options: Any) -> list[Effect] | str:
-    if not {"random", "consistency"} <= set(gains):
+def _weaker(gained: pd.DataFrame, **options: Any) -> list[Effect] | str:
+    random, consistency = (gained[gained["training"] == name] for name in ("random", "consistency"))
+    if random.empty or consistency.empty:
         return "takes random and consistency among adversarial.methods"
     name = "gain of RPI after random training less that after consistency training"
-    return [Effect(name, contrast(gains["random"], gains["consistency"], **options), "trainings")]
+    return [Effect(name, contrast(random, consistency, "gain", **options), "trainings")]
 
 
 def noise_rises(perplexities: pd.DataFrame, **options: Any) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qatlib.attacks.scores import averaged, set_name, worst_over
+from qatlib.attacks.scores import set_name
 from qatlib.precision import Precision
 from qatlib.report.verdicts import robust
 from tests.report.verdicts.scores import said
@@ -38,23 +38,21 @@ PGD = {
 }
 
 
-def complete(pgd=None) -> pd.DataFrame:
-    frame = attacked({"none": CLEAN, **(pgd or PGD)})
-    frame = pd.concat([frame, averaged(frame, ["4", "8"], RPI)], ignore_index=True)
-    return pd.concat([frame, worst_over(frame, [*PGD])], ignore_index=True)
-
-
 def finer(**changes: dict[str, float]) -> pd.DataFrame:
     ways = {"per batch": 30.0, "per layer": 35, "per token": 36}
     return attacked({"none": dict.fromkeys(ways, 88.0), "EOT, uniform": ways, "EOT, mixed": ways} | changes)
 
 
-def verdicts(**changes) -> pd.DataFrame:
+def verdicts(perplexities: pd.DataFrame | None = None, **changes: pd.DataFrame) -> pd.DataFrame:
     text = attacked({"none": CLEAN, "at 32": {"32": 50.0, "8": 60, "4": 70}, "EOT": {"32": 55.0, "8": 58, "4": 66}})
-    text = pd.concat([text, averaged(text, ["4", "8"], RPI)], ignore_index=True)
-    about = {"complete": complete(), "finer": finer(), "hotflip": text, "words": text, "perplexities": noise(1.0), "gains": {}}
-    about |= changes
-    return robust.verdicts(**about, sets=[FIRST], **OPTIONS)
+    main = attacked({"none": CLEAN, **PGD})
+    parts = {"main": main, "finer": finer(), "hotflip": text, "words": text, "trainings": trained(random=main)} | changes
+    rows = pd.concat([part.assign(experiment=name) for name, part in parts.items()], ignore_index=True)
+    return robust.verdicts(rows, noise(1.0) if perplexities is None else perplexities, [FIRST], **OPTIONS)
+
+
+def trained(**methods: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([part.assign(training=name, seed=seed) for name, part in methods.items() for seed in range(3)])
 
 
 def noise(relative: float) -> pd.DataFrame:
@@ -85,17 +83,17 @@ def test_rises_are_alike_in_proportion():
 
 
 def test_what_a_run_leaves_out_is_said():
-    table = verdicts(words=None).set_index("claim")
+    table = verdicts(words=pd.DataFrame({"attack": []})).set_index("claim")
     assert table.loc[["C21", "C24", "C26"], "verdict"].tolist() == ["not tested"] * 3
     assert table.loc["C24", "effect"] == "takes {4, 8} and {4, 6, 8} in adversarial.sets"
 
 
 def test_gains_of_several_trainings_are_paired():
-    rows = pd.DataFrame({"id": [f"q{i}" for i in range(20)], "paragraph": [f"p{i // 2}" for i in range(20)]})
-    gains = {
-        name: pd.concat([rows.assign(f1=gain, seed=seed) for seed in range(3)])
+    """Static 8 is the only one as good as RPI without an attack: RPI gains 5 points over it after one, 1 after the other."""
+    gained = {
+        name: attacked({"none": {"8": 90.0, "4": 86}, "EOT": {"8": 30.0, "4": 30 + 2 * gain}})
         for name, gain in (("random", 5.0), ("consistency", 1.0))
     }
-    table = verdicts(gains=gains)
+    table = verdicts(trainings=trained(**gained))
     assert said(table)["C26"] == "reproduced"
-    assert table.set_index("claim").loc["C26", ["value", "seeds"]].tolist() == [4, 3]
+    assert table.set_index("claim").loc["C26", ["value", "seeds"]].tolist() == [pytest.approx(4), 3]
