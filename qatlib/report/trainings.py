@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Trainings:
 
     def __init__(self, study: Study, base: Path) -> None:
         self.study, self.params, self.base = study, study.params, base
+        self._last: tuple[QuantizerArguments, tuple[Precision, ...], SwitchableModel] | None = None
 
     @property
     def own(self) -> Recipe:
@@ -86,8 +88,8 @@ class Trainings:
 
         An adapter's rank, alpha and dropout are those of its precision in the params; of the first, for others.
         """
-        model, lora, quantizer = self.study.saved_model(self.base), self.params.lora, self.quantizer(recipe.settings)
-        model.set_quantizer(quantizer)
+        lora, quantizer = self.params.lora, self.quantizer(recipe.settings)
+        model = self._quantized(quantizer, recipe.precisions)
         columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
         specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
         first = next(iter(specs.values()))
@@ -99,12 +101,23 @@ class Trainings:
                 model.add_adapters({SHARED: first})
             case "separate":
                 model.add_adapters({p.w_bits: specs.get(p, first) for p in recipe.precisions})
-        if quantizer.clipping == "mse":
-            clipped = sorted({p.a_bits for p in recipe.precisions} - {FULL})
-            calibrate_clips(model, spread(self.study.train_features, CALIBRATION_WINDOWS), clipped)
         if quantizer.learned_steps:
             model.learn_steps(recipe.precisions)
         return model
+
+    def _quantized(self, quantizer: QuantizerArguments, precisions: tuple[Precision, ...]) -> SwitchableModel:
+        """The teacher with a quantizer, its codes and clips found: of SmolLM2 they take minutes, so the last is kept to copy."""
+        if self._last is None or self._last[:2] != (quantizer, precisions):
+            model = self.study.saved_model(self.base)
+            model.set_quantizer(quantizer)
+            for layer in model.layers:
+                for w_bits in {p.w_bits for p in precisions} - {FULL}:
+                    layer.codes(w_bits)
+            if quantizer.clipping == "mse":
+                clipped = sorted({p.a_bits for p in precisions} - {FULL})
+                calibrate_clips(model, spread(self.study.train_features, CALIBRATION_WINDOWS), clipped)
+            self._last = quantizer, precisions, model
+        return copy.deepcopy(self._last[2])
 
     def fit(self, model: SwitchableModel, recipe: Recipe, probed: bool = True) -> pd.DataFrame:
         """Train a prepared model; its metrics, as `Study.fit`.

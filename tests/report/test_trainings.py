@@ -46,6 +46,20 @@ def test_shared_adapters_and_a_quantizer_of_its_own(trainings):
     assert layer.clips["2"] < layer.clips["8"] <= 0 and layer.steps["2"].requires_grad
 
 
+def test_a_model_that_was_prepared_and_trained_leaves_no_trace_in_the_next(trainings):
+    """Codes and clips of the teacher are found once and copied: the copy is what a fresh start would be."""
+    chosen = ["switchable.quantizer={clipping: mse, learned_steps: true}", "switchable.training.steps=3"]
+    mine, fresh = trainings(*chosen), trainings(*chosen)
+    first = mine.prepared(mine.own)
+    mine.fit(first, mine.own)
+    again, expected = mine.prepared(mine.own), fresh.prepared(fresh.own)
+    assert not all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    found = again.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+    for layer, other in zip(again.layers, expected.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(layer.codes(2), other.codes(2), strict=True))
+
+
 @pytest.mark.parametrize("objective", ["joint", "distillation"])
 def test_a_switchable_model_is_trained_as_the_settings_say(trainings, objective):
     chosen = ["switchable.schedule={name: sandwich, passes: 3}", f"switchable.objective.name={objective}"]
