@@ -206,7 +206,7 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
     shown = table.drop(columns=list(leave_out))
     for name in [c for c in table if f"{c}_low" in table and c in shown]:
         triples = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-        texts = (f"{v:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for v, low, high in triples)
+        texts = ("{} [{}, {}]".format(*(_number(x, digits) for x in triple)) for triple in triples)
         shown[name] = ["–" if text.startswith("nan") else text.replace("-", "−") for text in texts]
         shown = shown.drop(columns=[f"{name}_low", f"{name}_high"])
     if "p" in shown:
@@ -214,6 +214,10 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
     words = {"f1": "F1", "em": "EM"}
     shown.columns = [" ".join(words.get(part, part) for part in str(c).split("_")) for c in shown]
     return shown
+
+
+def _number(x: float, digits: int) -> str:
+    return f"{x:.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}"  # perplexity where nothing is left of a model
 
 
 def in_words(table: pd.DataFrame, name: str, digits: int = 1) -> str:

@@ -127,6 +127,11 @@ def test_readable_folds_intervals_and_names():
     assert shown["F1 change"].iloc[1] == "−10.0 [−10.0, −10.0]"
 
 
+def test_readable_keeps_huge_figures_short():
+    table = pd.DataFrame({"perplexity": [2.34, 4.758e8], "perplexity_low": [2.0, 9.9e4], "perplexity_high": [3.0, 6.05e8]})
+    assert readable(table)["perplexity"].tolist() == ["2.3 [2.0, 3.0]", "4.8e+08 [99000.0, 6.0e+08]"]
+
+
 def test_in_words_lists_every_precision():
     gaps = gap_table(
         BOTH.assign(model="a")[24:].pipe(lambda t: pd.concat([t, t.assign(model="b", f1=t["f1"] + 2)])),
