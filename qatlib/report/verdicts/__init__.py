@@ -16,7 +16,7 @@ from qatlib.claims import MARGIN
 from qatlib.report.verdicts.catalog import CLAIMS
 from qatlib.stats import Estimate
 
-COLUMNS = ["claim", "says", "effect", "must_be", "value", "value_low", "value_high", "margin", "n", "seeds", "table", "verdict"]
+COLUMNS = ["claim", "verdict", "says", "effect", "must_be", "value", "value_low", "value_high", "n", "seeds", "margin", "table"]
 
 
 @dataclass(frozen=True)
