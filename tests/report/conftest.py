@@ -1,4 +1,4 @@
-"""A made-up stage of a run, every text of which is hostile; no kernel runs."""
+"""A made-up stage of a run, every text of which is hostile, and models of the smoke profile under attack; no kernel runs."""
 
 import base64
 import json
@@ -13,6 +13,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from qatlib.report.figures import table_html
 from qatlib.report.params import load_params
+from qatlib.report.robustness import Robustness
+from qatlib.report.study import Study
+from qatlib.report.trainings import Trainings
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><rect width="40" height="20"/></svg>'
@@ -116,3 +119,27 @@ class Desk:
 def make_desk():
     """Makes a `Desk` of the smoke params."""
     return Desk
+
+
+SETS = ["adversarial.sets=[[8, 4]]", "adversarial.control=[16, 32]", "adversarial.words.most=2"]
+
+
+@pytest.fixture(scope="module")
+def work(make_desk, tmp_path_factory) -> Robustness:
+    """Attacks of one run."""
+    study = Study(make_desk(tmp_path_factory.mktemp("robust"), *SETS))
+    path = tmp_path_factory.mktemp("teacher") / "t"
+    study.teacher("full")[0].save(path, study.tokenizer)
+    return Robustness(study, Trainings(study, path))
+
+
+@pytest.fixture(scope="module")
+def model(work):
+    """Its model."""
+    return work.trained("random", 0)
+
+
+@pytest.fixture(scope="module")
+def frame(work, model):
+    """Every attack, answered at every precision."""
+    return work.matrix(model, "main", work.questions)
