@@ -83,6 +83,7 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
     roles, blocks = cells["role"].unique(), cells["block"].nunique()
     size = (1.2 + len(widths) * (0.62 * len(roles) + 0.5), len(kinds) * (0.27 * blocks + 1.1))
     fig, axes = plt.subplots(len(kinds), len(widths), figsize=size, squeeze=False, sharex=True, sharey=True)
+    fig.set_visible(False)  # seaborn draws the whole figure after every heatmap, to see whether labels overlap
     limit = cells[metric].abs().quantile(0.98)
     for (i, kind), (j, bits) in product(enumerate(kinds), enumerate(widths)):
         ax, rows = axes[i, j], cells[(cells["lowered"] == kind) & (cells["bits"] == bits)]
@@ -105,6 +106,7 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
             ax.add_patch(Rectangle((x, y), 1, 1, fill=False, hatch="///", edgecolor="0.75", linewidth=0))
         ax.set(title=f"{kind}, {bits} bits", xlabel="", ylabel="block" if j == 0 else "")
         ax.tick_params(axis="x", rotation=40)
+    fig.set_visible(True)
     return fig
 
 
