@@ -9,7 +9,7 @@ Scores are kept per question and per paragraph, so that any two models can be co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -47,6 +47,11 @@ def cells(frame: pd.DataFrame) -> list[Cell]:
 def interval(name: str, estimate: stats.Estimate) -> dict[str, float]:
     """An estimate as columns of a table: `name`, and its bounds `name_low` and `name_high`."""
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def intervals(estimates: Mapping[str, stats.Estimate]) -> dict[str, float]:
+    """Several estimates as columns, by name."""
+    return {column: value for name, estimate in estimates.items() for column, value in interval(name, estimate).items()}
 
 
 def mean_of(scores: pd.DataFrame, cell: Cell, metric: str, **options: Any) -> stats.Estimate:

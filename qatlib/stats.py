@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -40,6 +40,14 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of 0."""
         return self.low > 0 or self.high < 0
+
+    def above(self, bound: float) -> Estimate:
+        """How far it lies above a bound."""
+        return replace(self, value=self.value - bound, low=self.low - bound, high=self.high - bound)
+
+    def below(self, bound: float) -> Estimate:
+        """How far it lies below a bound."""
+        return replace(self, value=bound - self.value, low=bound - self.high, high=bound - self.low)
 
 
 def cluster_bootstrap(

@@ -159,8 +159,7 @@ def gain_table(found: pd.DataFrame, by: Sequence[str], **options: Any) -> pd.Dat
     rows = []
     for group, mine in found.groupby([*by, "static"]):
         means = {name: mean_of(mine, name, **options) for name in ("clean_f1", "static_f1", "rpi_f1", "gain")}
-        columns = {key: value for name, e in means.items() for key, value in interval(name, e).items()}
-        rows.append(dict(zip([*by, "static"], group, strict=True)) | columns | {"n": len(mine)})
+        rows.append(dict(zip([*by, "static"], group, strict=True)) | results.intervals(means) | {"n": len(mine)})
     return pd.DataFrame(rows)
 
 

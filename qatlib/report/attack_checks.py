@@ -10,7 +10,7 @@ import pandas as pd
 from qatlib.attacks.checks import Check, about_zero, above_zero, broken, not_below_zero, passes
 from qatlib.attacks.scores import Set, best_static, contrast, mean_of, select, set_name
 from qatlib.report.experiments import Adversarial
-from qatlib.results import interval
+from qatlib.results import intervals
 from qatlib.stats import Estimate
 
 BELIEVABLE = 20
@@ -157,8 +157,7 @@ def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set,
         clean, under = select(both, way, "none"), select(both, way, attack)
         gap = contrast(random, under, **options)
         found = {"clean_f1": mean_of(clean, **options), "f1": mean_of(under, **options), "rpi_gain": gap}
-        columns = {key: value for what, e in found.items() for key, value in interval(what, e).items()}
-        rows.append({"defence": way, "attack": attack, **columns, "n": gap.n})
+        rows.append({"defence": way, "attack": attack, **intervals(found), "n": gap.n})
     return pd.DataFrame(rows)
 
 

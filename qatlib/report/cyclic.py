@@ -312,8 +312,7 @@ def flatness(sharpness: pd.DataFrame, model: str, others: Sequence[str], **optio
     risen, rows = mean_rise(sharpness), []
     for over in others:
         for precision, gap in results.gaps(risen, model, over, "loss_change", **options):
-            less = replace(gap, value=-gap.value, low=-gap.high, high=-gap.low)
             row = {"model": model, "over": over, "precision": precision, **results.interval("difference", gap)}
-            rows.append(row | {"n": gap.n, "seeds": gap.seeds, "minimum": FLATTER[claims.verdict([less], margin=NATS)]})
+            rows.append(row | {"n": gap.n, "seeds": gap.seeds, "minimum": FLATTER[claims.verdict([gap.below(0)], margin=NATS)]})
     columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "n", "seeds", "minimum"]
     return pd.DataFrame(rows, columns=columns)

@@ -6,7 +6,7 @@ The rule is `qatlib.claims.verdict`; what the claims say is in `qatlib.report.ve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -39,10 +39,7 @@ class Effect:
     @property
     def judged(self) -> Estimate:
         """How far it lies on the claim's side of the bound: above 0 is as the claim has it."""
-        e = self.found
-        if self.below is None:
-            return replace(e, value=e.value - self.above, low=e.low - self.above, high=e.high - self.above)
-        return replace(e, value=self.below - e.value, low=self.below - e.high, high=self.below - e.low)
+        return self.found.above(self.above) if self.below is None else self.found.below(self.below)
 
 
 def verdict_table(found: Mapping[str, Sequence[Effect] | str], margins: Mapping[str, float] | None = None) -> pd.DataFrame:

@@ -57,9 +57,9 @@ def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set]
 
 
 def _worst(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drops under the worst of all attacks in the frame, question by question."""
+    """Clean answers, and those under the worst of all attacks in the frame, question by question."""
     attacks = [a for a in frame["attack"].unique() if a != "none"]
-    return drops(pd.concat([frame[frame["attack"] == "none"], worst_over(frame, attacks, EVERY_ATTACK)], ignore_index=True))
+    return pd.concat([frame[frame["attack"] == "none"], worst_over(frame, attacks, EVERY_ATTACK)], ignore_index=True)
 
 
 def _drop_beyond(frame: pd.DataFrame, more: str, less: str, attack: str, **options: Any) -> Estimate:
@@ -75,7 +75,7 @@ def _cut(lost: pd.DataFrame, rpi: str, **options: Any) -> Effect:
 
 
 def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> list[Effect]:
-    lost = _worst(words)
+    lost = drops(_worst(words))
     return [
         Effect(
             f"F1 lost at {p.name} bits less that by {rpi}",
@@ -88,7 +88,7 @@ def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> lis
 
 
 def _against_fp32(lost: pd.DataFrame, hotflip: pd.DataFrame, rpi: str, **options: Any) -> list[Effect]:
-    kinds = {"PGD": (lost, "worst", "drops"), "HotFlip": (_worst(hotflip), EVERY_ATTACK, "text_attacks")}
+    kinds = {"PGD": (lost, "worst", "drops"), "HotFlip": (drops(_worst(hotflip)), EVERY_ATTACK, "text_attacks")}
     return [
         Effect(f"{kind}: F1 lost at 32 bits less that by {way}", _drop_beyond(frame, "32", way, attack, **options), table)
         for kind, (frame, attack, table) in kinds.items()
@@ -106,7 +106,7 @@ def _fewer_widths(complete: pd.DataFrame, sets: Sequence[Set], **options: Any) -
 
 
 def _finest(finer: pd.DataFrame, **options: Any) -> list[Effect]:
-    worst = worst_over(finer, [a for a in finer["attack"].unique() if a != "none"], EVERY_ATTACK)
+    worst = _worst(finer)
     batch = select(worst, "per batch", EVERY_ATTACK)
     kinds = ("per layer", "per token")
     return [
