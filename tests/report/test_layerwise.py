@@ -20,7 +20,7 @@ from qatlib.search import Allocation, ilp, monotone
 @pytest.fixture(scope="module")
 def work(make_desk, tmp_path_factory):
     """On an untrained switchable model of the smoke profile."""
-    study = Study(make_desk(tmp_path_factory.mktemp("layerwise")))
+    study = Study(make_desk(tmp_path_factory.mktemp("layerwise"), "sensitivity.lowered=[both,weights,activations]"))
     path = tmp_path_factory.mktemp("teacher") / "t"
     study.teacher("lora")[0].save(path, study.tokenizer)
     trainings = Trainings(study, path)
