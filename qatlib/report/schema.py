@@ -266,10 +266,11 @@ def _misfit(switchable: Switchable, precisions: Sequence[Precision]) -> tuple[st
         return "schedule.passes", schedule.passes, allowed
     if unknown := [p.name for p in schedule.pattern or () if p not in precisions]:
         return "schedule.pattern", [p.name for p in schedule.pattern or ()], f"a list of precisions, which {unknown[0]} is not of"
-    cycled = [*(schedule.cosine and schedule.cosine.between or ()), *([schedule.then.precision] if schedule.then else [])]
-    if unknown := [p.name for p in cycled if p not in precisions]:
-        key = "then.precision" if schedule.then and unknown == [schedule.then.precision.name] else "cosine.between"
-        return f"schedule.{key}", unknown, "one of precisions" if key == "then.precision" else "two of precisions"
+    ends = [*(schedule.cosine and schedule.cosine.between or ())]
+    if not {*ends} <= {*precisions}:
+        return "schedule.cosine.between", [p.name for p in ends], "two of precisions"
+    if schedule.then and schedule.then.precision not in precisions:
+        return "schedule.then.precision", schedule.then.precision.name, "one of precisions"
     if schedule.name == "progressive" and switchable.training.steps < count:
         return "training.steps", switchable.training.steps, f"at least {count}, a step for each of precisions"
     if objective.name in ("cascaded", "consistency") and schedule.passes_a_step(count) < 2:

@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from qatlib.report.figures import table_html
 from qatlib.report.params import load_params
 from qatlib.report.robustness import Robustness
+from qatlib.report.strict_yaml import ParamsError
 from qatlib.report.study import Study
 from qatlib.report.trainings import Trainings
 
@@ -119,6 +120,20 @@ class Desk:
 def make_desk():
     """Makes a `Desk` of the smoke params."""
     return Desk
+
+
+def _refusal(override: str) -> str:
+    with pytest.raises(ParamsError) as error:
+        load_params("quick", [override])
+    text = str(error.value)
+    assert text.startswith("SET: ") and "allowed" in text and "\n" not in text
+    return text
+
+
+@pytest.fixture(scope="session")
+def refusal() -> Callable[[str], str]:
+    """The one sentence that an override of `quick` is refused with."""
+    return _refusal
 
 
 SETS = ["adversarial.sets=[[8, 4]]", "adversarial.control=[16, 32]", "adversarial.words.most=2"]
