@@ -106,14 +106,12 @@ def per_bit(costs: pd.DataFrame, accuracy: pd.DataFrame, metric: str = "f1") -> 
 def linear_trend(
     scores: pd.DataFrame, bits: Mapping[str, float], metric: str = "f1", **options: Any
 ) -> tuple[stats.Estimate, stats.Estimate]:
-    """The least-squares line of a metric over the average bits of configurations (S4's figure 2), bootstrapped by paragraph.
-
-    The interval covers the questions drawn, not the choice of configurations, which is given.
+    """The least-squares line of a metric over the average bits of configurations (S4's figure 2), bootstrapped over these.
 
     Args:
         scores: `scores` rows of one model (`qatlib.results`), every configuration on the same questions.
         bits: average bits of each configuration, by the name in `precision`: at least three, not all equal.
-        options: of `stats.cluster_bootstrap`.
+        options: of `stats.over_pairs`.
 
     Returns:
         The slope in points a bit, and R², the share of the configurations' variance that the line explains.
@@ -124,17 +122,8 @@ def linear_trend(
     answers = scores.pivot(index="id", columns="precision", values=metric)[list(bits)]
     if answers.isna().any(axis=None):
         raise ValueError("the configurations answer different questions: no line through their scores")
-    paragraph = scores.drop_duplicates("id").set_index("id")["paragraph"][answers.index]
-    x = np.array(list(bits.values())) - np.mean(list(bits.values()))
-    columns = [np.ones(len(answers)), *answers.to_numpy().T]
-
-    def line(n: Any, *totals: Any) -> tuple[Any, Any]:
-        y = np.stack(totals) / n
-        y = y - y.mean(axis=0)
-        slope = np.tensordot(x, y, 1) / (x @ x)
-        total = np.asarray((y**2).sum(axis=0))
-        explained = np.divide(slope**2 * (x @ x), total, out=np.zeros_like(total), where=total > 0)  # of nothing, nothing
-        return slope, explained
-
-    slope = stats.cluster_bootstrap(columns, paragraph, lambda *totals: line(*totals)[0], **options)
-    return slope, stats.cluster_bootstrap(columns, paragraph, lambda *totals: line(*totals)[1], **options)
+    points = list(bits.values()), answers.mean().to_numpy()
+    return (
+        stats.over_pairs(lambda x, y: np.cov(x, y)[0, 1] / np.var(x, ddof=1), *points, **options),
+        stats.over_pairs(lambda x, y: np.cov(x, y)[0, 1] ** 2 / (np.var(x, ddof=1) * np.var(y, ddof=1)), *points, **options),
+    )

@@ -54,14 +54,28 @@ def intervals(estimates: Mapping[str, stats.Estimate]) -> dict[str, float]:
     return {column: value for name, estimate in estimates.items() for column, value in interval(name, estimate).items()}
 
 
+_PERCENT = {"f1", "em", "success", "same"}
+_POINTS = {"drop", "gain"}
+
+
+def ends(metric: str, difference: bool = False) -> tuple[float, float] | None:
+    """Of the scale of a metric in percent or in points of it, or of differences in such a metric; None for other metrics."""
+    kind = metric.rpartition("_")[2]
+    if kind not in _PERCENT | _POINTS:
+        return None
+    return (-100.0, 100.0) if difference or kind in _POINTS else (0.0, 100.0)
+
+
 def mean_of(scores: pd.DataFrame, cell: Cell, metric: str, **options: Any) -> stats.Estimate:
     """Mean of `metric` in a cell, bootstrapped by paragraph and seed."""
     mine = pick(scores, cell)
-    return stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], **options)
+    return stats.mean(mine[metric], mine["paragraph"], seeds=mine["seed"], ends=ends(metric), **options)
 
 
 def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **options: Any) -> stats.Estimate:
     """Mean difference of `metric` between two cells on the same questions, bootstrapped by paragraph and seed.
+
+    Trainings pair with those of the same seed, or with the only one of the other cell.
 
     Args:
         metric: a column of `scores`, or `perplexity`, whose difference is in percent of the reference's.
@@ -70,6 +84,8 @@ def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **opt
         ValueError: the two were not measured on the same questions, or text.
     """
     mine, other = pick(scores, cell), pick(scores, reference)
+    if mine["seed"].nunique() == 1:
+        mine = pd.concat([mine.assign(seed=seed) for seed in other["seed"].unique()], ignore_index=True)
     if metric == "perplexity":
         nll, tokens = (_beside(mine, other, "paragraph", column) for column in ("nll", "tokens"))
         if nll is None or tokens is None or not np.array_equal(mine["tokens"], tokens):
@@ -80,7 +96,8 @@ def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **opt
     against = _beside(mine, other, "id", metric)
     if against is None:
         raise ValueError(f"{cell} and {reference} answer different questions: no paired difference")
-    return stats.mean(mine[metric] - against, mine["paragraph"], seeds=mine["seed"], **options)
+    apart = ends(metric, difference=True) if cell != reference else None
+    return stats.mean(mine[metric] - against, mine["paragraph"], seeds=mine["seed"], ends=apart, **options)
 
 
 def _beside(mine: pd.DataFrame, other: pd.DataFrame, key: str, column: str) -> np.ndarray | None:
@@ -132,7 +149,12 @@ def kept(scores: pd.DataFrame, cell: Cell, reference: Cell, **options: Any) -> s
     against = _beside(mine, other, "id", "f1")
     if against is None:
         raise ValueError(f"{cell} and {reference} answer different questions: no share kept")
-    return stats.cluster_bootstrap([mine["f1"], against], mine["paragraph"], _percent, seeds=mine["seed"], **options)
+    share = stats.cluster_bootstrap([mine["f1"], against], mine["paragraph"], _percent, seeds=mine["seed"], **options)
+    if cell == reference or mine["f1"].nunique() > 1 or np.unique(against).size > 1:
+        return share
+    seen = 1 - stats.unseen(share.clusters, options.get("confidence", 0.95))
+    least, most = seen * mine["f1"].iloc[0], 100 - seen * (100 - mine["f1"].iloc[0])
+    return replace(share, low=float(_percent(least, against[0])), high=float(_percent(most, seen * against[0])))
 
 
 def _percent(part: Any, whole: Any) -> Any:

@@ -74,6 +74,16 @@ def test_gaps_of_one_table_are_corrected_together():
     assert all(q >= p for p, q in zip(alone, gap_table(frame, [("b", "a")], "f1", **OPTIONS)["p"], strict=True))
 
 
+def test_two_models_that_make_no_error_are_not_shown_to_be_one():
+    right = scores("teacher", "32").assign(f1=100.0)
+    frame = pd.concat([right, right.assign(model="low", precision="4")], ignore_index=True)
+    table = accuracy_table(frame, TEACHER, **OPTIONS)
+    own, other = table.iloc[0], table.iloc[1]
+    assert own["f1_low"] < 100 == own["f1_high"] and (own["f1_change_low"], own["f1_kept_low"]) == (0, 100)
+    assert other["f1_change_low"] < 0 < other["f1_change_high"] == -other["f1_change_low"]
+    assert other["f1_kept_low"] < 100 < other["f1_kept_high"]
+
+
 def test_perplexity_changes_are_paired_percentages():
     base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4], "correct": [1, 2, 2, 2]})
     base["seed"] = 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap, t, ttest_1samp
 
 from qatlib import stats
 
@@ -63,6 +63,22 @@ def test_a_constant_has_no_width():
     assert (e.low, e.value, e.high) == (3.5, 3.5, 3.5) and e.excludes_zero
 
 
+@given(st.integers(2, 300), st.sampled_from([0, 100]))
+def test_all_at_one_end_leaves_room_for_paragraphs_that_none_was_seen_of(clusters, value):
+    e = stats.mean(np.full(clusters, value), np.arange(clusters), ends=(0, 100), resamples=10)
+    rare = binomtest(0, clusters).proportion_ci(0.95, "exact").high
+    assert stats.unseen(clusters) == pytest.approx(rare)
+    assert (e.low, e.high) == pytest.approx(((1 - rare) * value, value + rare * (100 - value)))
+    assert stats.mean([0, 100] * clusters, np.arange(2 * clusters), ends=(0, 100)) == stats.mean(
+        [0, 100] * clusters, np.arange(2 * clusters)
+    )
+
+
+def test_no_difference_at_all_is_no_proof_of_none():
+    e = stats.mean(np.zeros(60), np.arange(60), ends=(-100, 100))
+    assert e.low == pytest.approx(-5.96, abs=0.01) and e.high == -e.low and e.p == 1
+
+
 def test_perplexity_is_of_tokens_not_of_paragraphs():
     e = stats.perplexity([10.0, 1.0], [10, 1], [0, 1], resamples=100)
     assert e.value == pytest.approx(np.e)
@@ -98,6 +114,25 @@ def test_seeds_that_differ_widen_the_interval_and_do_not_multiply_the_questions(
     assert (apart.n, apart.clusters, apart.seeds) == (200, 50, 3)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_where_seeds_alone_differ_the_interval_is_students(count):
+    rng = np.random.default_rng(4)
+    trained = rng.normal(size=count)
+    e = stats.mean(np.repeat(trained, 20), np.tile(np.arange(20), count), seeds=np.repeat(np.arange(count), 20), resamples=40_000)
+    half = t.ppf(0.975, count - 1) * np.std(trained, ddof=1) / np.sqrt(count)
+    assert (e.low, e.value, e.high) == pytest.approx((e.value - half, trained.mean(), e.value + half), rel=0.1)
+
+
+def test_intervals_over_three_trainings_cover_the_mean_of_all_of_them():
+    rng = np.random.default_rng(5)
+    hits, groups, seeds = 0, np.tile(np.arange(40), 3), np.repeat(np.arange(3), 40)
+    for _ in range(200):
+        questions, trained = rng.normal(size=40), rng.normal(size=3)
+        e = stats.mean(questions[groups] + trained[seeds], groups, seeds=seeds, resamples=300)
+        hits += e.low <= 0 <= e.high
+    assert hits >= 180
+
+
 def test_seeds_must_have_answered_the_same():
     with pytest.raises(ValueError, match="different questions"):
         stats.mean([1.0, 2, 3], [0, 1, 0], seeds=[0, 0, 1])
@@ -105,7 +140,9 @@ def test_seeds_must_have_answered_the_same():
 
 def test_p_is_small_where_the_interval_excludes_zero_and_about_uniform_where_there_is_nothing():
     rng = np.random.default_rng(3)
-    assert stats.mean(rng.normal(1, 1, 100), np.arange(100)).p == pytest.approx(2 / 2001)
+    for shift in (0.2, 0.5, 1):  # at the last two beyond what 2000 draws can count
+        values = rng.normal(shift, 1, 100)
+        assert 0.7 < np.log(stats.mean(values, np.arange(100)).p) / np.log(ttest_1samp(values, 0).pvalue) < 1.3
     nothing = [stats.mean(rng.normal(size=50), np.arange(50), resamples=300).p for _ in range(300)]
     assert 0.4 < np.mean(nothing) < 0.6 and np.mean(np.array(nothing) < 0.05) < 0.1
 

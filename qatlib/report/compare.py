@@ -119,7 +119,8 @@ def _gaps(path: Path, first: Path, name: str, run: Run, over: Run, **options: An
     if both["paragraph"].nunique() < 2:
         return
     for metric in ("f1", "em"):
-        gap = stats.mean(both[metric] - both[f"{metric}_over"], both["paragraph"], **options)
+        apart = results.ends(metric, difference=True)
+        gap = stats.mean(both[metric] - both[f"{metric}_over"], both["paragraph"], ends=apart, **options)
         means = {"mean": both[metric].mean(), "mean_over": both[f"{metric}_over"].mean()}
         row = {"evaluation": name, "run": run.name, "over": over.name, "metric": metric.upper()} | means
         yield row | results.interval("difference", gap) | {"n": gap.n}
