@@ -79,17 +79,17 @@ def summary(checks: Sequence[Check]) -> str:
     told = {"FAIL": "Failed", "too few to tell": "Too few questions to tell"}
     said = []
     for verdict, words in told.items():
-        if numbers := sorted({check.number for check in checks if check.verdict == verdict}):
-            said.append(f"{words}: check {', '.join(map(str, numbers))}.")
+        if such := [f"{check.number} ({check.what})" for check in checks if check.verdict == verdict]:
+            said.append(f"{words}: check {'; '.join(such)}.")
     if masking_suspected(checks):
         said.append("**Gradient masking suspected**: robustness measured by gradients may not be robustness.")
     return " ".join(said) or "All checks hold."
 
 
 def tally(checks: Sequence[Check]) -> str:
-    """How many hold, fail, and can't be told: `20 hold, 1 fail, 3 too few to tell`."""
+    """How many passed, failed, and can't be told: `20 passed, 1 failed, 3 rest on too few questions`."""
     count = Counter(check.verdict for check in checks)
-    return f"{count['pass']} hold, {count['FAIL']} fail, {count['too few to tell']} too few to tell"
+    return f"{count['pass']} passed, {count['FAIL']} failed, {count['too few to tell']} rest on too few questions"
 
 
 def table(checks: Sequence[Check]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from torch import Tensor
 from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import Draws
 from qatlib.model import Output, SwitchableModel
-from qatlib.objectives import Batch, span_nll
+from qatlib.objectives import Batch
 
 
 def own_seed(batch: Batch, seed: int) -> int:
@@ -40,8 +40,8 @@ def attack_embeddings(
         seed: of the random starts.
 
     Returns:
-        Embeddings (batch, tokens, width), and the attacker's mean loss there, (batch,), nats or logits; the clean input counts
-        as found, so the loss is never below that of the clean one under the same draws.
+        Embeddings (batch, tokens, width), and the attacker's mean loss there, (batch,), nats or logits; where the first start
+        is the clean input that counts as found, and the loss is never below its own under the same draws.
     """
     training = model.training
     model.eval()
@@ -87,19 +87,24 @@ def expected_loss(
 
 
 def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
-    """Of every window (batch,): the span NLL in nats, or the margin, how far the best wrong token is above the right one.
+    """Of every window (batch,): how far the model is from marking what is right, any token of any given answer.
 
-    The margin is the mean over start and end of max(wrong logits) − right logit over context tokens (Carlini & Wagner 2017),
-    which does not flatten where an answer is already sure. 0 for a window without an answer.
+    Mean over start and end, over context tokens: −log p(right), or the margin max(wrong logits) − max(right logits), which does
+    not flatten where an answer is already sure (Carlini & Wagner 2017). F1 counts the tokens shared with the nearest of the
+    given answers: an attacker who only drives the ends away from the first one's may end at another's, or one token on, and
+    has won little. 0 for a window without an answer.
     """
-    if loss == "cross_entropy":
-        return span_nll(output, batch).nan_to_num(0.0)
-    answered, margins = batch.start >= 0, []
-    for logits, target in ((output.start, batch.start), (output.end, batch.end)):
-        right = target.clamp_min(0)[:, None]
-        wrong = logits.float().masked_fill(~batch.context, -torch.inf).scatter(1, right, -torch.inf)
-        margins.append(wrong.max(1).values - logits.float().gather(1, right)[:, 0])
-    return ((margins[0] + margins[1]) / 2).where(answered & torch.isfinite(margins[0] + margins[1]), 0.0)
+    answered = (batch.start >= 0)[:, None]
+    right = torch.where(answered, batch.context & ~batch.free, batch.context)
+    found = []
+    for logits in (output.start, output.end):
+        inside, outside = (logits.float().masked_fill(~where, -torch.inf) for where in (right, batch.context & ~right))
+        if loss == "cross_entropy":
+            found.append(torch.logaddexp(inside.logsumexp(1), outside.logsumexp(1)) - inside.logsumexp(1))
+        else:
+            found.append(outside.max(1).values - inside.max(1).values)
+    mean = (found[0] + found[1]) / 2
+    return mean.where(answered[:, 0] & torch.isfinite(mean), 0.0)
 
 
 def project(delta: Tensor, radius: float, norm: str) -> Tensor:

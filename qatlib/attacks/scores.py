@@ -184,12 +184,13 @@ def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", scale: float 
     keys = [c for c in ("seed", "id", "paragraph") if c in a and c in b]
     pair = a[[*keys, metric]].merge(b[[*keys, metric]], on=keys, suffixes=("", "_b"))
     seeds = {"seeds": pair["seed"]} if "seed" in keys else {}
-    return stats.mean(scale * pair[metric] - pair[f"{metric}_b"], pair["paragraph"], **seeds, **options)
+    apart = results.ends(metric, difference=True) if scale == 1 and a is not b else None
+    return stats.mean(scale * pair[metric] - pair[f"{metric}_b"], pair["paragraph"], ends=apart, **seeds, **options)
 
 
 def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
     """Mean over the questions, bootstrapped by paragraph."""
-    return stats.mean(a[metric], a["paragraph"], **options)
+    return stats.mean(a[metric], a["paragraph"], ends=results.ends(metric), **options)
 
 
 def mean_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:

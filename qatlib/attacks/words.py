@@ -1,8 +1,8 @@
 """QA-Attack: the words that an answer hangs on are exchanged for others that read alike (S1).
 
 Words are ranked by the attention they receive, by what their removal costs, or by both; then, from the first rank on, each is
-replaced by the candidate that raises the span loss most, if any does. All questions go through each of these steps together,
-in batches.
+replaced by the candidate that raises the attacker's loss most, if any does. All questions go through each of these steps
+together, in batches.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from qatlib.attacks.candidates import Candidates
+from qatlib.attacks.embedding import window_loss
 from qatlib.attacks.text import Span, free_words, with_changes
 from qatlib.evaluate import device_of, over_batches
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, span_nll
+from qatlib.objectives import Batch
 from qatlib.precision import Configuration
 from qatlib.spans import Feature
 from qatlib.squad import Question
@@ -54,7 +55,7 @@ class WordAttack:
 
     @torch.no_grad()
     def losses(self, questions: Sequence[Question], description: str | None = None) -> np.ndarray:
-        """Span NLL of every question in nats, mean over the windows that hold its answer and over the configurations.
+        """`window_loss` of every question in nats, mean over the windows that hold its answer and over the configurations.
 
         −∞ where no window does: such a question can't be attacked.
         """
@@ -66,7 +67,7 @@ class WordAttack:
             total = torch.zeros(len(batch.input_ids))
             for configuration in self.configurations:
                 with self.model.at(configuration):
-                    total += span_nll(self.model(batch.input_ids), batch).cpu()
+                    total += window_loss(self.model(batch.input_ids), batch, "cross_entropy").cpu()
             return total / len(self.configurations)
 
         sums, counts = np.zeros(len(questions)), np.zeros(len(questions))

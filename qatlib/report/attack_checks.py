@@ -62,18 +62,11 @@ def main_checks(complete: pd.DataFrame, sets: Sequence[Set], control: Set, **opt
     return checks
 
 
-def variation_checks(
-    variations: pd.DataFrame,
-    gradients: pd.DataFrame,
-    complete: pd.DataFrame,
-    twin: pd.DataFrame,
-    at: str,
-    **options: Any,
-) -> list[Check]:
-    """The sanity of the attack itself (0), and checks 4 and 6 to 8, at one static precision.
+def variation_checks(variations: pd.DataFrame, complete: pd.DataFrame, at: str, **options: Any) -> list[Check]:
+    """The sanity of the attack itself (0), and checks 6 to 8, at one static precision.
 
     Args:
-        variations, gradients, twin: of `Robustness.variations`, `.gradients` and `.from_outside`.
+        variations: of `Robustness.variations`.
         at: the precision.
     """
 
@@ -85,24 +78,38 @@ def variation_checks(
 
     tried = {name: select(variations, at, name) for name in variations["attack"].unique()}
     radii = sorted((name for name in tried if ", ε " in name), key=lambda name: float(name.split()[-1]))
-    checks = [not_below_zero(0, "PGD costs no less than FGSM", gap(tried["FGSM"], tried["PGD"]))]
+    bits = f"{at} bits, "
+    checks = [not_below_zero(0, f"{bits}PGD costs no less than FGSM", gap(tried["FGSM"], tried["PGD"]))]
     for small, large in zip(radii, radii[1:], strict=False):
-        checks.append(not_below_zero(0, f"{large} costs no less than {small}", gap(tried[small], tried[large])))
-    checks.append(broken(0, f"F1 under {radii[-1]}, which nothing should survive", mean(tried[radii[-1]])))
+        checks.append(not_below_zero(0, f"{bits}{large} costs no less than {small}", gap(tried[small], tried[large])))
+    checks.append(broken(0, f"{bits}F1 under {radii[-1]}, which nothing should survive", mean(tried[radii[-1]])))
     own = select(complete, at, f"PGD at {at}")
-    apart = gap(select(twin, at, f"PGD at {at} of a twin"), own)
-    checks.append(Check(4, f"attacked through a model trained apart: F1 above that under its own attack, {at} bits", apart))
-    least, where = min(zip(gradients["nonzero"], gradients["precision"], strict=True))
-    share = f"least share of non-zero input gradients: {least:.1f} %, at {where} bits"
-    checks.append(Check(6, share, verdict=passes(least > 90)))
     if at != "32" and "PGD at 32" in set(complete["attack"]):
         beyond = gap(select(complete, at, "PGD at 32"), own)
         checks.append(not_below_zero(6, f"the gradient at {at} bits is no weaker than a full-precision surrogate's", beyond))
     for name in ("twice the steps", "twice the restarts", "margin loss"):
-        checks.append(about_zero(7, f"{name}: F1 that it takes beyond PGD's", gap(tried["PGD"], tried[f"PGD, {name}"])))
+        checks.append(about_zero(7, f"{bits}{name}: F1 that it takes beyond PGD's", gap(tried["PGD"], tried[f"PGD, {name}"])))
+    passed = variations.drop_duplicates("attack").set_index("attack")["passes"]
+    times = f"{passed['random search'] / passed['PGD']:g} times the passes"
     searched = gap(tried["random search"], tried["PGD"])
-    checks.append(not_below_zero(8, "a gradient-free attack with as many passes does not win", searched))
+    checks.append(not_below_zero(8, f"{bits}a gradient-free attack, random search with {times}, does not win", searched))
     return checks
+
+
+def outside_checks(gradients: pd.DataFrame, twin: pd.DataFrame, complete: pd.DataFrame, at: str, **options: Any) -> list[Check]:
+    """Check 4 at one static precision, and check 6 at all.
+
+    Args:
+        gradients, twin: of `Robustness.gradients` and `.from_outside`.
+        at: the precision that the twin was attacked at.
+    """
+    apart = contrast(select(twin, at, f"PGD at {at} of a twin"), select(complete, at, f"PGD at {at}"), **options)
+    least, where = min(zip(gradients["nonzero"], gradients["precision"], strict=True))
+    share = f"least share of non-zero input gradients: {least:.1f} %, at {where} bits"
+    return [
+        Check(4, f"attacked through a model trained apart: F1 above that under its own attack, {at} bits", apart),
+        Check(6, share, verdict=passes(least > 90)),
+    ]
 
 
 def adaptive_checks(
@@ -123,9 +130,12 @@ def adaptive_checks(
     """
     rpi, eot = f"RPI {set_name(precisions)}", f"EOT {set_name(precisions)}"
     beyond = contrast(select(margin, rpi, f"{eot}, margin loss"), select(complete, rpi, eot), **options)
-    mixed, uniform = (select(finer, "per layer", f"EOT, {kind}") for kind in ("mixed", "uniform"))
+    attacks = {"per layer": "EOT, mixed", "per token": "EOT, by token"}
+    gains = {
+        way: contrast(select(finer, way, "EOT, uniform"), select(finer, way, own), **options) for way, own in attacks.items()
+    }
     few = "" if draws >= BELIEVABLE else f" (a believable evaluation takes {BELIEVABLE})"
-    sampled = f"where layers draw, EOT over {draws} mixed draws a step{few} hurts no less than over uniform ones"
+    sampled = f"EOT over {draws} such draws a step{few} hurts no less than over uniform ones"
     table = noise_table(complete, rounding, precisions, **options)
     clean = dict(zip(table["defence"], table["clean_f1"], strict=True))
     nearest = min(rounding["answered"].unique(), key=lambda name: abs(clean[name] - clean[rpi]))
@@ -134,7 +144,8 @@ def adaptive_checks(
     costs = f"clean F1 {clean[rpi]:.1f} and {clean[nearest]:.1f}"
     return [
         not_below_zero(5, f"{eot} hurts {rpi} no less by cross-entropy than by the margin loss", beyond),
-        not_below_zero(5, sampled, contrast(uniform, mixed, **options)),
+        not_below_zero(5, f"where layers draw, {sampled}", gains["per layer"]),
+        not_below_zero(5, f"where tokens draw, {sampled}", gains["per token"]),
         Check(11, f"{rpi} under {eot} over rounding with {nearest} bits under {attack}; {costs}", over),
     ]
 

@@ -29,6 +29,9 @@ from qatlib.report.study import Study, spread
 from qatlib.report.trainings import Recipe, Trainings
 from qatlib.squad import Question
 
+SEARCHED = 10
+"""How many times the passes of the attack a random search has, which should not win all the same."""
+
 
 class Robustness:
     """Attacks on the models of one run.
@@ -51,7 +54,7 @@ class Robustness:
         """The training of a method: one shared adapter, the passes of `adversarial`.
 
         `plain` is trained at full precision alone, the others at random precisions of all sets; `cpt` cycles through
-        them, `consistency` learns from the widest of its step, `adversarial` sees perturbed input.
+        them, `consistency` draws two a step, the narrower of which learns from the wider, `adversarial` sees perturbed input.
         """
         passes, adversary = self.section.passes, self.section.adversary if method == "adversarial" else None
         schedule, objective = ScheduleArguments("random_uniform"), ObjectiveArguments("average")
@@ -59,10 +62,10 @@ class Robustness:
         if method == "cpt":
             schedule = ScheduleArguments("cpt", cosine=CosineArguments(cycles=min(self.params.cpt.cycles, passes)))
         elif method == "consistency":
-            schedule, objective = ScheduleArguments("sandwich", passes=2), ObjectiveArguments("consistency")
+            schedule, objective = ScheduleArguments("random_uniform", passes=2), ObjectiveArguments("consistency")
         changes = {"objective": objective, "adapters": "shared", "adversary": adversary}
         settings = self.trainings.plain(schedule, len(precisions), passes, **changes)
-        return Recipe(f"robust {method}", precisions, settings, seed)
+        return Recipe(f"robust {method}", precisions, settings, seed, judged=tuple(self.widths))
 
     def trained(self, method: str, seed: int) -> SwitchableModel:
         """A method's model, from its checkpoint if it has been trained."""
@@ -91,6 +94,16 @@ class Robustness:
 
         def craft(batch: Batch) -> torch.Tensor:
             with noisy_rounding(model, self.generator(batch, draws)):  # answers have the numbers below
+                return self.pgd(model, lambda query: repeated)(batch)
+
+        return craft
+
+    def pgd_by_token(self, model: SwitchableModel, precisions: Set, draws: int) -> Craft:
+        """PGD on the mean loss over so many draws a step of a precision for every token."""
+        repeated = [*static(precisions[0], model)(0)] * draws  # whatever stands there, each token draws its own
+
+        def craft(batch: Batch) -> torch.Tensor:
+            with per_token(precisions, model, self.generator(batch, draws)):  # answers have the numbers below
                 return self.pgd(model, lambda query: repeated)(batch)
 
         return craft
@@ -181,13 +194,18 @@ class Robustness:
         """The static precision that variations of the attack are tried at: the widest of the first set."""
         return widest_first(self.sets[0])[0]
 
-    def variations(self, model: SwitchableModel) -> pd.DataFrame:
+    @property
+    def ends(self) -> list[Precision]:
+        """The widest and the narrowest precision of the first set: straight through 4 bits gradients are worse than through 8."""
+        return [widest_first(self.sets[0])[0], widest_first(self.sets[0])[-1]]
+
+    def variations(self, model: SwitchableModel, at: Precision) -> pd.DataFrame:
         """Other radii, steps, restarts, losses and the other norm, FGSM, and no gradients at all, at one static precision.
 
         Returns:
             `judged`'s rows with `attack`, and `passes`, what it took.
         """
-        own, draws = self.section.attack, static(self.fixed, model)
+        own, draws = self.section.attack, static(at, model)
         other: Literal["l2", "linf"] = "l2" if own.norm == "linf" else "linf"
         tried = {"PGD": own, "FGSM": AttackArguments.fgsm(own.epsilon, own.norm)}
         tried |= {f"PGD, ε {e:g}": replace(own, epsilon=e) for e in self.section.epsilons}
@@ -199,10 +217,11 @@ class Robustness:
         }
         crafts = {name: (self.pgd(model, draws, attack), attack.passes) for name, attack in tried.items()}
         crafts["none"] = self.untouched(model), 0
-        crafts["random search"] = self.searched(model, draws), own.passes
+        long = replace(own, restarts=SEARCHED * own.restarts)
+        crafts["random search"] = lambda batch: random_search(model, batch, long, draws, self.params.seed)[0], long.passes
         parts = []
         for i, (name, (craft, passes)) in enumerate(crafts.items()):
-            found = self.judged(f"variation_{i}", model, craft, answers_at(model, [self.fixed]), self.fewer)
+            found = self.judged(f"variation_{at.name}_{i}", model, craft, answers_at(model, [at]), self.fewer)
             parts.append(found.assign(attack=name, passes=passes))
         return pd.concat(parts, ignore_index=True)
 
@@ -215,10 +234,6 @@ class Robustness:
             found = self.judged(f"iterations_{steps}", model, craft, ways, self.fewer)
             rows.append({"steps": steps, "loss": found["loss"].mean()})
         return pd.DataFrame(rows)
-
-    def searched(self, model: SwitchableModel, draws: Draws) -> Craft:
-        """Random search with as many passes as the attack has."""
-        return lambda batch: random_search(model, batch, self.section.attack, draws, self.params.seed)[0]
 
     def gradients(self, model: SwitchableModel) -> pd.DataFrame:
         """`precision`, `nonzero`, the percentage of the attackable coordinates with a gradient, on a batch of windows."""
@@ -282,13 +297,15 @@ class Robustness:
     def drawn_finer(self, model: SwitchableModel) -> pd.DataFrame:
         """Draws a layer and a token against draws for all layers, from the first set, each attacked adaptively.
 
-        Attackers average over the uniform precisions exactly, or over `draws` mixed configurations a step.
+        Attackers average over the uniform precisions exactly, over `draws` mixed configurations a step, or over as many draws of
+        every token.
         """
         first = self.sets[0]
         crafts = {
             "none": self.untouched(model),
             "EOT, uniform": self.pgd(model, every(first, model)),
             "EOT, mixed": self.pgd_drawn(model, partial(per_layer, first, model, draws=self.section.draws)),
+            "EOT, by token": self.pgd_by_token(model, first, self.section.draws),
         }
         ways = answers_at(model, first) | self.finer(model, first)
         parts = [

@@ -36,6 +36,8 @@ class Recipe:
     precisions: tuple[Precision, ...]
     settings: Switchable
     seed: int
+    judged: tuple[Precision, ...] = ()
+    """Precisions that it is judged at beside those it is trained at: their inputs are clipped alike."""
 
 
 class Trainings:
@@ -89,7 +91,7 @@ class Trainings:
         An adapter's rank, alpha and dropout are those of its precision in the params; of the first, for others.
         """
         lora, quantizer = self.params.lora, self.quantizer(recipe.settings)
-        model = self._quantized(quantizer, recipe.precisions)
+        model = self._quantized(quantizer, tuple(dict.fromkeys((*recipe.precisions, *recipe.judged))))
         columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
         specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
         first = next(iter(specs.values()))

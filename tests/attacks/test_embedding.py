@@ -117,6 +117,26 @@ def test_eot_is_the_mean_over_configurations():
     torch.testing.assert_close(gradient, torch.stack([p[1] for p in parts]).mean(0))
 
 
+def test_right_is_any_token_of_any_given_answer():
+    batch, output = linear_batch(), Linear()(inputs_embeds=Linear().embed(linear_batch().input_ids))
+    batch.free[0, 5] = False  # another answer, apart from the first
+    p = [torch.softmax(logits[0, 2:], 0) for logits in (output.start, output.end)]
+    expected = -sum((x[1] + x[3]).log() for x in p) / 2
+    assert window_loss(output, batch, "cross_entropy").tolist() == pytest.approx([expected.item(), 0])
+    margins = [max(logits[0, 2], logits[0, 4]) - max(logits[0, 3], logits[0, 5]) for logits in (output.start, output.end)]
+    assert window_loss(output, batch, "margin").tolist() == pytest.approx([sum(m.item() for m in margins) / 2, 0])
+    batch.free[0] = False  # nothing is wrong: nothing to win
+    assert window_loss(output, batch, "cross_entropy").tolist() == [0, 0] == window_loss(output, batch, "margin").tolist()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_windows_without_an_answer_have_no_gradient_and_none_is_nan(loss):
+    model, batch = Linear(), linear_batch()
+    clean = model.embed(batch.input_ids).detach()
+    found, gradient = expected_loss(model, clean, torch.zeros_like(clean), batch, loss, lambda query: [1.0], 0)
+    assert torch.isfinite(gradient).all() and gradient[0].any() and not gradient[1].any() and found[1] == 0
+
+
 @given(st.integers(0, 99), st.floats(0, 5), NORMS)
 def test_a_projection_is_the_nearest_point_of_the_ball_and_moves_nothing_inside(seed, radius, norm):
     generator = torch.Generator().manual_seed(seed)

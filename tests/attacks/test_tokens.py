@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from qatlib.attacks.defence import every, static
+from qatlib.attacks.embedding import window_loss
 from qatlib.attacks.tokens import hotflip
 from qatlib.model import SwitchableModel
-from qatlib.objectives import collate, span_nll
+from qatlib.objectives import collate
 from qatlib.precision import Precision
 from qatlib.spans import featurize
 from qatlib.toyqa import build_model, build_tokenizer, generate
@@ -40,7 +41,7 @@ def test_so_many_free_tokens_at_most_are_exchanged_for_allowed_ones(model, flips
 def test_the_loss_is_that_of_the_tokens_returned(model):
     found, loss = hotflip(model, BATCH, 2, static(Precision(4, 4), model), torch.ones(len(TOKENIZER), dtype=torch.bool))
     with torch.no_grad(), model.at(4):
-        torch.testing.assert_close(span_nll(model(found), BATCH), loss)
+        torch.testing.assert_close(window_loss(model(found), BATCH, "cross_entropy"), loss)
 
 
 def test_on_a_linear_model_the_first_order_estimate_is_exact_for_a_margin():
