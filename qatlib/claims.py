@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from qatlib.stats import Estimate
@@ -16,7 +16,7 @@ MARGIN = 1.0
 """Points of F1, or percent of perplexity, that a claimed effect must be able to reach to count as possible."""
 
 
-def verdict(effects: Iterable[Estimate], *, about_training: bool = True, margin: float = MARGIN) -> Verdict:
+def verdict(effects: Iterable[Estimate], *, about_training: bool = True, margin: float | Sequence[float] = MARGIN) -> Verdict:
     """What intervals say of a claim that holds if every one of `effects` is above 0.
 
     Reproduced: every interval lies above 0. Not reproduced: one lies below `margin`, so that the effect is absent, too
@@ -25,14 +25,15 @@ def verdict(effects: Iterable[Estimate], *, about_training: bool = True, margin:
 
     Args:
         effects: paired differences, positive as the claim has them.
-        margin: in the unit of the effects.
+        margin: in the unit of the effects, one for all or one for each.
     """
     found = list(effects)
+    margins = [margin] * len(found) if isinstance(margin, int | float) else margin
     if not found or (about_training and min(e.seeds for e in found) < SEEDS):
         return "undecided"
     if all(e.low > 0 for e in found):
         return "reproduced"
-    if any(e.high < margin and e.low <= 0 for e in found):
+    if any(e.high < most and e.low <= 0 for e, most in zip(found, margins, strict=True)):
         return "not reproduced"
     return "undecided"
 

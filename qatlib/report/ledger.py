@@ -16,11 +16,16 @@ from typing import Any
 from qatlib.claims import MARGIN, SEEDS, Verdict, combined
 from qatlib.report.verdicts.catalog import CLAIMS, Claim
 
+ALPHA = 0.05
+"""Corrected p-value below which two models differ in the answers to the questions below."""
+
 RULE = (
     "A claim is taken as a set of figures, each of which it says lies above a bound, or below one. Reproduced: the whole "
     "interval of each does. Not reproduced: that of one does not, and leaves no room for more than the margin beyond the "
     f"bound, which is what would matter ({MARGIN:g} point of F1 or percent, unless another is given). Undecided at this size: "
-    f"anything else, and a claim about a training with fewer than {SEEDS} trainings."
+    f"anything else, and a claim about a training with fewer than {SEEDS} trainings. Intervals are of 95 % unless the parameters "
+    "say otherwise: a bootstrap of whole paragraphs, joined by Student's t of the trainings where there are several; times have "
+    "quartiles in their place."
 )
 
 
@@ -97,8 +102,19 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
             missing.append(rows[0]["effect"] if rows else f"{stage.replace('_', ' ')} has not come to it")
     if verdicts and missing:
         verdicts.append("undecided")
+    trainings = min((e.seeds for e in effects), default=SEEDS)
+    if claim.about_training and trainings < SEEDS:
+        missing.append(f"rests on {trainings} of the {SEEDS} trainings that it takes")
+    if verdicts and "05_adversarial" in claim.stages:
+        missing += [f"of the attacks {failed}" for failed in _failed(report)]
     verdict = combined(verdicts) if verdicts else None
     return Entry(name, claim, verdict, tuple(effects), "; ".join(dict.fromkeys(missing)))
+
+
+def _failed(report: Path) -> list[str]:
+    """The checks of the attacks that failed, in words."""
+    rows = table(report, "05_adversarial", "attack_checks")
+    return [f"check {r['check']} failed ({r['what']} {_interval(r, 'value')})" for r in rows if r["holds"] == "FAIL"]
 
 
 def _verdict(text: str) -> Verdict:
@@ -149,7 +165,7 @@ def as_json(entries: Sequence[Entry], about: Mapping[str, Any]) -> dict[str, Any
 
 @dataclass(frozen=True)
 class Answer:
-    """One of the exercise's own questions, answered in a paragraph of computed figures."""
+    """One of the studies' own questions, answered in a paragraph of computed figures."""
 
     question: str
     text: str
@@ -163,17 +179,28 @@ def answers(report: Path, entries: Sequence[Entry]) -> list[Answer]:
 
 def _cpt(report: Path, entries: Sequence[Entry]) -> Answer:
     stage, question = "04_cpt", "Does cyclic precision training help here, and does it match the CPT paper?"
-    others = ("static", "random separate", "random shared", "cpt shuffled")
-    rows = [r for r in table(report, stage, "gaps") if r["model"] == "cpt shared" and r["over"] in others]
+    others = ("static", "random shared", "cpt shuffled")  # with one adapter for all precisions as well
+    rows, language = (
+        [r for r in table(report, stage, name) if r["model"] == "cpt shared" and r["over"] in others]
+        for name in ("gaps", "perplexity_gaps")
+    )
     at_cost = [r for r in table(report, stage, "equal_bitops_gaps") if r["over"] == "static"]
-    parts = _differences(rows, "F1 points")
+    parts = _differences(rows, "F1 points") + _differences(language, "percent of perplexity (below 0 is better)")
     parts += [f"at equal bit operations {r['model']} over static: {_interval(r, 'difference')} F1 points" for r in at_cost]
+    spent = {(r["model"], r["trained_at"]): float(r["bitops"]) for r in table(report, stage, "costs")}
+    cycled = [bits for (model, _), bits in spent.items() if model == "cpt shared"]
+    parts += [
+        f"cpt shared takes {cycled[0] / bits:.2f} of the bit operations of static training at {at} bits, the passes being equal"
+        for (model, at), bits in spent.items()
+        if model == "static" and cycled
+    ][:1]
     paper = (
         "The CPT paper finds equal or better accuracy than static training at fewer bit operations, for training from scratch."
     )
     said = _said(entries, ("C16", "C17", "C18", "C19"))
     head = _tally("CPT with a shared adapter", [*rows, *at_cost])
-    return _answer(report, question, [head], parts, paper, said, stage, ("gaps", "equal_bitops_gaps"))
+    tables = ("gaps", "perplexity_gaps", "equal_bitops_gaps", "costs")
+    return _answer(report, question, [head], parts, paper, said, stage, tables)
 
 
 def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
@@ -187,21 +214,24 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     )
     said = _said(entries, ("C20", "C21", "C23", "C24", "C25", "C26"))
     first = [r for r in rows if r["defence"] == rows[0]["defence"]]
-    head = _tally("Drawing precisions over the most robust static one", first)
-    return _answer(report, question, [head], parts, paper, said, stage, ("against_static", "protocols"))
+    heads = [_tally("Drawing precisions, against the most robust static one,", first)]
+    heads += [f"{failed}: a stronger attack would leave less of any of these" for failed in _failed(report)]
+    return _answer(report, question, heads, parts, paper, said, stage, ("against_static", "protocols", "attack_checks"))
 
 
 def _configuration(report: Path) -> Answer:
     stage, question = "03_sensitivity_heatmaps", "Which configuration is best, and how was it found?"
-    rows = [r for r in table(report, stage, "search") if r["method"] == "ILP"]
+    rows = table(report, stage, "recommended")
     heads = []
-    if rows:
-        best = max(rows, key=lambda r: _number(r["f1"]))
-        good = [r for r in rows if _number(r["f1_high"]) >= _number(best["f1_low"])]
-        leanest = min(good, key=lambda r: float(r["budget"]))["budget"]
-        least = "the fewest average weight bits searched at which F1 is not clearly below the best"
-        heads.append(f"{least}: {leanest}, as the integer program spends them (configuration_{leanest}.yaml)")
-    parts = [f"within {r['budget']} bits ({_number(r['average_bits']):.2f} spent) F1 {_interval(r, 'f1')}" for r in rows]
+    if good := [r for r in rows if _number(r["f1_change_high"]) >= 0]:
+        leanest = min(good, key=lambda r: float(r["budget"]))
+        least = f"the fewest average weight bits searched at which {leanest['n']} questions do not show F1 to be lost"
+        heads.append(f"{least}: {float(leanest['budget']):g}, as the integer program spends them ({leanest['file']})")
+    parts = [
+        f"within {float(r['budget']):g} bits ({_number(r['average_bits']):.2f} spent) F1 {_interval(r, 'f1_change')} points"
+        for r in rows
+    ]
+    parts = parts and [f"against all layers at the base, paired: {', '.join(parts)}"]
     how = (
         "Every block and role was lowered alone and what that cost was measured; an integer program chose under a budget of "
         "average weight bits, beside greedy, random, learned and hand-made choices, and all were judged on questions that the "
@@ -214,22 +244,24 @@ def _objective(report: Path) -> Answer:
     stage, question = "02_switchable_train", "Which extra objective or schedule helps?"
     rows = table(report, stage, "method_gaps")
     heads = [_tally(f"{model} over {over}", _pair(rows, model, over)) for model, over in _pairs(rows)]
-    alike = "All are trained with the same number of passes."
+    alike = "All are trained with the same number of passes, or a few less where a step's do not divide it."
     tables = ("method_gaps", "ablation")
     return _answer(report, question, heads, _differences(rows, "F1 points"), alike, "", stage, tables)
 
 
 def _tally(what: str, rows: Sequence[Mapping[str, str]]) -> str:
-    """In how many comparisons an interval lies above 0, below it, or on both sides."""
+    """In how many comparisons a difference is clear, to either side; between trainings it takes several of them."""
     if not rows:
         return ""
-    better = sum(_number(r["difference_low"]) > 0 for r in rows)
-    worse = sum(_number(r["difference_high"]) < 0 for r in rows)
+    clear = [r for r in rows if _number(r["p"]) < ALPHA and int(r.get("seeds", SEEDS)) >= SEEDS]
+    better = sum(_number(r["difference"]) > 0 for r in clear)
+    worse = len(clear) - better
     said = "is not seen to help" if better == worse else "hurts more than it helps" if worse > better else "helps in part"
     if better == len(rows):
         said = "helps"
-    undecided = len(rows) - better - worse
-    return f"{what} {said}: better in {better}, worse in {worse}, undecided in {undecided} of {len(rows)} comparisons"
+    few = f" (fewer than {SEEDS} trainings)" if any(int(r.get("seeds", SEEDS)) < SEEDS for r in rows) else ""
+    undecided = len(rows) - len(clear)
+    return f"{what} {said}: better in {better}, worse in {worse}, undecided in {undecided} of {len(rows)} comparisons{few}"
 
 
 def _answer(
@@ -267,7 +299,7 @@ def _differences(rows: Sequence[Mapping[str, str]], unit: str) -> list[str]:
 
 def _interval(row: Mapping[str, str], name: str) -> str:
     value, low, high = (_number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    sign = "+" if name == "difference" else ""
+    sign = "+" if name in ("difference", "f1_change") else ""
     return "no figure" if math.isnan(value) else f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
 
 

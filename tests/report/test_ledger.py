@@ -45,10 +45,16 @@ def report(tmp_path):
     write(tmp_path, "01_build", "behind", ["x"], [])
     write(tmp_path, "02_switchable_train", "claims", COLUMNS, [effect("C03", 2, "reproduced"), untested("C05")])
     write(tmp_path, "04_cpt", "claims", COLUMNS, [effect("C03", -2, "not reproduced", "gone"), effect("C16", 0.5, "undecided")])
-    gap = {"model": "cpt shared", "over": "static", "precision": "4", "difference": -1.25}
-    columns = [*gap, "difference_low", "difference_high"]
-    write(tmp_path, "04_cpt", "gaps", columns, [gap | {"difference_low": -3, "difference_high": 0.5}])
+    write(tmp_path, "04_cpt", "gaps", GAPS, [gap()])
     return tmp_path
+
+
+GAPS = ["model", "over", "precision", "difference", "difference_low", "difference_high", "p", "seeds"]
+
+
+def gap(difference: float = -1.25, p: float = 0.2, seeds: int = 3) -> dict[str, object]:
+    bounds = {"difference": difference, "difference_low": difference - 1.75, "difference_high": difference + 1.75}
+    return {"model": "cpt shared", "over": "static", "precision": "4", "p": p, "seeds": seeds} | bounds
 
 
 def said(report: Path) -> dict[str, str]:
@@ -95,6 +101,38 @@ def test_questions_are_answered_from_the_tables_or_not_at_all(report):
         "CPT with a shared adapter is not seen to help: better in 0, worse in 0, undecided in 1 of 1"
     )
     assert all(a.text.startswith("Not tested in this report") and not a.links for a in answers[1:])
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "seeds", "found"),
+    [
+        (3, 0.01, 3, "helps: better in 1, worse in 0, undecided in 0"),
+        (-3, 0.01, 3, "hurts more than it helps: better in 0, worse in 1, undecided in 0"),
+        (3, 0.06, 3, "is not seen to help: better in 0, worse in 0, undecided in 1"),  # clear alone, not among the others
+        (3, 0.01, 1, "is not seen to help: better in 0, worse in 0, undecided in 1 of 1 comparisons (fewer than 3 trainings)"),
+    ],
+)
+def test_a_difference_counts_that_is_clear_among_all_and_between_trainings(report, difference, p, seeds, found):
+    write(report, "04_cpt", "gaps", GAPS, [gap(difference, p, seeds)])
+    assert found in ledger.answers(report, ledger.read_ledger(report))[0].text
+
+
+def test_a_failed_check_stands_beside_every_verdict_that_it_weakens(report):
+    write(report, "05_adversarial", "claims", COLUMNS, [effect("C20", -5, "not reproduced")])
+    checks = ["check", "what", "value", "value_low", "value_high", "holds"]
+    rows = [(7, "twice the steps", 9, 2, 16, "FAIL"), (3, "costs", 5, 4, 6, "pass")]
+    write(report, "05_adversarial", "attack_checks", checks, [dict(zip(checks, row, strict=True)) for row in rows])
+    why = {entry.id: entry.why for entry in ledger.read_ledger(report)}
+    assert why["C20"] == "of the attacks check 7 failed (twice the steps 9.0 [2.0, 16.0])" and "check" not in why["C07"]
+
+
+def test_the_leanest_configuration_is_one_that_is_not_shown_to_lose(report):
+    columns = ["budget", "file", "average_bits", "f1_change", "f1_change_low", "f1_change_high", "n"]
+    rows = [(8, "a.yaml", 8, 0, -1, 1, 60), (4, "b.yaml", 3.9, -1, -3, 0.5, 60), (3, "c.yaml", 3, -9, -12, -6, 60)]
+    write(report, "03_sensitivity_heatmaps", "recommended", columns, [dict(zip(columns, row, strict=True)) for row in rows])
+    text = ledger.answers(report, ledger.read_ledger(report))[2].text
+    assert "60 questions do not show F1 to be lost: 4, as" in text and "(b.yaml)" in text
+    assert "within 3 bits (3.00 spent) F1 −9.0 [−12.0, −6.0] points" in text
 
 
 def test_a_figure_that_is_none_is_said_and_not_drawn(report):

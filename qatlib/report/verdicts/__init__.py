@@ -30,6 +30,8 @@ class Effect:
     above: float = 0.0
     below: float | None = None
     """In place of `above`."""
+    margin: float = MARGIN
+    """How far beyond the bound would matter, in the figure's unit; 0 where the bound leaves as much room itself."""
 
     @property
     def must_be(self) -> str:
@@ -42,26 +44,24 @@ class Effect:
         return self.found.above(self.above) if self.below is None else self.found.below(self.below)
 
 
-def verdict_table(found: Mapping[str, Sequence[Effect] | str], margins: Mapping[str, float] | None = None) -> pd.DataFrame:
+def verdict_table(found: Mapping[str, Sequence[Effect] | str]) -> pd.DataFrame:
     """The verdict on every claim, with the effects it rests on.
 
     Args:
         found: by claim its effects, one at least, or a text that says why it could not be tested.
-        margins: of `qatlib.claims.verdict`, in the unit of a claim's effects; 1 for claims that are not named.
 
     Returns:
         One row an effect: `claim`, `says`, `effect`, `must_be` (`> 95`: as the claim has it), `value` with `_low` and `_high`,
-        `margin` (how far beyond the bound would matter), `n`, `seeds`, `table`, `verdict` (the claim's).
+        `margin`, `n`, `seeds`, `table`, `verdict` (the claim's).
     """
     rows: list[dict[str, Any]] = []
     for claim, effects in found.items():
-        about, margin = CLAIMS[claim], (margins or {}).get(claim, MARGIN)
-        known = [] if isinstance(effects, str) else effects
-        said = claims.verdict([e.judged for e in known], about_training=about.about_training, margin=margin)
+        about, known = CLAIMS[claim], [] if isinstance(effects, str) else effects
+        said = _verdict(known, about.about_training)
         common = {"claim": claim, "says": about.says, "verdict": said if known else "not tested"}
         for e in known:
             figures = results.interval("value", e.found) | {"n": e.found.n, "seeds": e.found.seeds}
-            rows.append(common | figures | {"effect": e.name, "must_be": e.must_be, "margin": margin, "table": e.table})
+            rows.append(common | figures | {"effect": e.name, "must_be": e.must_be, "margin": e.margin, "table": e.table})
         if not known:
             rows.append(common | {"effect": effects, "must_be": "", "n": 0, "seeds": 0, "table": ""})
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -69,8 +69,12 @@ def verdict_table(found: Mapping[str, Sequence[Effect] | str], margins: Mapping[
 
 def in_parts(effects: Sequence[Effect], parts: int, untested: str, about_training: bool = True) -> Sequence[Effect] | str:
     """The effects of a claim in several parts, or why it could not be tested: some alone can refute it, and not confirm it."""
-    refuted = claims.verdict([e.judged for e in effects], about_training=about_training) == "not reproduced"
+    refuted = _verdict(effects, about_training) == "not reproduced"
     return effects if len(effects) == parts or refuted else untested
+
+
+def _verdict(effects: Sequence[Effect], about_training: bool) -> claims.Verdict:
+    return claims.verdict([e.judged for e in effects], about_training=about_training, margin=[e.margin for e in effects])
 
 
 def mean_over_precisions(scores: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:

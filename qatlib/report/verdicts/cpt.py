@@ -16,12 +16,12 @@ S2_KEPT = 96.0
 """Percent of full precision that S2 keeps with cyclic training."""
 
 
-def gains(scores: pd.DataFrame, model: str, over: str, metric: str = "f1") -> pd.DataFrame:
-    """Per question what `model` gains over `over` at each precision both have, as `scores` rows of a model called gain."""
+def gains(scores: pd.DataFrame, model: str, over: str) -> pd.DataFrame:
+    """Per question the `gain` in F1 of `model` over `over` at each precision both have, as `scores` rows of a model called so."""
     keys = ["precision", "seed", "id", "paragraph"]
-    mine, other = (scores.loc[scores["model"] == name, [*keys, metric]] for name in (model, over))
+    mine, other = (scores.loc[scores["model"] == name, [*keys, "f1"]] for name in (model, over))
     pair = mine.merge(other, on=keys, suffixes=("", "_over"))
-    return pair[keys].assign(model="gain", **{metric: pair[metric] - pair[f"{metric}_over"]})
+    return pair[keys].assign(model="gain", gain=pair["f1"] - pair["f1_over"])
 
 
 def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, **options: Any) -> list[Effect]:
@@ -34,7 +34,7 @@ def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, **option
     return [
         Effect(
             f"gain of {model} over {over} at {most} bits less that at {p}",
-            results.paired(gained, there, Cell("gain", p), "f1", **options),
+            results.paired(gained, there, Cell("gain", p), "gain", **options),
             "gaps",
         )
         for p in others
@@ -61,7 +61,7 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | 
     at_4 = gains(scores, "cpt separate", "random separate")
     at_4 = at_4[at_4["precision"] == "4"]
     if len(at_4):
-        gained = results.mean_of(at_4, Cell("gain", "4"), "f1", **options)
+        gained = results.mean_of(at_4, Cell("gain", "4"), "gain", **options)
         most = _gains_most(scores, "cpt separate", "random separate", "4", **options)
         low = [Effect("gain of cpt separate over random separate at 4 bits", gained, "gaps"), *most]
     static: list[Effect] = []
@@ -69,9 +69,9 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | 
         if cell.model == "static" and Cell("cpt shared", cell.precision) in results.cells(perplexities):
             change = results.paired(perplexities, Cell("cpt shared", cell.precision), cell, "perplexity", **options)
             name = f"percent of perplexity, cpt shared against static, at {cell.precision}"
-            static.append(Effect(name, change, "perplexity_gaps", below=MARGIN))
+            static.append(Effect(name, change, "perplexity_gaps", below=MARGIN, margin=0))
     whole = "percent of the teacher's F1 that cpt shared keeps, mean of all precisions"
-    cyclic = [] if kept is None else [Effect(whole, kept, "accuracy", above=S2_KEPT - MARGIN)]
+    cyclic = [] if kept is None else [Effect(whole, kept, "accuracy", above=S2_KEPT - MARGIN, margin=0)]
     found: dict[str, list[Effect] | str] = {
         "C03": cyclic or "takes cpt shared among cpt.methods",
         "C16": separate or "takes cpt shared and cpt separate among cpt.methods",

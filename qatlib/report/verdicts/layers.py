@@ -14,7 +14,7 @@ from qatlib.results import Cell
 from qatlib.stats import Estimate
 
 NATS = 0.02
-"""Nats that a difference between layers must be able to reach to count as possible."""
+"""Nats a layer that a difference between layers must be able to reach to count as possible."""
 
 S1_MIXED = 100 * 71.18 / 74.03
 """Percent of uniform 8 bits' F1 that S1's mixed configuration keeps."""
@@ -29,11 +29,12 @@ PAIRS: Mapping[tuple[str, str], str] = {
 """Parts of the model of which the first costs more than the second, as a claim has it."""
 
 
-def verdicts(costs: Mapping[str, pd.DataFrame], kept: Estimate, **options: Any) -> pd.DataFrame:
+def verdicts(costs: Mapping[str, pd.DataFrame], layers: Mapping[str, float], kept: Estimate, **options: Any) -> pd.DataFrame:
     """C10 to C13, on the mean over the bit-widths that layers are lowered to, and C15.
 
     Args:
         costs: what lowering costs over each part of the model (`layerwise.effects`), by what it is counted per.
+        layers: how many layers that is on average, by the same.
         kept: percent of the base's F1 with 83 % of the layers lowered.
 
     Returns:
@@ -47,7 +48,8 @@ def verdicts(costs: Mapping[str, pd.DataFrame], kept: Estimate, **options: Any) 
             if not {Cell(part, "mean"), Cell(other, "mean")} <= known:  # a model of two blocks has no last quarter
                 continue
             gap = results.paired(mean, Cell(part, "mean"), Cell(other, "mean"), "loss_change", **options)
-            found[claim].append(Effect(f"cost of {part} beyond {other}, per {unit}", gap, "contrasts"))
-    found["C15"] = [Effect("percent of F1 kept with 83 % of the layers lowered", kept, "c15", above=S1_MIXED - MARGIN)]
-    said = {claim: effects or "not measured here" for claim, effects in found.items()}
-    return verdict_table(said, dict.fromkeys(PAIRS.values(), NATS))
+            name = f"cost of {part} beyond {other}, per {unit}, nats"
+            found[claim].append(Effect(name, gap, "contrasts", margin=float(f"{NATS * layers[unit]:.2g}")))
+    name = "percent of the base's F1 kept with 83 % of the layers lowered"
+    found["C15"] = [Effect(name, kept, "c15", above=S1_MIXED - MARGIN, margin=0)]
+    return verdict_table({claim: effects or "not measured here" for claim, effects in found.items()})

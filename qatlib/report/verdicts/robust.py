@@ -38,7 +38,7 @@ def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set]
         As `verdict_table`; effects in points of F1, and in percent for C20 and C22.
     """
     main, finer, hotflip, words, trainings = (
-        rows[rows["experiment"] == name].drop(columns="experiment").dropna(axis=1)
+        rows[rows["experiment"] == name].drop(columns="experiment").dropna(axis=1, how="all")
         for name in ("main", "finer", "hotflip", "words", "trainings")
     )
     first, answered = sets[0], set(main["answered"])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import f
 
-from qatlib import results, stats
+from qatlib import results
 from qatlib.claims import MARGIN
 from qatlib.precision import Precision
 from qatlib.report.experiments import Method
@@ -58,15 +59,18 @@ def verdicts(
     """
     first = methods[methods["model"] == control.model]
     kept = {c.precision: results.kept(first, c, control, **options) for c in results.cells(first) if c != control}
+    of = f"{control.model} at {control.precision} bits"
     of_weights = {str(Precision.parse(name).w_bits): name for name in kept}  # S2's 2 bits may be those of weights alone
 
     def keeps(precision: str, share: float) -> Iterator[Effect]:
         if precision in kept:
-            yield Effect(f"percent of F1 kept at {precision} bits", kept[precision], kept_in, above=share - MARGIN)
+            name = f"percent of F1 kept at {precision} bits, of {of}"
+            yield Effect(name, kept[precision], kept_in, above=share - MARGIN, margin=0)
 
     little = [*keeps("6", S1_KEPT["6"])]
     if "4" in kept:
-        little.append(Effect("percent of F1 kept at 4 bits", kept["4"], kept_in, below=S1_KEPT["4"] + MARGIN))
+        name = f"percent of F1 kept at 4 bits, of {of}"
+        little.append(Effect(name, kept["4"], kept_in, below=S1_KEPT["4"] + MARGIN, margin=0))
     s2 = [e for p, share in S2_KEPT.items() for e in keeps(of_weights.get(p, p), share)]
     together = mean_over_precisions(methods)
     helps = [
@@ -82,8 +86,8 @@ def verdicts(
         mixed, uniform = (Cell(named_perplexities["model"].iloc[0], name) for name in ("mixed8648", "uniform8"))
         rise = results.paired(named_perplexities, mixed, uniform, "perplexity", **options)
         name = "percent of perplexity, mixed8648 against uniform8"
-        dear.append(Effect(name, rise, "configurations_perplexity", above=8 - MARGIN))
-        dear.append(Effect(name, rise, "configurations_perplexity", below=9 + MARGIN))
+        dear.append(Effect(name, rise, "configurations_perplexity", above=8 - MARGIN, margin=0))
+        dear.append(Effect(name, rise, "configurations_perplexity", below=9 + MARGIN, margin=0))
     straight = []
     if line is not None:
         name = "percent of the configurations' variance in F1 that a line over average bits explains"
@@ -92,7 +96,7 @@ def verdicts(
         "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])] or "takes 16 and 8 bits, none of which is trained here",
         "C02": in_parts(little, 2, "takes 6 and 4 bits, which are not both trained here"),
         "C03": in_parts(s2, len(S2_KEPT), "takes 8, 4 and 2 bits, which are not all trained here"),
-        "C05": helps or "takes a method that learns from wider widths or a teacher beside one that does not",
+        "C05": helps or "takes a method that learns from wider widths or a teacher beside one that does not, all else alike",
         "C06": [*_unstable(first, **options)] or "takes 2 bits beside another width, trained with several seeds",
         "C09": dear or "takes mixed8648 and uniform8 among configurations.names",
         "C14": straight or "takes configurations of three average bits at least",
@@ -133,10 +137,12 @@ def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) ->
 
 
 def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str, str]]:
-    """Every method that learns from wider widths or from a teacher, with the first that does not."""
-    learns = {m.name: m.applied(switchable).objective.name in ("cascaded", "distillation") for m in methods}
-    plain = [name for name, taught in learns.items() if not taught]
-    return [(name, plain[0]) for name, taught in learns.items() if taught and plain]
+    """Every method that learns from wider widths or from a teacher, with the first that does not and is its like in all else."""
+    settings = {m.name: m.applied(switchable) for m in methods}
+    taught = {name for name, s in settings.items() if s.objective.name in ("cascaded", "distillation")}
+    alike = {name: s.model_copy(update={"objective": None}) for name, s in settings.items()}
+    pairs = ((a, next((b for b in settings if b not in taught and alike[b] == alike[a]), None)) for a in settings if a in taught)
+    return [(name, other) for name, other in pairs if other is not None]
 
 
 def _percent(share: Estimate) -> Estimate:
@@ -151,34 +157,35 @@ def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Ite
         if bits in names:
             smaller = 4 * weights / on_disk[names[bits]]
             found = Estimate(smaller, smaller, smaller, 1, 1)
-            yield Effect(f"times smaller on disk than fp32 at {names[bits]} bits", found, "stored", above=ABOUT * factor)
+            name = f"times smaller on disk than fp32 at {names[bits]} bits, switchable weights alone"
+            yield Effect(name, found, "stored", above=ABOUT * factor, margin=0)
     size = latencies["batch"] * latencies["tokens"]
     times = latencies[size == size.max()].set_index("model")[["milliseconds", "iqr_milliseconds"]]
     for bits, factor in S2_FASTER.items():
         if f"deployed {names.get(bits)}" in times.index:
             (fp32, its_range), (own, own_range) = times.loc["fp32"], times.loc[f"deployed {names[bits]}"]
             value, low, high = ((fp32 + s * its_range / 2) / (own - s * own_range / 2) for s in (0, -1, 1))
-            name = f"times as fast as fp32 at {names[bits]} bits, {size.max()} tokens"
-            yield Effect(name, Estimate(value, low, high, 1, 1), "latency", above=ABOUT * factor)
+            name = f"times as fast as fp32 at {names[bits]} bits, {size.max()} tokens [quartiles]"
+            yield Effect(name, Estimate(value, low, high, 1, 1), "latency", above=ABOUT * factor, margin=0)
 
 
 def _unstable(first: pd.DataFrame, **options: Any) -> Iterator[Effect]:
-    """How much further apart trainings with other seeds lie at 2 bits, of weights at least, than at the next width."""
+    """By what factor the F1 of trainings with other seeds spreads wider at 2 bits, of weights at least, than at the next width.
+
+    Its interval is that of two variances of so few normal figures, by F: with three trainings the one must be 39 times the other.
+    """
     bits = {p: Precision.parse(p).w_bits for p in first["precision"].unique()}
     widths = sorted(bits, key=bits.__getitem__)
     seeds = first["seed"].nunique()
     if len(widths) < 2 or bits[widths[0]] != 2 or seeds < 2:
         return
-    by_seed = first[first["precision"].isin(widths[:2])].pivot(
-        index=["id", "paragraph"], columns=["precision", "seed"], values="f1"
-    )
-    columns = [by_seed[widths[i]][s] for i in (0, 1) for s in by_seed[widths[i]]]
-
-    def apart(n: Any, *totals: Any) -> Any:
-        means = np.stack([total / n for total in totals])
-        return np.ptp(means[:seeds], 0) - np.ptp(means[seeds:], 0)
-
-    paragraphs = by_seed.index.get_level_values("paragraph").to_numpy()
-    found = stats.cluster_bootstrap([np.ones(len(by_seed)), *columns], paragraphs, apart, **options)
-    trained = Estimate(found.value, found.low, found.high, found.n, found.clusters, seeds)
-    yield Effect(f"points of F1 that seeds lie apart at {widths[0]} bits less those at {widths[1]}", trained, "seeds")
+    spread = first.groupby(["precision", "seed"])["f1"].mean().groupby("precision").std()
+    there, beside = (float(spread[width]) for width in widths[:2])
+    if beside == 0:
+        return
+    ratio, questions = there / beside, first.drop_duplicates("id")
+    tails = [(1 + side * options.get("confidence", 0.95)) / 2 for side in (1, -1)]
+    low, high = (ratio / f.ppf(tail, seeds - 1, seeds - 1) ** 0.5 for tail in tails)
+    found = Estimate(ratio, low, high, len(questions), questions["paragraph"].nunique(), seeds)
+    name = f"seeds' spread of F1 at {widths[0]} bits over that at {widths[1]}, a ratio"
+    yield Effect(name, found, "seeds", above=1, margin=0)

@@ -62,4 +62,4 @@ def test_one_seed_is_undecided_with_its_figures_and_nothing_trained_without():
 def test_gains_pair_questions_and_seeds():
     a, b = scores({"a": {"8": 60.0, "4": 50}}), scores({"b": {"8": 55.0, "3": 10}})
     gained = cpt.gains(pd.concat([a, b.sample(frac=1, random_state=0)]), "a", "b")
-    assert set(gained["precision"]) == {"8"} and len(gained) == 120 and gained["f1"].to_numpy() == pytest.approx(5.0)
+    assert set(gained["precision"]) == {"8"} and len(gained) == 120 and gained["gain"].to_numpy() == pytest.approx(5.0)

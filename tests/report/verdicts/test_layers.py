@@ -31,7 +31,8 @@ def costs(factor: float) -> pd.DataFrame:
 
 def test_every_pair_counts_in_every_unit():
     kept = Estimate(98, 97, 99, 40, 20)
-    table = layers.verdicts({"a layer": costs(1), "a million weights": costs(2)}, kept, resamples=100)
+    units = {"a layer": 1.0, "a million weights": 10.0}
+    table = layers.verdicts({"a layer": costs(1), "a million weights": costs(2)}, units, kept, resamples=100)
     assert said(table) == {
         "C10": "reproduced",
         "C11": "not reproduced",
@@ -39,8 +40,10 @@ def test_every_pair_counts_in_every_unit():
         "C13": "reproduced",
         "C15": "reproduced",
     }
-    without = layers.verdicts({"a layer": costs(1).query("model != 'last quarter'")}, kept, resamples=100)
+    without = layers.verdicts({"a layer": costs(1).query("model != 'last quarter'")}, units, kept, resamples=100)
     assert said(without)["C13"] == "not tested" and said(without)["C10"] == "reproduced"
     values = table.set_index("effect")["value"]
-    assert values["cost of attn beyond mlp, per a layer"] == pytest.approx(0.6)
-    assert values["cost of attn beyond mlp, per a million weights"] == pytest.approx(1.2)
+    assert values["cost of attn beyond mlp, per a layer, nats"] == pytest.approx(0.6)
+    assert values["cost of attn beyond mlp, per a million weights, nats"] == pytest.approx(1.2)
+    margins = table.set_index("effect")["margin"]
+    assert margins["cost of attn beyond mlp, per a million weights, nats"] == 10 * layers.NATS  # as many layers, as much room

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qatlib.arguments import ObjectiveArguments
+from qatlib.arguments import ObjectiveArguments, ScheduleArguments
 from qatlib.report.experiments import Method
 from qatlib.report.params import load_params
 from qatlib.report.verdicts import switchable
@@ -28,7 +28,9 @@ def test_what_is_kept_is_judged_by_the_studies_own_share():
     assert verdicts["C01"] == verdicts["C02"] == verdicts["C05"] == "reproduced"  # 98.8 %; 95 %, 75 %; +9
     assert verdicts["C03"] == "not reproduced"  # 75 % of 94 at 4 bits
     effects = table.set_index("effect")["value"]
-    assert effects["percent of F1 kept at 4 bits"].to_numpy() == pytest.approx(75, abs=0.2)  # C02 has it below, C03 above
+    assert effects["percent of F1 kept at 4 bits, of first at 32 bits"].to_numpy() == pytest.approx(
+        75, abs=0.2
+    )  # C02 has it below, C03 above
     assert effects["taught over first, mean of all precisions"] == pytest.approx((2 + 10 + 35) / 5)
 
 
@@ -37,11 +39,15 @@ def test_one_training_decides_nothing_about_training():
 
 
 def test_seeds_far_apart_at_two_bits_are_what_unstable_means():
-    steady = scores(F1)
-    shaken = steady.assign(f1=steady["f1"] + np.where(steady["precision"] == "2", 10.0 * steady["seed"], 0))
-    assert said(found(shaken))["C06"] == "reproduced" and said(found(steady))["C06"] == "not reproduced"
-    apart = "points of F1 that seeds lie apart at 2 bits less those at 4"
-    assert found(shaken).set_index("effect")["value"][apart] == pytest.approx(20)
+    def shaken(at_2: float, at_4: float) -> pd.DataFrame:
+        steady = scores(F1)
+        factor = steady["precision"].map({"2": at_2, "4": at_4}).fillna(0.0)
+        return steady.assign(f1=steady["f1"] + factor * steady["seed"])
+
+    said_of = {factors: said(found(shaken(*factors)))["C06"] for factors in [(10, 1), (3, 1), (1, 3), (1, 10)]}
+    assert [*said_of.values()] == ["reproduced", "undecided", "undecided", "not reproduced"]  # of three seeds: 39 ** 0.5 times
+    assert found(shaken(10, 1)).set_index("effect")["value"]["seeds' spread of F1 at 2 bits over that at 4, a ratio"] == 10
+    assert said(found(scores(F1)))["C06"] == "not tested"
 
 
 def test_a_rise_must_lie_about_where_the_study_has_it():
@@ -66,9 +72,9 @@ def test_sizes_and_times_are_factors_of_fp32():
     )
     table = switchable.cost_verdict(stored, times.assign(iqr_milliseconds=[2.0, 1, 1]), 1000)
     effects = table.set_index("effect")["value"]
-    assert effects["times smaller on disk than fp32 at 8 bits"] == pytest.approx(4000 / 1010)
-    assert effects["times as fast as fp32 at 8 bits, 2048 tokens"] == pytest.approx(3)
-    fast = table.set_index("effect").loc["times as fast as fp32 at 4 bits, 2048 tokens"]
+    assert effects["times smaller on disk than fp32 at 8 bits, switchable weights alone"] == pytest.approx(4000 / 1010)
+    assert effects["times as fast as fp32 at 8 bits, 2048 tokens [quartiles]"] == pytest.approx(3)
+    fast = table.set_index("effect").loc["times as fast as fp32 at 4 bits, 2048 tokens [quartiles]"]
     assert fast["value_low"] < fast["value"] < fast["value_high"] < 2.7 and fast["must_be"] == "> 2.7"
     assert said(table)["C04"] == "not reproduced"  # without 2 bits it could not be reproduced
     quick = times.assign(milliseconds=[90.0, 10, 20], iqr_milliseconds=0.1)
@@ -83,6 +89,10 @@ def test_lessons_pair_what_learns_with_what_does_not():
     )
     assert switchable.lessons([taught, plain, cascaded], own) == [("taught", "plain"), ("cascaded", "plain")]
     assert switchable.lessons([taught], own) == [] == switchable.lessons([plain], own)
+    other = Method(name="other", objective=ObjectiveArguments("cascaded"), schedule=ScheduleArguments("sandwich"))
+    its_like = Method(name="its like", schedule=ScheduleArguments("sandwich"))
+    assert switchable.lessons([plain, other], own) == []  # it differs in its schedule as well
+    assert switchable.lessons([plain, other, its_like], own) == [("other", "its like")]
 
 
 def test_an_aim_is_reached_where_the_whole_interval_is():
@@ -96,6 +106,6 @@ def test_an_aim_is_reached_where_the_whole_interval_is():
 def test_two_bits_of_weights_count_and_a_part_of_a_claim_does_not_confirm_it():
     widths = {"32": 80.0, "8": 79, "4": 78, "w2a8": 75}
     verdicts = said(found(scores({"first": widths, "taught": widths})))
-    assert verdicts["C03"] == "reproduced" and verdicts["C06"] == "not reproduced"
+    assert verdicts["C03"] == "reproduced"
     without = {p: f1 for p, f1 in widths.items() if p != "w2a8"}
     assert said(found(scores({"first": without, "taught": without})))["C03"] == "not tested"

@@ -21,8 +21,8 @@ def test_above_and_below_are_mirror_images(value, bound, width):
 
 
 def test_figures_stay_as_measured_and_what_was_not_says_why():
-    kept = Effect("percent kept", Estimate(97, 96, 98, 10, 5, 3), "t", above=95)
-    table = verdict_table({"C15": [kept], "C10": "takes attention", "C11": "not here"}, {"C15": 2.0})
+    kept = Effect("percent kept", Estimate(97, 96, 98, 10, 5, 3), "t", above=95, margin=2)
+    table = verdict_table({"C15": [kept], "C10": "takes attention", "C11": "not here"})
     assert table["verdict"].tolist() == ["reproduced", "not tested", "not tested"]
     assert table["effect"].tolist() == ["percent kept", "takes attention", "not here"]
     row = table.iloc[0]
