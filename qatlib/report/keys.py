@@ -138,10 +138,33 @@ class Run:
         marker = directory / "results.key"
         if not self.is_prepared(stage):
             marker.unlink(missing_ok=True)  # first: whatever a kill leaves of the rest is then not taken for complete
+            (directory / "kept.json").unlink(missing_ok=True)
             for name in ("memo", "checkpoints", "timing"):
                 shutil.rmtree(directory / name, ignore_errors=True)
         shutil.rmtree(directory / "results", ignore_errors=True)
         write_atomic(marker, self.keys[stage].results)
+
+    def keep(self, stage: str, why: str) -> None:
+        """Say that what a stage keeps is what the present code, params and data would make, and write down why.
+
+        For changes that no figure depends on, where making a day's results again would show no more: a comment, a new option.
+        The page's provenance says so.
+
+        Raises:
+            PipelineError: the stage keeps nothing.
+        """
+        directory = self.directory / stage
+        if not (marker := directory / "results.key").is_file():
+            raise PipelineError(f"{stage}: keeps nothing yet; allowed is a stage that has begun")
+        if self.is_prepared(stage):
+            return
+        write_atomic(directory / "kept.json", json.dumps([*self.kept(stage), why], indent=1, ensure_ascii=False) + "\n")
+        write_atomic(marker, self.keys[stage].results)
+
+    def kept(self, stage: str) -> list[str]:
+        """Why a stage's results were kept over changes, the oldest first."""
+        path = self.directory / stage / "kept.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     def is_prepared(self, stage: str) -> bool:
         """Whether what a stage keeps belongs to the present results key."""

@@ -6,7 +6,7 @@ runs/<profile>/<stage>/
     results/          tables (CSV), records (JSON) and figures (SVG) of the latest execution, for the report
     timing/           seconds and memory: the only results that differ between equal runs
     headlines.json, provenance.json, executed.ipynb
-    key, results.key, done
+    key, results.key, done, kept.json
 """
 
 from __future__ import annotations
@@ -198,6 +198,7 @@ class Stage:
         run = self.run
         found = collect(self.params, run.profile, run.overrides, run.data_hashes, self.started, run.root)
         found["questions_sha256"] = dict(questions or {})
+        found["kept"] = run.kept(self.name)
         write_atomic(self.directory / "provenance.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         rows = {
             "profile": " ".join([self.run.name, *found["overrides"]]),
@@ -342,10 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "keys": "bring the keys that make looks at up to date",
         "run": "run one stage, and those upstream of it that are not done",
         "publish": "render the report of a run that is done",
+        "keep": "say that what a stage keeps is what the changed code, params or data would make",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name == "run":
+        if name in ("run", "keep"):
             command.add_argument("stage", choices=STAGES)
+        if name == "keep":
+            command.add_argument("--why", required=True, help="one sentence for the page's provenance")
         command.add_argument("--profile", default="quick", help="a name in params/, or the path of a params file")
         command.add_argument("--set", default="", help="overrides: 'dotted.key=value other.key=value'")
     given = parser.parse_args(arguments)
@@ -359,6 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.sync()
         elif given.command == "run":
             execute(run, given.stage)
+        elif given.command == "keep":
+            run.keep(given.stage, given.why)
         elif given.command == "publish":
             publish(run)
     except (ParamsError, PipelineError) as error:

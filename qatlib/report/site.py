@@ -256,6 +256,7 @@ def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         "Data": _plain(data),
         "Seeds": _plain(provenance.get("seeds")),
         "Overrides": _plain(provenance.get("overrides")) or "none",
+        "Kept over changes": "; ".join(provenance.get("kept", [])),
     }
     return [(label, str(value)) for label, value in rows.items() if value]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from qatlib.report.keys import Run
+from qatlib.report.keys import PipelineError, Run
 from qatlib.report.params import STAGES
 from qatlib.report.pipeline import Stage, _make_portable
 
@@ -271,6 +271,24 @@ def test_other_params_clear_what_was_kept(fresh: Path) -> None:
     stage = Stage("01_build", "smoke", ["seed=1"], fresh)
     assert stage.table("t", lambda: pytest.fail("computed again")).x[0] == 1
     assert not stage.results.joinpath("figures").exists()
+
+
+def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(fresh: Path) -> None:
+    def stage(*overrides: str) -> Stage:
+        return Stage("01_build", "smoke", overrides, fresh)
+
+    why = "a seed that nothing draws from"
+    with pytest.raises(PipelineError, match="01_build: keeps nothing yet"):
+        Run("smoke", root=fresh).keep("01_build", why)
+    made = stage("seed=1").table("t", lambda: pd.DataFrame({"x": [1]}))
+    kept = Run("smoke", ["seed=2"], fresh)
+    kept.keep("01_build", why)
+    kept.keep("01_build", "nothing has changed since")
+    assert stage("seed=2").table("t", lambda: pytest.fail("computed again")).equals(made)
+    stage("seed=2").provenance()
+    assert json.loads((kept.directory / "01_build/provenance.json").read_text())["kept"] == [why]
+    stage("seed=3")
+    assert Run("smoke", ["seed=3"], fresh).kept("01_build") == []
 
 
 def test_unpublished_table_is_for_later_stages_only(fresh: Path) -> None:
