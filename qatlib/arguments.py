@@ -115,7 +115,7 @@ class CosineArguments:
     """The cosine of cyclic precision training; `qatlib.schedule.cosine_bits` has the equation."""
 
     cycles: Annotated[int, Field(ge=1)] | None = None
-    """How often the bit-width rises in a training; or give the period."""
+    """How often the bit-width rises in a training (and falls, where the form is continuous); or give the period."""
     period: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
     """Steps of one rise."""
     between: tuple[PrecisionField, PrecisionField] | None = None

@@ -252,7 +252,8 @@ class SwitchableLinear(nn.Module):
 
     def _trained_weight(self, w_bits: int) -> Tensor:
         """Fake-quantized at this very call, with gradients to the weight and to the step sizes that are trained."""
-        weight = self._in_basis(self.oriented_weight)
+        with torch.autocast(self.weight.device.type, enabled=False):  # its codes are of the weight in fp32
+            weight = self._in_basis(self.oriented_weight)
         if w_bits == FULL:
             return weight
         if self.weight.requires_grad:  # its scale follows it

@@ -241,10 +241,11 @@ def quantize_gradient(x: Tensor, bits: int) -> Tensor:
 @lru_cache
 def hadamard(n: int) -> Tensor:
     """The symmetric orthogonal (n, n) matrix of ±1/√n (Sylvester 1867), n a power of two; it is its own inverse."""
-    h = torch.ones(1, 1)
-    while len(h) < n:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    return h / n**0.5
+    with torch.inference_mode(False):  # it is kept, and trainings need it as well
+        h = torch.ones(1, 1)
+        while len(h) < n:
+            h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+        return h / n**0.5
 
 
 def rotate(x: Tensor) -> Tensor:

@@ -91,13 +91,14 @@ def cosine_cycles(
 
     Args:
         precisions: what is rounded to; activations are at what the precision says.
-        steps: of the training; `cycles` share them out, `reversed` starts from the last of them, `shuffled` keeps how
-            often each precision is trained.
+        steps: of the training; `cycles` share them out (a continuous one rises and falls), `reversed` starts from the last of
+            them, `shuffled` keeps how often each precision is trained.
     """
     ranked = widest_first(precisions)
     low, high = args.between or (ranked[-1], ranked[0])
     ladder = [p for p in ranked if low.w_bits <= p.w_bits <= high.w_bits]
-    period = args.period or steps / (args.cycles or 1)
+    turns = 2 if args.form == "continuous" else 1
+    period = args.period or steps / (turns * (args.cycles or 1))
     sequence = []
     for step in range(steps):
         bits = cosine_bits(step, period, low.w_bits, high.w_bits, args.form)

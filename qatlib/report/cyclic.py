@@ -160,15 +160,21 @@ class Cyclic:
         if adapters == "none":
             changes["learning_rate"] = self.params.teacher.full.learning_rate
         settings = settings.model_copy(update={"training": replace(settings.training, **changes)})
-        return Recipe(name, tuple(precisions), settings, seed)
+        return Recipe(name, tuple(precisions), settings, seed, judged=self.section.untrained)
 
     def _as_dear(self, recipe: Recipe) -> Recipe:
-        """The same training for the bit operations that the passes of `cpt` take at the widest precision, or nearly."""
+        """The same training for the bit operations that the passes of `cpt` take at the widest precision, or nearly.
+
+        Cycles stay as long as they were, so that there are more of them: stretched, they would be another mixture.
+        """
         widest = Configuration.uniform(self.precisions[0], self.layers)
         budget = self.section.passes * cost.training_bitops(widest, self.layers, self.section.gradient_bits)
 
         def lasting(passes: int) -> Recipe:
             settings = at_budget(recipe.settings, len(recipe.precisions), passes)
+            if cosine := settings.schedule.cosine:
+                more = replace(cosine, cycles=max(1, round(self.section.cycles * passes / self.section.passes)))
+                settings = settings.model_copy(update={"schedule": replace(settings.schedule, cosine=more)})
             return replace(recipe, name=f"{recipe.name} at equal bitops", settings=settings)
 
         passes = recipe.settings.training.steps

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import spearmanr
 
-from qatlib import results
+from qatlib import results, stats
 from qatlib.evaluate import evaluate_spans
 from qatlib.latency import group_latencies, pass_latencies
 from qatlib.learned import Learned, learn_allocation
@@ -335,23 +335,25 @@ def no_tradeoff(problem: Allocation) -> str:
 
 def standing(gaps: pd.DataFrame) -> str:
     """One sentence on the ILP against the other methods, by the intervals of a gap table whose column `budget` is text."""
-    ahead = gaps[(gaps["over"] == "random") & (gaps["difference_low"] > 0)]["budget"]
-    behind = gaps[gaps["difference_high"] < 0]
-    where = f"at a budget of {', '.join(ahead)}" if len(ahead) else "at no budget"
-    others = ", ".join(f"{over} at {budget}" for over, budget in zip(behind["over"], behind["budget"], strict=True))
-    others = others or "no method at any"
-    return f"By their intervals, the ILP is ahead of the mean random draw {where}; ahead of the ILP is {others}."
+
+    def named(rows: pd.DataFrame) -> str:
+        budgets = rows.groupby("over", sort=False)["budget"].agg(", ".join)
+        return "; ".join(f"{over} at a budget of {at}" for over, at in budgets.items()) or "no method at any budget"
+
+    ahead, behind = gaps[gaps["difference_low"] > 0], gaps[gaps["difference_high"] < 0]
+    return f"By their intervals, the ILP is ahead of {named(ahead)}; ahead of the ILP is {named(behind)}."
 
 
 def by_method(choices: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores of configurations, whose ids `precision` holds, as scores of methods at budgets; per question the mean of all draws.
+    """Scores of configurations, whose ids `precision` holds, as scores of methods at budgets.
 
     Returns:
-        In the results' schema, `model` being the method and `precision` the budget.
+        In the results' schema, `model` being the method, `precision` the budget, and `seed` the draw.
     """
-    joined = choices[["method", "budget", "id"]].merge(scores, left_on="id", right_on="precision", suffixes=("_choice", ""))
-    mean = joined.groupby(["method", "budget", "seed", "id", "paragraph"], sort=False)[["em", "f1", "loss"]].mean()
-    return mean.reset_index().rename(columns={"method": "model", "budget": "precision"})
+    drawn = choices[["method", "budget", "id"]].assign(draw=choices.groupby(["method", "budget"]).cumcount())
+    joined = drawn.merge(scores, left_on="id", right_on="precision", suffixes=("_choice", ""))
+    columns = {"method": "model", "budget": "precision", "draw": "seed"}
+    return joined.drop(columns=["model", "precision", "seed"]).rename(columns=columns)[list(scores.columns)]
 
 
 def against(found: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
@@ -405,21 +407,6 @@ def effects(
     return pd.concat(tables, ignore_index=True)
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], *, resamples: int, confidence: float) -> tuple[float, float, float]:
+def rank_correlation(x: Sequence[float], y: Sequence[float], **options: Any) -> stats.Estimate:
     """Spearman's rank correlation with a percentile bootstrap interval over the pairs."""
-
-    def statistic(a: np.ndarray, b: np.ndarray) -> float:
-        return float(spearmanr(a, b).statistic)
-
-    data = np.asarray(x, float), np.asarray(y, float)
-    found = bootstrap(
-        data,
-        statistic,
-        paired=True,
-        vectorized=False,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return statistic(*data), float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return stats.over_pairs(lambda a, b: float(spearmanr(a, b).statistic), x, y, **options)
