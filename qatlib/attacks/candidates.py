@@ -119,7 +119,7 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
         if not len(places):
             return []
         best = lm(**encoded).logits[0, places[0]].topk(count).indices.tolist()
-        words = [str(w) for w in tokenizer.convert_ids_to_tokens(best)]
+        words = [str(tokenizer.decode([i])).strip() for i in best]  # byte-level tokens begin with their space
         tags = {tag for _, tag in _forms(word)}
         fits = [w for w in words if w.isalpha() and w not in _stop_words() and tags & {t for _, t in _forms(w)}]
         return [_capitalised(w, question.context[start:]) for w in fits if not _related(w, word)]

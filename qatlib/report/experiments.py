@@ -12,7 +12,7 @@ from pydantic import field_validator as check
 from qatlib.arguments import AttackArguments, BitWidth, ObjectiveArguments, PrecisionField, ScheduleArguments
 from qatlib.named import NAMED
 from qatlib.precision import FULL, Precision
-from qatlib.report.sections import Adapters, Count, DynamicQuantizer, Section, Sources, Switchable
+from qatlib.report.sections import Adapters, Count, DynamicQuantizer, Section, Sources, Switchable, placed
 from qatlib.report.strict_yaml import given
 
 T = TypeVar("T")
@@ -265,10 +265,12 @@ def _set_of_two(value: tuple[Precision, ...]) -> tuple[Precision, ...]:
     return value
 
 
-def _masked_lm(value: str) -> str:
-    if value not in ("synonyms", "vocabulary") and not re.fullmatch(r"(hub|dir):.+", value):
+def _masked_lm(value: str, info: Info) -> str:
+    if value in ("synonyms", "vocabulary"):
+        return value
+    if (found := placed(value, info)) is None:
         raise ValueError("'synonyms', 'vocabulary', or a masked language model as 'hub:ID' or 'dir:PATH'")
-    return value
+    return found
 
 
 class Words(Section):

@@ -70,9 +70,11 @@ class Run:
     def data_hashes(self) -> dict[str, str | None]:
         """SHA-256 of every file or directory the params name, by path; None for what is not on this machine."""
         data, source = self.params.data, self.params.model.source
-        parts = (data.train, data.validation, self.params.adversarial.shifted or ())
+        attacks = self.params.adversarial
+        parts = (data.train, data.validation, attacks.shifted or ())
         named = [item for part in parts for item in ([part] if isinstance(part, str) else part)]
-        return {item: _hash_source(item) for item in (*named, source)}
+        words = attacks.words.candidates if attacks.words else ""
+        return {item: _hash_source(item) for item in (*named, source, *([words] if ":" in words else []))}
 
     @functools.cached_property
     def keys(self) -> dict[str, Keys]:
@@ -86,6 +88,8 @@ class Run:
         for section, part in (("data", "train"), ("data", "validation"), ("adversarial", "shifted")):
             source = getattr(getattr(self.params, section), part) or ()
             params[section][part] = [self._content(item) for item in ([source] if isinstance(source, str) else source)]
+        if words := params["adversarial"]["words"]:
+            words["candidates"] = self.data_hashes.get(words["candidates"]) or words["candidates"]
         keys: dict[str, Keys] = {}
         for stage in STAGES:
             sources = _cells(self.notebook(stage))

@@ -30,21 +30,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def placed(value: str, info: Info) -> str | None:
+    """`dir:PATH`, made absolute, or `hub:ID`; None for what is neither. Raises ValueError saying what is allowed."""
+    kind, _, rest = value.partition(":")
+    if kind == "dir" and rest:
+        path: Path = (info.context or {}).get("root", ROOT) / rest
+        if not path.is_dir():
+            raise ValueError("a directory that exists after 'dir:'")
+        return f"dir:{path.resolve()}"
+    if kind == "hub" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
+        raise ValueError("'hub:NAME' or 'hub:OWNER/NAME'")
+    return value if kind == "hub" else None
+
+
 def _source(value: Any, info: Info) -> Any:
     """Check a data or model source and make its paths absolute; raises ValueError saying what is allowed."""
     root: Path = (info.context or {}).get("root", ROOT)
     files = info.field_name != "source"
     kinds = _SOURCES if files else _SOURCE
-    if isinstance(value, str):
-        kind, _, rest = value.partition(":")
-        if kind == "dir" and rest:
-            if not (root / rest).is_dir():
-                raise ValueError("a directory that exists after 'dir:'")
-            return f"dir:{(root / rest).resolve()}"
-        if kind == "hub" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
-            raise ValueError("'hub:NAME' or 'hub:OWNER/NAME'")
-        if kind == "hub" or value == "embedded" or (value == "pip:smollm2-135m" and not files):
-            return value
+    if isinstance(value, str) and (found := placed(value, info)):
+        return found
+    if value == "embedded" or (value == "pip:smollm2-135m" and not files):
+        return value
     if not files or not isinstance(value, list) or not value:
         raise ValueError(kinds)
     paths = []

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 import pandas as pd
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM
 
 from qatlib import toyqa
 from qatlib.attacks import candidates
@@ -15,7 +15,7 @@ from qatlib.attacks.characters import character_noise
 from qatlib.attacks.judge import answers_at
 from qatlib.attacks.scores import Set, set_name
 from qatlib.attacks.words import WordAttack
-from qatlib.model import SwitchableModel
+from qatlib.model import SwitchableModel, load_pretrained
 from qatlib.precision import FULL_PRECISION, Configuration, Precision
 from qatlib.report.keys import write_atomic
 from qatlib.report.robustness import Robustness
@@ -89,9 +89,8 @@ class Textual:
         if settings.candidates == "vocabulary":
             words = sorted({w for q in self.study.train[:500] for w in re.findall(r"[a-z]{4,}", q.context)})
             return candidates.vocabulary(words, settings.count, self.study.params.seed)
-        source = settings.candidates.partition(":")[2]
-        lm = AutoModelForMaskedLM.from_pretrained(source).to(self.study.device).eval()
-        return candidates.masked_lm(lm, AutoTokenizer.from_pretrained(source), settings.count)
+        lm, tokenizer = load_pretrained(settings.candidates, AutoModelForMaskedLM, "adversarial.words.candidates")
+        return candidates.masked_lm(lm.to(self.study.device).eval(), tokenizer, settings.count)
 
     def worded(self) -> pd.DataFrame:
         """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere.

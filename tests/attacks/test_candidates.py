@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from qatlib.attacks import candidates
 from qatlib.attacks.text import free_words
+from qatlib.model import load_pretrained
 from qatlib.squad import Answer, Question
 
 VOCABULARY = candidates.vocabulary(["red", "north", "winter", "garden"], 3, 0)
@@ -45,6 +46,9 @@ def test_a_masked_language_model_is_asked_for_its_likeliest_words_of_the_same_ki
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     lm = BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), **sizes)).eval()
+    lm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm, tokenizer = load_pretrained(f"dir:{tmp_path}", AutoModelForMaskedLM)  # as notebook 5 gets it
     found = candidates.masked_lm(lm, tokenizer, len(vocabulary))(TEXT, spans(TEXT)["larger"])
     assert set(found) == {"bigger", "smaller"}
     assert candidates.masked_lm(lm, tokenizer, len(vocabulary))(TEXT, spans(TEXT)["Smith"]) == []
