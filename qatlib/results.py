@@ -244,7 +244,7 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
 
 
 def _number(x: float, digits: int) -> str:
-    return f"{x:.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}"  # perplexity where nothing is left of a model
+    return f"{round(x, digits) + 0.0:.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}"  # perplexity where nothing is left of a model
 
 
 def in_words(table: pd.DataFrame, name: str, digits: int = 1) -> str:

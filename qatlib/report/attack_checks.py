@@ -180,7 +180,7 @@ def cost_checks(section: Adversarial, words: Mapping[str, float]) -> list[Check]
     """
     attack, first = section.attack, section.sets[0]
     many, name, passed = len(first), set_name(first), attack.passes
-    steps = f"ε {attack.epsilon:g} ({attack.norm}), {attack.steps} steps, {attack.restarts} restarts"
+    steps = f"ε {attack.epsilon:g} ({attack.norm}), {attack.steps} steps, restarts: {attack.restarts}"
     flips = section.flips + 1
     costs = [
         f"PGD, {steps}: {passed} passes a window",

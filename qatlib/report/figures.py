@@ -73,7 +73,7 @@ def set_style() -> None:
 def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> Figure:
     """Block × role heatmaps of one metric: a row for what is lowered, a column for the bits, one scale for all.
 
-    A cell whose interval holds zero is hatched and its number in brackets.
+    A cell whose interval holds zero is hatched and its number in brackets. The few largest cells go beyond the scale's ends.
 
     Args:
         cells: `block`, `role`, `lowered`, `bits`, and the metric with `_low` and `_high`; every cell once.
@@ -90,7 +90,7 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
         tables = {name: rows.pivot(index="block", columns="role", values=name)[roles] for name in _bounds(metric)}
         value, below, above = tables.values()
         unsure = (below <= 0) & (above >= 0)
-        texts = value.map(lambda x: f"{x:.{digits}f}".replace("-", "−"))
+        texts = value.map(lambda x: f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "−"))  # and no −0.00
         texts = texts.where(~unsure, "(" + texts + ")")
         last = j == len(widths) - 1
         style = {
@@ -98,7 +98,7 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
             "vmax": limit,
             "cmap": "vlag",
             "cbar": last,
-            "cbar_kws": {"label": label},
+            "cbar_kws": {"label": label, "extend": "both" if (cells[metric].abs() > limit).any() else "neither"},
             "annot_kws": {"size": 7},
         }
         sns.heatmap(value, annot=texts, fmt="", ax=ax, linewidths=0.5, **style)

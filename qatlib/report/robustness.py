@@ -228,7 +228,7 @@ class Robustness:
     def iterations(self, model: SwitchableModel) -> pd.DataFrame:
         """Mean loss that the attacker reaches after so many steps: `steps`, `loss` (nats), at one static precision."""
         rows, own = [], self.section.attack
-        for steps in sorted({1, 2, 4, own.steps, 2 * own.steps}):
+        for steps in sorted({1, 2, 4, 8, own.steps, 2 * own.steps}):
             craft = self.pgd(model, static(self.fixed, model), replace(own, steps=steps, restarts=1))
             ways = answers_at(model, [self.fixed])
             found = self.judged(f"iterations_{steps}", model, craft, ways, self.fewer)

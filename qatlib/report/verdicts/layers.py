@@ -48,7 +48,7 @@ def verdicts(costs: Mapping[str, pd.DataFrame], layers: Mapping[str, float], kep
             if not {Cell(part, "mean"), Cell(other, "mean")} <= known:  # a model of two blocks has no last quarter
                 continue
             gap = results.paired(mean, Cell(part, "mean"), Cell(other, "mean"), "loss_change", **options)
-            name = f"cost of {part} beyond {other}, per {unit}, nats"
+            name = f"cost of {part} beyond {other} for {unit}, nats"
             found[claim].append(Effect(name, gap, "contrasts", margin=float(f"{NATS * layers[unit]:.2g}")))
     name = "percent of the base's F1 kept with 83 % of the layers lowered"
     found["C15"] = [Effect(name, kept, "c15", above=S1_MIXED - MARGIN, margin=0)]

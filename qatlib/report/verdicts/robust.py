@@ -147,6 +147,6 @@ def _alike(perplexities: pd.DataFrame, **options: Any) -> list[Effect] | str:
         pair = perplexities[perplexities["precision"] == name].merge(base, on="paragraph", suffixes=("", "_32"))
         both = [pair[f"{c}{side}"] for side in ("", "_32") for c in columns]
         share = cluster_bootstrap(both, pair["paragraph"], lambda *t: 100 * _rise(*t[:4]) / _rise(*t[4:]), **options)
-        said = f"rise of perplexity at {name} bits in percent of that at 32"
+        said = f"rise of perplexity {f'at {name} bits' if name.isalnum() else f'by {name}'} in percent of that at 32"
         effects += [Effect(said, share, "noise_rises", above=100 - ALIKE), Effect(said, share, "noise_rises", below=100 + ALIKE)]
     return effects or "takes 32 bits beside another precision"

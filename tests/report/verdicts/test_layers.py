@@ -43,7 +43,7 @@ def test_every_pair_counts_in_every_unit():
     without = layers.verdicts({"a layer": costs(1).query("model != 'last quarter'")}, units, kept, resamples=100)
     assert said(without)["C13"] == "not tested" and said(without)["C10"] == "reproduced"
     values = table.set_index("effect")["value"]
-    assert values["cost of attn beyond mlp, per a layer, nats"] == pytest.approx(0.6)
-    assert values["cost of attn beyond mlp, per a million weights, nats"] == pytest.approx(1.2)
+    assert values["cost of attn beyond mlp for a layer, nats"] == pytest.approx(0.6)
+    assert values["cost of attn beyond mlp for a million weights, nats"] == pytest.approx(1.2)
     margins = table.set_index("effect")["margin"]
-    assert margins["cost of attn beyond mlp, per a million weights, nats"] == 10 * layers.NATS  # as many layers, as much room
+    assert margins["cost of attn beyond mlp for a million weights, nats"] == 10 * layers.NATS  # as many layers, as much room
