@@ -150,11 +150,11 @@ def kept(scores: pd.DataFrame, cell: Cell, reference: Cell, **options: Any) -> s
     if against is None:
         raise ValueError(f"{cell} and {reference} answer different questions: no share kept")
     share = stats.cluster_bootstrap([mine["f1"], against], mine["paragraph"], _percent, seeds=mine["seed"], **options)
-    if cell == reference or mine["f1"].nunique() > 1 or np.unique(against).size > 1:
+    alike, nothing = np.array_equal(mine["f1"], against), not mine["f1"].any()
+    if cell == reference or not (alike or nothing):
         return share
-    seen = 1 - stats.unseen(share.clusters, options.get("confidence", 0.95))
-    least, most = seen * mine["f1"].iloc[0], 100 - seen * (100 - mine["f1"].iloc[0])
-    return replace(share, low=float(_percent(least, against[0])), high=float(_percent(most, seen * against[0])))
+    room = float(_percent(100 * stats.unseen(share.clusters, options.get("confidence", 0.95)), against.mean()))
+    return replace(share, low=share.value - room * alike, high=share.value + room)
 
 
 def _percent(part: Any, whole: Any) -> Any:

@@ -99,7 +99,7 @@ def verdicts(
         "C05": helps or "takes a method that learns from wider widths or a teacher beside one that does not, all else alike",
         "C06": [*_unstable(first, **options)] or "takes 2 bits beside another width, trained with several seeds",
         "C09": dear or "takes mixed8648 and uniform8 among configurations.names",
-        "C14": straight or "takes configurations of three average bits at least",
+        "C14": straight or "takes three of S4's configurations at least, of other average bits and another F1 each",
     }
     return verdict_table(found)
 
