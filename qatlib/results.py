@@ -96,8 +96,14 @@ def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **opt
     against = _beside(mine, other, "id", metric)
     if against is None:
         raise ValueError(f"{cell} and {reference} answer different questions: no paired difference")
-    apart = ends(metric, difference=True) if cell != reference else None
+    apart = None if _alike(mine, other) else ends(metric, difference=True)
     return stats.mean(mine[metric] - against, mine["paragraph"], seeds=mine["seed"], ends=apart, **options)
+
+
+def _alike(mine: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two cells are one and the same model: it has the same loss on every question, to the last bit."""
+    beside = _beside(mine, other, "id", "loss") if "loss" in mine and "loss" in other else None
+    return beside is not None and np.array_equal(mine["loss"], beside, equal_nan=True)
 
 
 def _beside(mine: pd.DataFrame, other: pd.DataFrame, key: str, column: str) -> np.ndarray | None:
@@ -151,7 +157,7 @@ def kept(scores: pd.DataFrame, cell: Cell, reference: Cell, **options: Any) -> s
         raise ValueError(f"{cell} and {reference} answer different questions: no share kept")
     share = stats.cluster_bootstrap([mine["f1"], against], mine["paragraph"], _percent, seeds=mine["seed"], **options)
     alike, nothing = np.array_equal(mine["f1"], against), not mine["f1"].any()
-    if cell == reference or not (alike or nothing):
+    if not (alike or nothing) or _alike(mine, other):
         return share
     room = float(_percent(100 * stats.unseen(share.clusters, options.get("confidence", 0.95)), against.mean()))
     return replace(share, low=share.value - room * alike, high=share.value + room)

@@ -76,9 +76,11 @@ def test_gaps_of_one_table_are_corrected_together():
 
 def test_two_models_that_make_no_error_are_not_shown_to_be_one():
     right = scores("teacher", "32").assign(f1=100.0)
-    frame = pd.concat([right, right.assign(model="low", precision="4")], ignore_index=True)
+    again = right.assign(model="again")
+    frame = pd.concat([right, right.assign(model="low", precision="4", loss=right["loss"] + 0.1), again], ignore_index=True)
     table = accuracy_table(frame, TEACHER, **OPTIONS)
-    own, other = table.iloc[0], table.iloc[1]
+    own, other, same = (table.iloc[i] for i in range(3))
+    assert (same["f1_change_low"], same["f1_kept_low"]) == (0, 100)  # but for the same loss on every question they are
     assert own["f1_low"] < 100 == own["f1_high"] and (own["f1_change_low"], own["f1_kept_low"]) == (0, 100)
     assert other["f1_change_low"] < 0 < other["f1_change_high"] == -other["f1_change_low"]
     assert other["f1_kept_low"] < 100 < other["f1_kept_high"]
