@@ -29,6 +29,9 @@ from qatlib.precision import FULL, Configuration, Precision
 from qatlib.schedule import Schedule
 from qatlib.spans import Feature
 
+BF16 = "bf16"
+"""The mixed precision that is one; `no` is none."""
+
 Adversary = Callable[[Batch, Configuration], Tensor]
 """A batch and the configuration it is trained at → the embeddings (batch, tokens, width) put in place of its tokens'."""
 
@@ -143,7 +146,7 @@ def fit(
     # stumbles over adapters without a gradient, and for autocast in a way that catches the probes as well.
     accelerator = Accelerator(cpu=device.type == "cpu", log_with=list(trackers) or None, project_dir=log_dir or checkpoint.parent)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == BF16)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay)
     plan = batch_plan([len(f.input_ids) for f in answered], args.batch_size, args.steps, seed)
@@ -159,12 +162,10 @@ def fit(
     if done < args.steps:
         _start_trackers(accelerator, description, rows, done)
     progress = tqdm(range(done, args.steps), initial=done, total=args.steps, desc=description, mininterval=5, disable=rank > 0)
-    # the fused attention's bf16 backward on a CPU took a third of a LoRA step of SmolLM2-135M (5.3 s against 4.0 s)
-    slow = device.type == "cpu" and mixed_precision == "bf16"
     with (
         _recomputed_activations(model, args.gradient_checkpointing),
         _quantized_gradients(model, args.gradient_bits),
-        model.attending("eager") if slow else nullcontext(),
+        _quick_attention(model, mixed_precision),
     ):
         for step in progress:
             whole = [answered[i] for i in plan[step]]
@@ -273,6 +274,22 @@ def _quantized_gradients(model: SwitchableModel, bits: int) -> Iterator[None]:
     finally:
         for layer in model.layers:
             layer.gradient_bits = FULL
+
+
+@contextmanager
+def reduced_precision(model: SwitchableModel, mixed_precision: str) -> Iterator[None]:
+    """Passes forward and backward in bf16 where `mixed_precision` says so, and else as they are."""
+    with (
+        torch.autocast(device_of(model).type, torch.bfloat16, enabled=mixed_precision == BF16),
+        _quick_attention(model, mixed_precision),
+    ):
+        yield
+
+
+def _quick_attention(model: SwitchableModel, mixed_precision: str) -> AbstractContextManager[Any]:
+    """On a CPU the fused attention's bf16 backward took a third of a LoRA step of SmolLM2-135M (5.3 s against 4.0 s)."""
+    slow = device_of(model).type == "cpu" and mixed_precision == BF16
+    return model.attending("eager") if slow else nullcontext()
 
 
 @contextmanager

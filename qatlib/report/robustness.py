@@ -28,6 +28,7 @@ from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 from qatlib.report.study import Study, spread
 from qatlib.report.trainings import Recipe, Trainings
 from qatlib.squad import Question
+from qatlib.training import reduced_precision
 
 SEARCHED = 10
 """How many times the passes of the attack a random search has, which should not win all the same."""
@@ -159,11 +160,15 @@ class Robustness:
     def judged(
         self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
     ) -> pd.DataFrame:
-        """`qatlib.attacks.judge.judged`, kept under a name."""
+        """`qatlib.attacks.judge.judged`, kept under a name; attackers compute in the params' mixed precision, answers in fp32."""
+
+        def crafted(batch: Batch) -> torch.Tensor:
+            with reduced_precision(model, self.params.compute.mixed_precision):
+                return craft(batch)
 
         def compute() -> pd.DataFrame:
             features = self.study.featurize(questions)
-            frame = judged(model, questions, features, craft, ways, **self.study.answering, description=name)
+            frame = judged(model, questions, features, crafted, ways, **self.study.answering, description=name)
             return frame.drop(columns="prediction")
 
         return self.study.stage.table(name, compute, published=False).assign(answered=lambda x: x["answered"].astype(str))

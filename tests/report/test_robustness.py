@@ -9,9 +9,11 @@ import torch
 
 from qatlib.attacks import scores
 from qatlib.attacks.defence import one_of, per_layer
+from qatlib.evaluate import span_figures
 from qatlib.objectives import collate
 from qatlib.precision import FULL_PRECISION
 from qatlib.report import robustness
+from qatlib.report.sections import Compute
 from qatlib.schedule import make_schedule
 
 
@@ -43,6 +45,22 @@ def test_the_attacker_raises_the_loss_it_aims_at(work, frame):
     for p in ("32", "8", "4"):
         clean, own = (scores.select(frame, p, attack)["loss"] for attack in ("none", f"PGD at {p}"))
         assert own.mean() > clean.mean()
+
+
+def test_attackers_compute_in_the_mixed_precision_and_answers_in_fp32(work, model, monkeypatch):
+    monkeypatch.setattr(work, "params", work.params.model_copy(update={"compute": Compute(mixed_precision="bf16")}))
+    seen, attention = [], model.lm.config._attn_implementation
+
+    def craft(batch):
+        seen.append((torch.is_autocast_enabled("cpu"), model.lm.config._attn_implementation))
+        return model.embed(batch.input_ids)
+
+    def answer(batch, embeds):
+        assert not torch.is_autocast_enabled("cpu") and model.lm.config._attn_implementation == attention
+        return span_figures(model, batch, embeds)
+
+    work.judged("mixed", model, craft, {"8": answer}, work.fewer)
+    assert set(seen) == {(True, "eager")}
 
 
 @pytest.mark.parametrize("drawn", [one_of, partial(per_layer, draws=2)], ids=["one", "mixed"])
