@@ -221,7 +221,7 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
 
 def _configuration(report: Path) -> Answer:
     stage, question = "03_sensitivity_heatmaps", "Which configuration is best, and how was it found?"
-    rows = table(report, stage, "recommended")
+    rows = [r for r in table(report, stage, "recommended") if "f1_change" in r]  # an older report's tell less
     heads = []
     if good := [r for r in rows if _number(r["f1_change_high"]) >= 0]:
         leanest = min(good, key=lambda r: float(r["budget"]))
@@ -253,7 +253,7 @@ def _tally(what: str, rows: Sequence[Mapping[str, str]]) -> str:
     """In how many comparisons a difference is clear, to either side; between trainings it takes several of them."""
     if not rows:
         return ""
-    clear = [r for r in rows if _number(r["p"]) < ALPHA and int(r.get("seeds", SEEDS)) >= SEEDS]
+    clear = [r for r in rows if _number(r.get("p", "")) < ALPHA and int(r.get("seeds", SEEDS)) >= SEEDS]
     better = sum(_number(r["difference"]) > 0 for r in clear)
     worse = len(clear) - better
     said = "is not seen to help" if better == worse else "hurts more than it helps" if worse > better else "helps in part"

@@ -135,6 +135,13 @@ def test_the_leanest_configuration_is_one_that_is_not_shown_to_lose(report):
     assert "within 3 bits (3.00 spent) F1 −9.0 [−12.0, −6.0] points" in text
 
 
+def test_an_older_reports_tables_are_read_as_far_as_they_go(report):
+    write(report, "04_cpt", "gaps", GAPS[:-2], [{key: value for key, value in gap(3, 0.01).items() if key in GAPS[:-2]}])
+    write(report, "03_sensitivity_heatmaps", "recommended", ["budget", "file"], [{"budget": 8, "file": "a.yaml"}])
+    cpt, _, configuration, _ = ledger.answers(report, ledger.read_ledger(report))
+    assert "undecided in 1 of 1" in cpt.text and configuration.text.startswith("Not tested")
+
+
 def test_a_figure_that_is_none_is_said_and_not_drawn(report):
     nothing = effect("C07", 5, "undecided") | {"value": "", "value_low": "", "value_high": ""}
     write(report, "01_build", "claims", COLUMNS, [nothing])
