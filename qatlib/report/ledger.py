@@ -215,7 +215,8 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     said = _said(entries, ("C20", "C21", "C23", "C24", "C25", "C26"))
     first = [r for r in rows if r["defence"] == rows[0]["defence"]]
     heads = [_tally("Drawing precisions, against the most robust static one,", first)]
-    heads += [f"{failed}: a stronger attack would leave less of any of these" for failed in _failed(report)]
+    if failed := _failed(report):
+        heads.append(f"{', '.join(failed)}: a stronger attack would leave less of any of these")
     return _answer(report, question, heads, parts, paper, said, stage, ("against_static", "protocols", "attack_checks"))
 
 
