@@ -150,7 +150,8 @@ def mean(values: Column, clusters: Column, *, ends: tuple[float, float] | None =
         ends: of the values' scale. Where all values are 0, or all at one end, which leaves the bootstrap nothing to draw, the
             interval makes room for as many paragraphs at the scale's ends as may be without one being seen (`unseen`).
     """
-    found, there = np.asarray(values, dtype=float), ~np.isnan(np.asarray(values, dtype=float))
+    found = np.asarray(values, dtype=float)
+    there = ~np.isnan(found)
     estimate = cluster_bootstrap([values, there], clusters, lambda total, n: total / n, **options)
     if ends is None or not any((found[there] == one).all() for one in (0, *ends)):
         return estimate

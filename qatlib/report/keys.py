@@ -89,7 +89,7 @@ class Run:
             source = getattr(getattr(self.params, section), part) or ()
             params[section][part] = [self._content(item) for item in ([source] if isinstance(source, str) else source)]
         if words := params["adversarial"]["words"]:
-            words["candidates"] = self.data_hashes.get(words["candidates"]) or words["candidates"]
+            words["candidates"] = self._content(words["candidates"])
         keys: dict[str, Keys] = {}
         for stage in STAGES:
             sources = _cells(self.notebook(stage))
@@ -105,7 +105,7 @@ class Run:
 
     def _content(self, source: str) -> str:
         """A source as a key has it: what stands in the files, whatever they are called and wherever they lie."""
-        return self.data_hashes[source] or source
+        return self.data_hashes.get(source) or source
 
     @property
     def report_key(self) -> str:

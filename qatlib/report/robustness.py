@@ -7,6 +7,7 @@ over one precision for all layers needs no sampling then: its expectation is the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -29,6 +30,9 @@ from qatlib.report.study import Study, spread
 from qatlib.report.trainings import Recipe, Trainings
 from qatlib.squad import Question
 from qatlib.training import reduced_precision
+
+Randomness = Callable[[torch.Generator], AbstractContextManager[None]]
+"""A generator → a block in which passes draw from it."""
 
 SEARCHED = 10
 """How many times the passes of the attack a random search has, which should not win all the same."""
@@ -91,20 +95,17 @@ class Robustness:
 
     def pgd_noisy(self, model: SwitchableModel, precision: Precision, draws: int) -> Craft:
         """PGD on the mean loss over so many draws of noisy rounding at one precision."""
+        return self._pgd_within(partial(noisy_rounding, model), model, precision, draws)
+
+    def pgd_by_token(self, model: SwitchableModel, precisions: Set, draws: int) -> Craft:
+        """PGD on the mean loss over so many draws a step of a precision for every token, whatever all layers stand at."""
+        return self._pgd_within(partial(per_token, precisions, model), model, precisions[0], draws)
+
+    def _pgd_within(self, randomly: Randomness, model: SwitchableModel, precision: Precision, draws: int) -> Craft:
         repeated = [*static(precision, model)(0)] * draws
 
         def craft(batch: Batch) -> torch.Tensor:
-            with noisy_rounding(model, self.generator(batch, draws)):  # answers have the numbers below
-                return self.pgd(model, lambda query: repeated)(batch)
-
-        return craft
-
-    def pgd_by_token(self, model: SwitchableModel, precisions: Set, draws: int) -> Craft:
-        """PGD on the mean loss over so many draws a step of a precision for every token."""
-        repeated = [*static(precisions[0], model)(0)] * draws  # whatever stands there, each token draws its own
-
-        def craft(batch: Batch) -> torch.Tensor:
-            with per_token(precisions, model, self.generator(batch, draws)):  # answers have the numbers below
+            with randomly(self.generator(batch, draws)):  # answers have the numbers below
                 return self.pgd(model, lambda query: repeated)(batch)
 
         return craft
@@ -202,7 +203,7 @@ class Robustness:
     @property
     def ends(self) -> list[Precision]:
         """The widest and the narrowest precision of the first set: straight through 4 bits gradients are worse than through 8."""
-        return [widest_first(self.sets[0])[0], widest_first(self.sets[0])[-1]]
+        return [self.fixed, widest_first(self.sets[0])[-1]]
 
     def variations(self, model: SwitchableModel, at: Precision) -> pd.DataFrame:
         """Other radii, steps, restarts, losses and the other norm, FGSM, and no gradients at all, at one static precision.
