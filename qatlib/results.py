@@ -250,11 +250,15 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
 
 
 def _number(x: float, digits: int) -> str:
-    return f"{round(x, digits) + 0.0:.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}"  # perplexity where nothing is left of a model
+    return f"{x:z.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}"  # perplexity where nothing is left of a model
 
 
 def in_words(table: pd.DataFrame, name: str, digits: int = 1) -> str:
     """One column with its interval, signed, at every precision: `8: +0.1 [−0.2, +0.4]; 4: …`."""
     columns = zip(table["precision"], table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-    parts = (f"{p}: {v:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" for p, v, low, high in columns)
-    return "; ".join(parts).replace("-", "−")
+    return "; ".join(f"{p}: {signed(*figures, digits)}" for p, *figures in columns)
+
+
+def signed(value: float, low: float, high: float, digits: int = 1) -> str:
+    """A difference with its interval: `+0.1 [−0.2, +0.4]`."""
+    return "{} [{}, {}]".format(*(f"{x:+z.{digits}f}" for x in (value, low, high))).replace("-", "−")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qatlib.results import Cell, accuracy_table, cells, gap_table, in_words, paired, perplexity_table, pick, readable
+from qatlib.results import Cell, accuracy_table, cells, gap_table, in_words, paired, perplexity_table, pick, readable, signed
 
 OPTIONS = {"resamples": 200}
 
@@ -152,6 +152,11 @@ def test_in_words_lists_every_precision():
         **OPTIONS,
     )
     assert in_words(gaps, "difference") == "4: +2.0 [+2.0, +2.0]; 8: +2.0 [+2.0, +2.0]"
+
+
+def test_what_rounds_to_nothing_has_no_minus_sign():
+    assert signed(-0.04, -0.05, 0.2) == "+0.0 [−0.1, +0.2]"
+    assert readable(pd.DataFrame({"f1": [-0.04], "f1_low": [-1.0], "f1_high": [0.0]}))["F1"].tolist() == ["0.0 [−1.0, 0.0]"]
 
 
 def test_of_nothing_no_share_is_kept_and_nothing_is_warned_about(recwarn):

@@ -90,7 +90,7 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
         tables = {name: rows.pivot(index="block", columns="role", values=name)[roles] for name in _bounds(metric)}
         value, below, above = tables.values()
         unsure = (below <= 0) & (above >= 0)
-        texts = value.map(lambda x: f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "−"))  # and no −0.00
+        texts = value.map(lambda x: f"{x:z.{digits}f}".replace("-", "−"))
         texts = texts.where(~unsure, "(" + texts + ")")
         last = j == len(widths) - 1
         style = {
@@ -207,4 +207,6 @@ def _format(value: object, given: Format | None) -> str:
     elif given is None:
         given = ".2g" if 0 < abs(float(value)) < 0.005 else ",.2f"
     text = format(value, given)
-    return f"−{text[1:]}" if text.startswith("-") else text  # a true minus sign, as wide as the digits
+    if not text.startswith("-"):
+        return text
+    return f"−{text[1:]}" if text.strip("-0.,%") else text[1:]  # a true minus sign, as wide as the digits; none before 0.0

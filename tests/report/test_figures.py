@@ -111,8 +111,9 @@ class TestTable:
         assert cells(frame) == [["row", text]]
 
     def test_given_formats(self):
-        frame = pd.DataFrame({"share": [0.256], "f1": [80.123], "id": [7]})
-        assert cells(frame, formats={"share": ".1%", "f1": ".1f", "id": lambda i: f"#{i}"}) == [["25.6%", "80.1", "#7"]]
+        frame = pd.DataFrame({"share": [0.256], "f1": [80.123], "gain": [-0.04], "id": [7]})
+        formats = {"share": ".1%", "f1": ".1f", "gain": ".1f", "id": lambda i: f"#{i}"}
+        assert cells(frame, formats=formats) == [["25.6%", "80.1", "0.0", "#7"]]
 
     def test_a_format_for_no_column_is_refused(self):
         with pytest.raises(KeyError, match="f2"):
