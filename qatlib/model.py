@@ -123,11 +123,9 @@ def inject(lm: nn.Module, quantizer: QuantizerArguments) -> list[LayerInfo]:
     return sorted(infos, key=lambda info: order[info.name])
 
 
-def _check_groups(name: str, layer: SwitchableLinear, quantizer: QuantizerArguments) -> None:
+def _check_groups(name: str, layer: SwitchableLinear, quantizer: QuantizerArguments, key: str = "quantizer") -> None:
     if quantizer.weights == "per_group" and layer.in_features % quantizer.group_size:
-        raise ModelError(
-            f"quantizer.group_size is {quantizer.group_size}; it must divide the {layer.in_features} inputs of {name}"
-        )
+        raise ModelError(f"{key}.group_size is {quantizer.group_size}; it must divide the {layer.in_features} inputs of {name}")
 
 
 @dataclass
@@ -213,14 +211,25 @@ class SwitchableModel(nn.Module):
         finally:
             self.lm.set_attn_implementation(before)
 
-    def set_quantizer(self, quantizer: QuantizerArguments) -> None:
-        """Change how numbers are put on a grid, in every layer; codes are computed anew, learned scales and clips dropped.
+    def check_quantizer(self, quantizer: QuantizerArguments, key: str = "quantizer") -> None:
+        """Whether this model's weights can be put on a grid this way.
+
+        Args:
+            key: what an error calls the quantizer.
 
         Raises:
             ModelError: groups that do not divide a layer's inputs.
         """
         for info, layer in zip(self.infos, self._layers, strict=True):
-            _check_groups(info.name, layer, quantizer)
+            _check_groups(info.name, layer, quantizer, key)
+
+    def set_quantizer(self, quantizer: QuantizerArguments) -> None:
+        """Change how numbers are put on a grid, in every layer; codes are computed anew, learned scales and clips dropped.
+
+        Raises:
+            ModelError: as `check_quantizer`.
+        """
+        self.check_quantizer(quantizer)
         self.quantizer = quantizer
         for layer in self._layers:
             layer.steps.clear()

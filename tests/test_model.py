@@ -222,8 +222,10 @@ def test_groups_must_divide_the_inputs_of_every_layer(kind, tiny_lm):
     with pytest.raises(ModelError, match=r"group_size is 24; it must divide the \d+ inputs of .*\.0\."):
         SwitchableModel(tiny_lm(kind), arguments)
     model = SwitchableModel(tiny_lm(kind))
-    with pytest.raises(ModelError, match="must divide"):
+    with pytest.raises(ModelError, match=r"^quantizer.group_size is 24; it must divide"):
         model.set_quantizer(arguments)
+    with pytest.raises(ModelError, match=r"^mine.group_size is 24"):
+        model.check_quantizer(arguments, "mine")
     assert model.quantizer == model.layers[0].quantizer == QuantizerArguments()
 
 

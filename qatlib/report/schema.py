@@ -10,7 +10,7 @@ from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
-from qatlib.arguments import PrecisionField
+from qatlib.arguments import PrecisionField, QuantizerArguments
 from qatlib.named import NAMED
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 from qatlib.report.experiments import Adversarial, Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
@@ -58,6 +58,14 @@ class Params(Section):
         """The named configurations that the switchable model is judged at."""
         names = self.configurations.names
         return [*names] if names else [name for name in NAMED if not _untrained(name, self.precisions, self.switchable)]
+
+    @property
+    def quantizers(self) -> dict[str, QuantizerArguments]:
+        """Every quantizer that something is trained with, by its dotted key."""
+        own = {"quantizer": self.quantizer, "switchable.quantizer": self.switchable.quantizer}
+        methods = {"methods": self.comparisons.methods, "quantizers": self.comparisons.quantizers}
+        tried = {f"comparisons.{key}[{i}].quantizer": m.quantizer for key, ms in methods.items() for i, m in enumerate(ms)}
+        return {key: found for key, found in (own | tried).items() if found is not None}
 
     @property
     def deployed(self) -> list[Precision]:

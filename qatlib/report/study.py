@@ -141,6 +141,8 @@ class Study:
         positions = getattr(model.lm.config, "max_position_embeddings", None)
         if positions and self.params.data.max_length > positions:
             raise ModelError(f"data.max_length is {self.params.data.max_length}; this model has {positions} positions")
+        for key, quantizer in self.params.quantizers.items():  # before hours of training, not after them
+            model.check_quantizer(quantizer, key)
         return model.to(self.device).eval()
 
     # -- training -------------------------------------------------------------------------------------------------

@@ -35,6 +35,12 @@ def test_a_window_longer_than_the_models_positions_is_refused_before_training(ma
         Study(make_desk(tmp_path, "data.max_length=200")).pretrained_model()
 
 
+def test_groups_that_fit_no_layer_are_refused_before_training(make_desk, tmp_path):
+    odd = 'comparisons.quantizers=[{"name":"odd","quantizer":{"weights":"per_group","group_size":24}}]'
+    with pytest.raises(ModelError, match=r"^comparisons.quantizers\[0\].quantizer.group_size is 24; it must divide the 32"):
+        Study(make_desk(tmp_path, odd)).pretrained_model()
+
+
 def test_the_parts_are_the_params_and_apart(study):
     assert study.sizes["questions"].tolist() == [200, 60]
     assert not {q.paragraph for q in study.train} & {q.paragraph for q in study.validation}
