@@ -256,7 +256,7 @@ def _number(x: float, digits: int) -> str:
 def in_words(table: pd.DataFrame, name: str, digits: int = 1) -> str:
     """One column with its interval, signed, at every precision: `8: +0.1 [−0.2, +0.4]; 4: …`."""
     columns = zip(table["precision"], table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-    return "; ".join(f"{p}: {signed(*figures, digits)}" for p, *figures in columns)
+    return "; ".join(f"{p}: {signed(value, low, high, digits)}" for p, value, low, high in columns)
 
 
 def signed(value: float, low: float, high: float, digits: int = 1) -> str:
