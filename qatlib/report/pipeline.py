@@ -187,18 +187,17 @@ class Stage:
         """The findings so far."""
         return [str(line["text"]) for line in self._headlines]
 
-    def provenance(self, questions: Mapping[str, str] | None = None) -> None:
+    def provenance(self, origin: Mapping[str, Any] | None = None) -> None:
         """Write where this run's figures come from, for the head of the page; call it last.
 
         Args:
-            questions: SHA-256 of the questions as they were used, by part: a hub's data has no file of the params' own.
+            origin: what the params can't say of models and data, such as `Study.origin`.
         """
         from IPython.display import Markdown, display
 
         run = self.run
         found = collect(self.params, run.profile, run.overrides, run.data_hashes, self.started, run.root)
-        found["questions_sha256"] = dict(questions or {})
-        found["kept"] = run.kept(self.name)
+        found |= {**(origin or {}), "kept": run.kept(self.name)}
         write_atomic(self.directory / "provenance.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         rows = {
             "profile": " ".join([self.run.name, *found["overrides"]]),

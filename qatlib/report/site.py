@@ -252,7 +252,7 @@ def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         "Commit": commit + (" and uncommitted changes" if code.get("dirty") else ""),
         "Library": " ".join(str(code[key])[:10] for key in ("version", "library_sha256") if code.get(key)),
         "Device": device,
-        "Model": _model((provenance.get("parameters") or {}).get("model") or {}),
+        "Model": _model((provenance.get("parameters") or {}).get("model") or {}, provenance.get("model_version")),
         "Data": _plain(data),
         "Seeds": _plain(provenance.get("seeds")),
         "Overrides": _plain(provenance.get("overrides")) or "none",
@@ -261,10 +261,11 @@ def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in rows.items() if value]
 
 
-def _model(section: dict[str, Any]) -> str:
-    """Where the weights come from, and the shape of a model that brings none."""
-    shape = [f"{section[key]} {word}" for key, word in (("n_layer", "blocks"), ("n_embd", "wide")) if section.get(key)]
-    return str(section.get("source", "")) + (f" ({', '.join(shape)})" if shape else "")
+def _model(section: dict[str, Any], version: str | None) -> str:
+    """Where the weights come from and in which version, and the shape of a model that brings none."""
+    about = [version] if version else []
+    about += [f"{section[key]} {word}" for key, word in (("n_layer", "blocks"), ("n_embd", "wide")) if section.get(key)]
+    return str(section.get("source", "")) + (f" ({', '.join(about)})" if about else "")
 
 
 def _plain(value: Any) -> str:

@@ -20,7 +20,7 @@ from qatlib.arguments import TrainingArguments
 from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.generate import evaluate_answers
 from qatlib.layers import LoraSpec
-from qatlib.model import ModelError, SwitchableModel, load_pretrained
+from qatlib.model import ModelError, SwitchableModel, load_pretrained, version_of
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
 from qatlib.report.pipeline import Stage
 from qatlib.schedule import Schedule
@@ -82,10 +82,16 @@ class Study:
         return pd.DataFrame(rows)
 
     @property
-    def questions_sha256(self) -> dict[str, str]:
-        """SHA-256 over the questions of both parts as they were used, wherever they came from."""
+    def origin(self) -> dict[str, Any]:
+        """What params do not say of where models and data come from, for the provenance.
+
+        Returns:
+            `questions_sha256`, over the questions of each part as they were used, and `model_version` where the source has one.
+        """
         parts = {"train": self.train, "validation": self.validation}
-        return {name: hashlib.sha256(repr(questions).encode()).hexdigest() for name, questions in parts.items()}
+        hashes = {name: hashlib.sha256(repr(questions).encode()).hexdigest() for name, questions in parts.items()}
+        version = version_of(self.params.model.source)
+        return {"questions_sha256": hashes} | ({"model_version": version} if version else {})
 
     # -- models ---------------------------------------------------------------------------------------------------
 
