@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -20,8 +21,11 @@ from qatlib.report.figures import table_html
 from qatlib.report.keys import write_atomic
 from qatlib.report.site import STAGES, environment, flatten, page_style, read_json
 
-PER_QUESTION = ("scores_", "answers_", "perplexity_", "training_")
-"""Beginnings of the names of files that hold a row a question, paragraph or step: compared as pairs, not shown."""
+_ASKED = ("scores", "answers", "perplexity")
+"""Kinds of files with a row a question or paragraph, whose names begin so: compared as pairs, not shown."""
+_NOT_SHOWN = (*(f"{kind}_" for kind in _ASKED), "training_", "attack_rows")
+_MOST = 60
+"""Rows of a table that are shown."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
             parameters=_shown(_parameters(runs), "Parameters, code, device and data that differ", "Nothing."),
             pairs=_shown(
                 paired(runs, **options),
-                f"Against {runs[0].name}: paired differences on the questions that both answered",
+                f"Against {runs[0].name}: paired differences on what both were asked; of perplexities in percent; p after Holm",
                 "No evaluation of these reports has questions in common.",
             ),
             sections=sections,
@@ -94,36 +98,56 @@ def _parameters(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def paired(runs: Sequence[Run], **options: Any) -> pd.DataFrame:
-    """Mean F1 and EM of every evaluation that the first run shares with another, on the questions that both answered.
+    """Every evaluation that the first run shares with another, on the questions or paragraphs that both were asked.
 
     Returns:
-        One row an evaluation, run and metric: `evaluation`, `run`, `over`, `metric`, `mean` and `mean_over` (percent),
-        `difference` (points, with `_low`, `_high`), `n`. Evaluations without questions in common are left out.
+        One row an evaluation, run and metric: `evaluation`, `run`, `over`, `metric` (`F1`, `EM` or `perplexity`), `value` and
+        `value_over` (percent, or the perplexity), `difference` (points, or percent of the perplexity, with `_low`, `_high`), `p`
+        (Holm-corrected over the table), `n`. Evaluations with nothing in common are left out.
     """
     rows = []
     for stage in STAGES:
-        first = runs[0].files(stage, "scores_*.csv")
+        first = _evaluations(runs[0], stage)
         for run in runs[1:]:
-            for name, path in run.files(stage, "scores_*.csv").items():
+            for name, mine in _evaluations(run, stage).items():
                 if name in first:
-                    rows += list(
-                        _gaps(path, first[name], name.removeprefix("scores_").replace("_", " "), run, runs[0], **options)
-                    )
-    columns = ["evaluation", "run", "over", "metric", "mean", "mean_over", "difference", "difference_low", "difference_high", "n"]
-    return pd.DataFrame(rows, columns=columns)
+                    where = {"evaluation": name, "run": run.name, "over": runs[0].name}
+                    rows += [where | gap for gap in _gaps(mine, first[name], **options)]
+    columns = ["evaluation", "run", "over", "metric", "value", "value_over"]
+    table = pd.DataFrame(rows, columns=[*columns, "difference", "difference_low", "difference_high", "p", "n"])
+    return table.assign(p=stats.holm(table["p"].tolist()))
 
 
-def _gaps(path: Path, first: Path, name: str, run: Run, over: Run, **options: Any) -> Iterator[dict[str, Any]]:
-    mine, other = (pd.read_csv(p, dtype={"id": "str", "paragraph": "str"}) for p in (path, first))
-    both = mine.merge(other, on=["id", "paragraph"], suffixes=("", "_over"))
-    if both["paragraph"].nunique() < 2:
+def _evaluations(run: Run, stage: str) -> dict[str, pd.DataFrame]:
+    """By name, a row a question or paragraph: what models scored, and what the main attacks left of it."""
+    found = {}
+    for kind in _ASKED:
+        for name, path in run.files(stage, f"{kind}_*.csv").items():
+            found[name.removeprefix("scores_").replace("_", " ")] = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
+    for path in run.files(stage, "attack_rows.csv").values():
+        attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str"})
+        for (attack, at), rows in attacked[attacked["experiment"] == "main"].groupby(["attack", "answered"], sort=False):
+            found[f"attack {attack}, answered at {at}"] = rows
+    return found
+
+
+def _gaps(mine: pd.DataFrame, other: pd.DataFrame, **options: Any) -> Iterator[dict[str, Any]]:
+    spoken = "nll" in mine
+    keys = ["paragraph", "tokens"] if spoken else ["id", "paragraph"]
+    common = mine[keys].merge(other[keys]).drop_duplicates()
+    if common["paragraph"].nunique() < 2:
         return
-    for metric in ("f1", "em"):
-        apart = results.ends(metric, difference=True)
-        gap = stats.mean(both[metric] - both[f"{metric}_over"], both["paragraph"], ends=apart, **options)
-        means = {"mean": both[metric].mean(), "mean_over": both[f"{metric}_over"].mean()}
-        row = {"evaluation": name, "run": run.name, "over": over.name, "metric": metric.upper()} | means
-        yield row | results.interval("difference", gap) | {"n": gap.n}
+    both = [frame.merge(common).assign(model=name, precision="", seed=0) for name, frame in (("mine", mine), ("other", other))]
+    scores, cells = pd.concat(both, ignore_index=True), (results.Cell("mine", ""), results.Cell("other", ""))
+    for metric in ("perplexity",) if spoken else ("f1", "em"):
+        gap = results.paired(scores, *cells, metric, **options)
+        values = [_value(frame, metric) for frame in both]
+        row = {"metric": metric if spoken else metric.upper(), "value": values[0], "value_over": values[1]}
+        yield row | results.interval("difference", gap) | {"p": gap.p, "n": gap.n}
+
+
+def _value(frame: pd.DataFrame, metric: str) -> float:
+    return float(np.exp(frame["nll"].sum() / frame["tokens"].sum()) if metric == "perplexity" else frame[metric].mean())
 
 
 def _stage(runs: Sequence[Run], stage: str) -> Iterator[tuple[str, list[tuple[str, Markup]]]]:
@@ -134,12 +158,14 @@ def _stage(runs: Sequence[Run], stage: str) -> Iterator[tuple[str, list[tuple[st
         for name in dict.fromkeys(n for files in found.values() for n in files):
             have = [(run, files[name]) for run, files in found.items() if name in files]
             drawn = pattern == "*.csv" and name in figures  # the numbers in a figure that is shown itself
-            if len(have) > 1 and not drawn and not name.startswith(PER_QUESTION):
+            if len(have) > 1 and not drawn and not name.startswith(_NOT_SHOWN):
                 yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
 
 
 def _table(run: str, path: Path) -> Markup:
-    return _shown(pd.read_csv(path).head(60), run)
+    frame = pd.read_csv(path)
+    cut = f", the first {_MOST} of its {len(frame):,} rows" if len(frame) > _MOST else ""
+    return _shown(frame.head(_MOST), run + cut)
 
 
 def _shown(frame: pd.DataFrame, caption: str, without: str = "An empty table.") -> Markup:

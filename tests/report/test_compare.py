@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -38,6 +39,38 @@ def test_differences_are_paired_on_the_questions_in_common(two):
     (row,) = found[found["metric"] == "F1"].to_dict("records")
     assert (row["run"], row["over"], row["evaluation"], row["n"]) == ("b", "a", "switchable 8", 10)
     assert row["difference"] == row["difference_low"] == row["difference_high"] == 5.0
+
+
+def test_perplexities_are_paired_on_the_paragraphs_in_common(two):
+    for folder, nll in zip(two, (20.0, 30.0), strict=True):
+        text = pd.DataFrame({"paragraph": ["p0", "p1", folder.name], "nll": nll, "tokens": 10, "correct": 1})
+        text.to_csv(folder / "results" / "02_switchable_train" / "perplexity_switchable_8.csv", index=False)
+    found = paired([Run(f.name, f) for f in two], **OPTIONS)
+    (row,) = found[found["metric"] == "perplexity"].to_dict("records")
+    assert (row["n"], row["value"], row["value_over"]) == (2, pytest.approx(np.exp(3)), pytest.approx(np.exp(2)))
+    assert row["difference"] == pytest.approx(100 * (np.e - 1))
+
+
+def test_the_main_attacks_are_paired_cell_by_cell(two):
+    for folder, f1 in zip(two, (40.0, 30.0), strict=True):
+        stage = folder / "results" / "05_adversarial"
+        stage.mkdir()
+        rows = [
+            {"experiment": experiment, "attack": "worst", "answered": "8", "id": i, "paragraph": i, "em": 0.0, "f1": f1}
+            for i in "abcd"
+            for experiment in ("main", "radii")
+        ]
+        pd.DataFrame(rows).to_csv(stage / "attack_rows.csv", index=False)
+    found = paired([Run(f.name, f) for f in two], **OPTIONS)
+    (row,) = found[(found["evaluation"] == "attack worst, answered at 8") & (found["metric"] == "F1")].to_dict("records")
+    assert (row["n"], row["difference"]) == (4, -10.0)
+    assert found["p"].between(0, 1).all()
+
+
+def test_a_long_table_says_where_it_was_cut(two, tmp_path):
+    for folder in two:
+        pd.DataFrame({"x": range(61)}).to_csv(folder / "results" / "02_switchable_train" / "long.csv", index=False)
+    assert compare(two, tmp_path / "compare.html", **OPTIONS).read_text().count("a, the first 60 of its 61 rows") >= 1
 
 
 def test_without_common_questions_there_is_no_pair(tmp_path):
