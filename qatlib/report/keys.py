@@ -27,7 +27,7 @@ from qatlib.report.sections import ROOT
 
 _SHOWING = {
     *("sections.py", "experiments.py", "schema.py", "params.py", "complaints.py", "strict_yaml.py"),
-    *("keys.py", "pipeline.py", "tables.py", "provenance.py", "figures.py"),
+    *("keys.py", "stage.py", "pipeline.py", "tables.py", "provenance.py", "figures.py"),
 }
 """Modules of this package that no result depends on but by way of the params."""
 _JUDGING = ("results.py", "stats.py", "claims.py", "attacks/scores.py", "attacks/checks.py", "report/attack_checks.py")

@@ -22,7 +22,7 @@ from qatlib.generate import evaluate_answers
 from qatlib.layers import LoraSpec
 from qatlib.model import ModelError, SwitchableModel, load_pretrained, version_of
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
-from qatlib.report.pipeline import Stage
+from qatlib.report.stage import Stage
 from qatlib.schedule import Schedule
 from qatlib.spans import Feature, featurize
 from qatlib.squad import Question, load_questions, sample

@@ -12,6 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from qatlib.report.figures import table_html
+from qatlib.report.layerwise import Layerwise
 from qatlib.report.params import load_params
 from qatlib.report.robustness import Robustness
 from qatlib.report.strict_yaml import ParamsError
@@ -158,3 +159,19 @@ def model(work):
 def frame(work, model):
     """Every attack, answered at every precision."""
     return work.matrix(model, "main", work.questions)
+
+
+@pytest.fixture(scope="module")
+def layers(make_desk, tmp_path_factory) -> Layerwise:
+    """The sweep of an untrained switchable model of the smoke profile."""
+    study = Study(make_desk(tmp_path_factory.mktemp("layerwise"), "sensitivity.lowered=[both,weights,activations]"))
+    path = tmp_path_factory.mktemp("teacher") / "t"
+    study.teacher("lora")[0].save(path, study.tokenizer)
+    trainings = Trainings(study, path)
+    return Layerwise(study, trainings.prepared(trainings.own))
+
+
+@pytest.fixture(scope="module")
+def sweep(layers):
+    """Of its base."""
+    return layers.sweep(layers.base)

