@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.integer import IntegerLinear
-from qatlib.model import ModelError, Output, SwitchableModel
+from qatlib.model import Output, SwitchableModel
 from qatlib.packing import is_odd_grid, pack, unpack
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
+from qatlib.pretrained import ModelError
 
 _TIED = "lm.lm_head.weight"
 _WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE = "weights.safetensors", "rest.safetensors", "deployed.json"

@@ -8,7 +8,8 @@ import torch
 from qatlib.deploy import DeployedModel, deploy, deploy_nested
 from qatlib.evaluate import evaluate_perplexity, evaluate_spans
 from qatlib.layers import LoraSpec
-from qatlib.model import ModelError, SwitchableModel
+from qatlib.model import SwitchableModel
+from qatlib.pretrained import ModelError
 from qatlib.spans import featurize
 from qatlib.toyqa import build_model, build_tokenizer, generate
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.layers import LoraSpec, SwitchableLinear
-from qatlib.model import ModelError, SwitchableModel, load_pretrained, version_of
+from qatlib.model import SwitchableModel
 from qatlib.precision import ROLES, Precision
+from qatlib.pretrained import ModelError, load_pretrained
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 6), 32: LoraSpec(4, 4)}
 FAMILIES = {
@@ -157,21 +156,6 @@ def test_a_deeper_variant_in_the_hubs_layout(tokens, tmp_path, byte_level_tokeni
     assert {info.block for info in model.infos if model.configuration[info.name].w_bits == 8} == set(range(8))
 
 
-def test_a_model_of_the_hub_with_the_commit_it_is_of(tmp_path, byte_level_tokenizer, tiny_lm, monkeypatch):
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    cached = tmp_path / "models--somebody--tiny"
-    for part in (tiny_lm(), byte_level_tokenizer):
-        part.save_pretrained(cached / "snapshots" / commit)
-    (cached / "refs").mkdir()
-    (cached / "refs/main").write_text(commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    lm, _ = load_pretrained("hub:somebody/tiny")
-    assert lm.num_parameters() == tiny_lm().num_parameters()
-    assert version_of("hub:somebody/tiny") == commit
-    assert version_of("hub:somebody/other") is version_of(f"dir:{cached / 'snapshots' / commit}") is None
-
-
 def test_merging_keeps_the_full_precision_function(tokens, switchable):
     model = switchable()
     for layer in model.layers:
@@ -189,34 +173,6 @@ def test_freezing_and_unfreezing(switchable):
     assert all(".adapters." in n or n.startswith("qa_outputs") for n in trained) and len(trained) > 2
     model.unfreeze_base()
     assert all(p.requires_grad for p in model.parameters())
-
-
-def bad_directories(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for name in ("noweights", "pickled"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("dir:{}/nowhere", "no such directory"),
-        ("dir:{}/empty", "no config.json"),
-        ("dir:{}/noweights", "no weights in it"),
-        ("dir:{}/pickled", "pickled ones are not"),
-        ("hub:nobody/nothing", "nobody/nothing"),
-        ("gpt2", "allowed are hub:ID, dir:PATH"),
-    ],
-)
-def test_what_cannot_be_loaded_is_said_in_one_line(source, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    bad_directories(tmp_path)
-    with pytest.raises(ModelError, match=message) as caught:
-        load_pretrained(source.format(tmp_path))
-    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_plain_model_directory_is_no_switchable_model(tmp_path, byte_level_tokenizer, tiny_lm):

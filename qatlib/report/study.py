@@ -20,8 +20,9 @@ from qatlib.arguments import TrainingArguments
 from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.generate import evaluate_answers
 from qatlib.layers import LoraSpec
-from qatlib.model import ModelError, SwitchableModel, load_pretrained, version_of
+from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
+from qatlib.pretrained import ModelError, load_pretrained, version_of
 from qatlib.report.stage import Stage
 from qatlib.schedule import Schedule
 from qatlib.spans import Feature, featurize

@@ -15,8 +15,9 @@ from qatlib.attacks.characters import character_noise
 from qatlib.attacks.judge import answers_at
 from qatlib.attacks.scores import Set, set_name
 from qatlib.attacks.words import WordAttack
-from qatlib.model import SwitchableModel, load_pretrained
+from qatlib.model import SwitchableModel
 from qatlib.precision import FULL_PRECISION, Configuration, Precision
+from qatlib.pretrained import load_pretrained
 from qatlib.report.keys import write_atomic
 from qatlib.report.robustness import Robustness
 from qatlib.report.study import spread

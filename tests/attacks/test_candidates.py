@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 
 from qatlib.attacks import candidates
 from qatlib.attacks.text import free_words
-from qatlib.model import load_pretrained
+from qatlib.pretrained import load_pretrained
 from qatlib.squad import Answer, Question
 
 VOCABULARY = candidates.vocabulary(["red", "north", "winter", "garden"], 3, 0)

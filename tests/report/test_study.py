@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qatlib.model import ModelError
 from qatlib.precision import Precision
+from qatlib.pretrained import ModelError
 from qatlib.report.study import Study, spread
 
 
