@@ -23,7 +23,7 @@ from qatlib.report.site import STAGES, environment, flatten, page_style, read_js
 
 _ASKED = ("scores", "answers", "perplexity")
 """Kinds of files with a row a question or paragraph, whose names begin so: compared as pairs, not shown."""
-_NOT_SHOWN = (*(f"{kind}_" for kind in _ASKED), "training_", "attack_rows")
+_NOT_SHOWN = (*(f"{kind}_" for kind in _ASKED), "training_", "attack_rows", "sweep")
 _MOST = 60
 """Rows of a table that are shown."""
 
