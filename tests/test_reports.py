@@ -120,7 +120,7 @@ def test_verdicts_on_robustness_are_made_again_from_the_files_of_answers(roots: 
     rows = published(roots[0], "05_adversarial", "attack_rows", answered="str")
     perplexities = published(roots[0], "05_adversarial", "noise_perplexity", precision="str")
     section = load_params("smoke").adversarial
-    made = robust.verdicts(rows, perplexities, [*section.sets, section.control], **OPTIONS)
+    made = robust.verdicts(rows, perplexities, [*section.sets, section.control], section.draws, **OPTIONS)
     kept = published(roots[0], "05_adversarial", "claims")
     assert made["verdict"].tolist() == kept["verdict"].tolist() and set(made["claim"]) == {f"C{i}" for i in range(20, 27)}
     for column in ("value", "value_low", "value_high", "n"):

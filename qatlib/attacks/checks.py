@@ -51,27 +51,33 @@ def above_zero(number: int, what: str, found: Estimate) -> Check:
 
 
 def not_below_zero(number: int, what: str, found: Estimate) -> Check:
-    """It must not be less than 0: it fails if it is by more than the tolerance, its whole interval."""
-    fails = found.high < 0 and found.value < -TOLERANCE
-    return Check(number, what, found, "too few to tell" if not fails and found.low < -WIDEST else passes(not fails))
+    """It must not be less than 0 by more than the tolerance: it fails if it is, and its whole interval lies below 0."""
+    less = found.value < -TOLERANCE
+    untold = not (less and found.high < 0) and (less or found.low < -WIDEST)
+    return Check(number, what, found, "too few to tell" if untold else passes(not less))
 
 
 def about_zero(number: int, what: str, found: Estimate) -> Check:
-    """Its interval must hold 0, or lie within the tolerance."""
+    """It must be 0 within the tolerance, and its interval hold 0 or lie within the tolerance as well."""
     furthest = max(abs(found.low), abs(found.high))
     holds_zero = found.low <= 0 <= found.high
-    untold = holds_zero and furthest > WIDEST
+    untold = holds_zero and (furthest > WIDEST or abs(found.value) > TOLERANCE)
     return Check(number, what, found, "too few to tell" if untold else passes(holds_zero or furthest <= TOLERANCE))
 
 
 def broken(number: int, what: str, found: Estimate) -> Check:
     """F1 must be about 0."""
-    return Check(number, what, found, passes(found.value <= BROKEN))
+    untold = found.low <= BROKEN < found.value
+    return Check(number, what, found, "too few to tell" if untold else passes(found.value <= BROKEN))
 
 
 def masking_suspected(checks: Iterable[Check]) -> bool:
-    """Whether a gradient-free attack won (check 8), one at a fixed precision failed (3), or larger ones do no more (0)."""
-    return any(check.verdict == "FAIL" for check in checks if check.number in (0, 3, 8))
+    """Whether attacks that follow the model's own gradient are not the strongest: checks 0, 3, 4, 6 and 8.
+
+    Larger ones do no more (0), none succeeds at a fixed precision (3), one through a model trained apart (4) or through full
+    precision (6) wins, few gradients are not zero (6), or one without gradients wins (8).
+    """
+    return any(check.verdict == "FAIL" for check in checks if check.number in (0, 3, 4, 6, 8))
 
 
 def summary(checks: Sequence[Check]) -> str:

@@ -151,15 +151,20 @@ def _ball(
 def random_search(
     model: SwitchableModel, batch: Batch, attack: AttackArguments, draws: Draws, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The worst of as many random points of the ball's border as `attack` has passes: an attacker without gradients.
+    """An attacker without gradients: of a random point of the ball's border draw some tokens' part anew, and keep what helps.
+
+    As Square Attack (Andriushchenko et al. 2020) it changes half of the tokens at first and ever fewer of them; as many
+    queries as `attack` has passes.
 
     Returns:
         As `attack_embeddings`; the clean input does not count as found.
     """
-    clean = _ball(model, batch, attack, seed)[0]
+    clean, _, _, generator = _ball(model, batch, attack, seed)
     best, worst = clean, torch.full((len(clean),), -torch.inf, device=clean.device)
     for query in range(attack.passes):
-        moved = random_noise(model, batch, attack, seed + 7919 * (query + 1))
+        share = 1.0 if query == 0 else 0.5 * 2 ** (-5 * query / attack.passes)
+        anew = torch.rand((*clean.shape[:2], 1), generator=generator).to(clean.device) < share
+        moved = torch.where(anew, random_noise(model, batch, attack, seed + 7919 * (query + 1)), best)
         loss, _ = expected_loss(model, clean, moved - clean, batch, attack.loss, draws, query, gradient=False)
         better = loss > worst
         worst, best = torch.where(better, loss, worst), torch.where(better[:, None, None], moved, best)

@@ -94,7 +94,7 @@ class Allocations:
         extra = np.zeros((count, count))
         first, second = (pair_losses[name].to_numpy(int) for name in ("first", "second"))
         extra[first, second] = extra[second, first] = pair_losses["extra_loss"]
-        decibel = noise.set_index(["block", "role", "precision"])["sqnr_db"]
+        decibel = noise.drop_duplicates(places := ["block", "role", "precision"]).set_index(places)["sqnr_db"]
         table = np.array([[decibel[(*group, p.name)] for p in problem.precisions[1:]] for group in problem.groups])
         amplitude = 10 ** ((table[:, [at - 1]] - table) / 20)
         return Interactions(extra, np.hstack([np.zeros((count, 1)), amplitude]))

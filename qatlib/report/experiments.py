@@ -119,7 +119,7 @@ class Sensitivity(Section):
 
     bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1), AfterValidator(_once)] | None = None
     """What all other layers are at: some of `precisions`, or 32. The search starts from the first. Null for the widest of
-    `precisions` of 8 bits at most (of all, if there is nothing narrower), and 32."""
+    `precisions` of 8 bits at most (of all, if there is nothing narrower), and 32 where that is one of them."""
     bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(_once)] | None = None
     """What a layer is lowered to: weight bit-widths of `precisions`, null for all. Each base has those below itself, and a later
     one that of the first."""

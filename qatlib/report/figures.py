@@ -87,6 +87,9 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
     limit = cells[metric].abs().quantile(0.98)
     for (i, kind), (j, bits) in product(enumerate(kinds), enumerate(widths)):
         ax, rows = axes[i, j], cells[(cells["lowered"] == kind) & (cells["bits"] == bits)]
+        if rows.empty:  # these bits are of weights alone
+            ax.set_axis_off()
+            continue
         tables = {name: rows.pivot(index="block", columns="role", values=name)[roles] for name in _bounds(metric)}
         value, below, above = tables.values()
         unsure = (below <= 0) & (above >= 0)

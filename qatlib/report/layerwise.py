@@ -52,22 +52,21 @@ class Layerwise:
         """What the search starts from."""
         return self.params.bases[0]
 
-    def lowered(self, base: Precision) -> dict[str, tuple[str, int]]:
-        """What of a layer is lowered, and to how many bits, by the name of the precision that it is at then."""
-        found: dict[str, tuple[str, int]] = {}
+    def lowered(self, base: Precision) -> pd.DataFrame:
+        """What of a layer is lowered, and to how many bits: `lowered`, `bits`, `precision` (the name of what it is at then).
+
+        Both are lowered to a precision that was trained. Activations alone stay where that has them as they are.
+        """
+        rows = []
         for bits in self.params.lowered_to(base):
-            precisions = {
-                "both": Precision(bits, bits),
-                "weights": Precision(bits, base.a_bits),
-                "activations": Precision(base.w_bits, bits),
-            }
-            for part in self.params.sensitivity.lowered:
-                found[precisions[part].name] = part, bits
-        return found
+            both = self.params.at_bits(bits)
+            at = {"both": both, "weights": Precision(bits, base.a_bits), "activations": Precision(base.w_bits, both.a_bits)}
+            rows += [(part, bits, at[part].name) for part in self.params.sensitivity.lowered if at[part] != base]
+        return pd.DataFrame(rows, columns=["lowered", "bits", "precision"])
 
     def candidates(self, base: Precision) -> tuple[Precision, ...]:
         """What a search from a base may choose: the base, and all it is lowered to in both weights and activations."""
-        return (base, *(Precision(b, b) for b in self.params.lowered_to(base)))
+        return (base, *map(self.params.at_bits, self.params.lowered_to(base)))
 
     # -- the sweep ------------------------------------------------------------------------------------------------
 
@@ -83,7 +82,7 @@ class Layerwise:
             `weights` or `activations`), `bits`, `id`, `paragraph`, `loss_change` (nats), `f1_change`, `em_change` (points).
         """
         kinds = self.lowered(base)
-        precisions = [Precision.parse(name) for name in kinds]
+        precisions = [Precision.parse(name) for name in kinds["precision"].unique()]
         parts = []
         with self.model.at(base):
             for block in range(len(self.model.blocks)):
@@ -92,16 +91,14 @@ class Layerwise:
                 parts.append(self.study.stage.table(f"sweep_{base.name}_block_{block}", compute, published=False))
         found = pd.concat(parts, ignore_index=True)
         changes = against(found, self.base_scores(base)).assign(precision=found["precision"].astype(str), base=base.name)
-        lowered, bits = zip(*(kinds[p] for p in changes["precision"]), strict=True)
-        return changes.assign(lowered=lowered, bits=bits)
+        return changes.merge(kinds, on="precision")
 
     def noise(self, base: Precision) -> pd.DataFrame:
         """`output_noise` of what the sweep lowers, with the columns `base`, `lowered` and `bits` beside it."""
         kinds, windows = self.lowered(base), spread(self.study.train_features, NOISE_WINDOWS)
         with self.model.at(base):
-            found = output_noise(self.model, windows, [Precision.parse(name) for name in kinds])
-        lowered, bits = zip(*(kinds[p] for p in found["precision"]), strict=True)
-        return found.assign(base=base.name, lowered=lowered, bits=bits)
+            found = output_noise(self.model, windows, [Precision.parse(name) for name in kinds["precision"].unique()])
+        return found.assign(base=base.name).merge(kinds, on="precision")
 
     def reuse(self) -> pd.DataFrame:
         """Seconds of the same cells by the sweep and by whole passes, in turn, and whether the results are equal to the last bit.

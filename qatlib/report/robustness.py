@@ -17,7 +17,14 @@ import torch
 
 from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
 from qatlib.attacks.defence import Draws, every, one_of, per_layer, per_token, static
-from qatlib.attacks.embedding import attack_embeddings, nonzero_gradients, own_seed, random_noise, random_search
+from qatlib.attacks.embedding import (
+    attack_embeddings,
+    mean_embedding_norm,
+    nonzero_gradients,
+    own_seed,
+    random_noise,
+    random_search,
+)
 from qatlib.attacks.judge import Answering, Craft, answers_at, judged
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.attacks.scores import Set, averaged, set_name
@@ -109,6 +116,20 @@ class Robustness:
                 return self.pgd(model, lambda query: repeated)(batch)
 
         return craft
+
+    def in_fp32(self, craft: Craft) -> Craft:
+        """The same without the params' mixed precision."""
+
+        def crafted(batch: Batch) -> torch.Tensor:
+            with torch.autocast(batch.input_ids.device.type, enabled=False):
+                return craft(batch)
+
+        return crafted
+
+    def searched(self, model: SwitchableModel, draws: Draws) -> Craft:
+        """Random search with `SEARCHED` times the passes of PGD."""
+        long = replace(self.section.attack, restarts=SEARCHED * self.section.attack.restarts)
+        return lambda batch: random_search(model, batch, long, draws, self.params.seed)[0]
 
     def noise(self, model: SwitchableModel) -> Craft:
         """A random point on the border of the attack's ball."""
@@ -223,8 +244,9 @@ class Robustness:
         }
         crafts = {name: (self.pgd(model, draws, attack), attack.passes) for name, attack in tried.items()}
         crafts["none"] = self.untouched(model), 0
-        long = replace(own, restarts=SEARCHED * own.restarts)
-        crafts["random search"] = lambda batch: random_search(model, batch, long, draws, self.params.seed)[0], long.passes
+        if self.params.compute.mixed_precision != "no":
+            crafts["PGD, in fp32"] = self.in_fp32(self.pgd(model, draws)), own.passes
+        crafts["random search"] = self.searched(model, draws), SEARCHED * own.passes
         parts = []
         for i, (name, (craft, passes)) in enumerate(crafts.items()):
             found = self.judged(f"variation_{at.name}_{i}", model, craft, answers_at(model, [at]), self.fewer)
@@ -243,10 +265,27 @@ class Robustness:
 
     def gradients(self, model: SwitchableModel) -> pd.DataFrame:
         """`precision`, `nonzero`, the percentage of the attackable coordinates with a gradient, on a batch of windows."""
-        windows = [f for f in self.study.featurize(self.fewer) if f.start >= 0][: self.params.evaluation.batch_size]
-        batch = collate(windows, self.study.pad_id, device_of(model))
+        batch = self._batch(model)
         shares = {p.name: 100 * nonzero_gradients(model, batch, static(p, model)) for p in self.widths}
         return pd.DataFrame({"precision": list(shares), "nonzero": list(shares.values())})
+
+    def reach(self, model: SwitchableModel) -> pd.DataFrame:
+        """How far PGD at one static precision moves the tokens of a batch of windows, as lengths in units of ε.
+
+        Returns:
+            One row: `moved`, the longest way of a token that it may move, and `others`, of the question, the answers and padding.
+        """
+        batch = self._batch(model)
+        with torch.no_grad():
+            clean = model.embed(batch.input_ids)
+        moved = self.pgd(model, static(self.fixed, model))(batch) - clean
+        length = moved.norm(dim=-1) / (self.section.attack.epsilon * mean_embedding_norm(model))
+        parts = {"moved": batch.attackable, "others": ~batch.attackable}
+        return pd.DataFrame([{name: float(length[where].max()) for name, where in parts.items()}])
+
+    def _batch(self, model: SwitchableModel) -> Batch:
+        windows = [f for f in self.study.featurize(self.fewer) if f.start >= 0][: self.params.evaluation.batch_size]
+        return collate(windows, self.study.pad_id, device_of(model))
 
     def from_outside(self, model: SwitchableModel, twin: SwitchableModel) -> pd.DataFrame:
         """Answers at every precision to `PGD at … of a twin`, an attack on a model that was trained apart, at the fixed one."""
@@ -273,12 +312,21 @@ class Robustness:
             parts.append(found.assign(attack=name, epsilon=e))
         return pd.concat(parts, ignore_index=True)
 
-    def by_margin(self, model: SwitchableModel) -> pd.DataFrame:
-        """EOT over the first set by the margin loss, answered at its precisions."""
-        first = self.sets[0]
-        craft = self.pgd(model, every(first, model), replace(self.section.attack, loss="margin"))
-        found = self.judged("margin", model, craft, answers_at(model, first), self.fewer)
-        return found.assign(attack=f"EOT {set_name(first)}, margin loss")
+    def harder(self, model: SwitchableModel) -> pd.DataFrame:
+        """Variations of EOT over the first set, and no gradients at all, answered at its precisions.
+
+        Returns:
+            `judged`'s rows with `attack`: `EOT {4, 8}, margin loss`, `EOT {4, 8}, twice the steps`, `random search over {4, 8}`.
+        """
+        first, own, parts = self.sets[0], self.section.attack, []
+        draws = every(first, model)
+        crafts = {f"EOT {set_name(first)}, margin loss": self.pgd(model, draws, replace(own, loss="margin"))}
+        crafts[f"EOT {set_name(first)}, twice the steps"] = self.pgd(model, draws, replace(own, steps=2 * own.steps))
+        crafts[f"random search over {set_name(first)}"] = self.searched(model, draws)
+        for i, (name, craft) in enumerate(crafts.items()):
+            found = self.judged(f"harder_{i}", model, craft, answers_at(model, first), self.fewer)
+            parts.append(found.assign(attack=name))
+        return pd.concat(parts, ignore_index=True)
 
     def rounded_noisily(self, model: SwitchableModel) -> pd.DataFrame:
         """Plain noise in place of random precision: noisy rounding at each precision of the first set that rounds at all.

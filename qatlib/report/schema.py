@@ -225,6 +225,11 @@ class Params(Section):
         """The bits that a layer is lowered to from one of `bases`, most first."""
         return _bits(self.sensitivity, self.precisions, base)
 
+    def at_bits(self, bits: int) -> Precision:
+        """What a layer is at that is lowered to a weight bit-width: that of `precisions`, a uniform one before others."""
+        uniform, trained = Precision(bits, bits), [p for p in self.precisions if p.w_bits == bits]
+        return trained[0] if trained and uniform not in trained else uniform
+
     @property
     def budgets(self) -> tuple[float, ...]:
         """Average weight bits that are searched under; halfway between the candidates where no usual budget lies within them."""
@@ -243,7 +248,7 @@ def _cycled(section: Cpt, precisions: Sequence[Precision]) -> Sequence[Precision
 def _bases(section: Sensitivity, precisions: Sequence[Precision]) -> tuple[Precision, ...]:
     least = min(p.w_bits for p in precisions)
     widest = max([p for p in precisions if least < p.w_bits <= 8] or precisions)
-    return section.bases or tuple(dict.fromkeys((widest, FULL_PRECISION)))
+    return section.bases or tuple(dict.fromkeys((widest, *(p for p in precisions if p == FULL_PRECISION))))
 
 
 def _bits(section: Sensitivity, precisions: Sequence[Precision], base: Precision) -> tuple[int, ...]:

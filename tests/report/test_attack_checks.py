@@ -8,14 +8,14 @@ from qatlib.report import attack_checks
 
 def test_all_checks_are_made(work, model, frame):
     complete = scores.attacked(frame, *work.sets)
-    found = attack_checks.main_checks(complete, work.sets, work.section.control, resamples=100)
+    found = attack_checks.main_checks(complete, work.reach(model), work.sets, work.section.control, resamples=100)
     outside = work.from_outside(model, work.trained("random", 1000))
     for p in work.ends:
         found += attack_checks.variation_checks(work.variations(model, p), complete, p.name, resamples=100)
     found += attack_checks.outside_checks(work.gradients(model), outside, complete, work.fixed.name, resamples=100)
-    margin, rounding = work.by_margin(model), work.rounded_noisily(model)
-    margin = scores.with_rpi(margin, work.sets[0])
-    of = (complete, margin, work.drawn_finer(model), rounding, work.sets[0])
+    harder, rounding = work.harder(model), work.rounded_noisily(model)
+    harder = scores.with_rpi(harder, work.sets[0])
+    of = (complete, harder, work.drawn_finer(model), rounding, work.sets[0])
     found += attack_checks.adaptive_checks(*of, work.section.draws, resamples=100)
     found += attack_checks.cost_checks(work.section, {"words at 8": 12.5})
     assert {check.number for check in found} == set(range(13))

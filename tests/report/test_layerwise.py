@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from qatlib.report import layerwise
+from qatlib.report.params import load_params
+
+REST = ["lora.dropouts=[0,0,0]", "cpt.untrained=[]", "adversarial.sets=[[8,4]]"]
 
 
 def test_no_paragraph_is_on_both_sides(layers):
@@ -15,11 +20,20 @@ def test_no_paragraph_is_on_both_sides(layers):
 
 
 def test_a_sweep_lowers_weights_and_activations_together_and_apart(layers, sweep):
-    base = layers.base
-    assert layers.lowered(base)["4"] == ("both", 4) and layers.lowered(base)["w2a8"] == ("weights", 2)
-    assert layers.lowered(base)["w8a2"] == ("activations", 2)
+    kinds = layers.lowered(layers.base).set_index("precision")
+    assert kinds.loc["4"].tolist() == ["both", 4] and kinds.loc["w2a8"].tolist() == ["weights", 2]
+    assert kinds.loc["w8a2"].tolist() == ["activations", 2]
     assert len(sweep) == len(layers.groups) * 6 * len(layers.seen)
     assert set(sweep.groupby("precision").size()) == {len(layers.groups) * len(layers.seen)}
+
+
+def test_a_layer_is_lowered_to_what_was_trained(layers):
+    found = copy.copy(layers)
+    found.params = load_params("quick", ["precisions=[32,8,w2a8]", *(f"lora.{k}=[1,1,1]" for k in ("ranks", "alphas")), *REST])
+    assert [p.name for p in found.params.bases] == ["8", "32"]
+    assert [p.name for p in found.candidates(found.base)] == ["8", "w2a8"]
+    kinds = [["both", 2, "w2a8"], ["weights", 2, "w2a8"]]  # activations have nowhere to go
+    assert found.lowered(found.base).to_numpy().tolist() == kinds
 
 
 def test_changes_are_against_the_base_question_by_question():

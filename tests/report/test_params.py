@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def test_every_command_of_the_readme_is_valid(profile: str, overrides: str, tmp_
         (tmp_path / name).touch()
         overrides = overrides.replace(name, str(tmp_path / name))
     assert all(str(tmp_path / name) in overrides for name in files)
-    load_params(profile or "quick", overrides.split())
+    load_params(profile or "quick", shlex.split(overrides))
 
 
 def test_the_readme_has_commands() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from scipy.stats import f
 
 from qatlib import claims, results
 from qatlib.claims import MARGIN
@@ -75,6 +76,25 @@ def in_parts(effects: Sequence[Effect], parts: int, untested: str, about_trainin
 
 def _verdict(effects: Sequence[Effect], about_training: bool) -> claims.Verdict:
     return claims.verdict([e.judged for e in effects], about_training=about_training, margin=[e.margin for e in effects])
+
+
+def spreads_wider(name: str, there: pd.DataFrame, beside: pd.DataFrame, **options: Any) -> list[Effect]:
+    """By what factor the mean F1 of trainings with other seeds spreads wider in one frame of scores than in another.
+
+    Its interval is that of two variances of so few normal figures, by F: with three trainings the one must be 39 times the other.
+
+    Returns:
+        One effect; none where there is one training, or nothing spreads.
+    """
+    seeds = there["seed"].nunique()
+    spread = [frame.groupby("seed")["f1"].mean().std() for frame in (there, beside)]
+    if seeds < 2 or beside["seed"].nunique() != seeds or not spread[1] > 1e-9:  # of F1 in percent, that is rounding
+        return []
+    ratio, questions = float(spread[0] / spread[1]), there.drop_duplicates("id")
+    tails = [(1 + side * options.get("confidence", 0.95)) / 2 for side in (1, -1)]
+    low, high = (ratio / f.ppf(tail, seeds - 1, seeds - 1) ** 0.5 for tail in tails)
+    found = Estimate(ratio, low, high, len(questions), questions["paragraph"].nunique(), seeds)
+    return [Effect(name, found, "seeds", above=1, margin=0)]
 
 
 def mean_over_precisions(scores: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:

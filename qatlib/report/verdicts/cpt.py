@@ -8,7 +8,7 @@ import pandas as pd
 
 from qatlib import results
 from qatlib.claims import MARGIN
-from qatlib.report.verdicts import Effect, mean_over_precisions, verdict_table
+from qatlib.report.verdicts import Effect, mean_over_precisions, spreads_wider, verdict_table
 from qatlib.results import Cell
 from qatlib.stats import Estimate
 
@@ -57,6 +57,8 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | 
         mean = mean_over_precisions(scores[scores["model"].isin(["cpt shared", "cpt separate"])])
         gap = results.paired(mean, Cell("cpt shared", "mean"), Cell("cpt separate", "mean"), "f1", **options)
         separate.append(Effect("shared over separate adapters, mean of all precisions", gap, "accuracy"))
+        apart = [mean[mean["model"] == name] for name in ("cpt separate", "cpt shared")]
+        separate += spreads_wider("seeds' spread of F1, separate adapters over shared, a ratio", *apart, **options)
     low: list[Effect] = []
     at_4 = gains(scores, "cpt separate", "random separate")
     at_4 = at_4[at_4["precision"] == "4"]

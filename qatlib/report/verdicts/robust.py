@@ -11,6 +11,7 @@ import pandas as pd
 from qatlib import results
 from qatlib.attacks.scores import Set, attacked, contrast, drops, gains, select, set_name, with_rpi, worst_over
 from qatlib.precision import FULL_PRECISION
+from qatlib.report.attack_checks import BELIEVABLE
 from qatlib.report.verdicts import Effect, verdict_table
 from qatlib.stats import Estimate, cluster_bootstrap, percentage
 
@@ -24,7 +25,7 @@ EVERY_ATTACK = "every attack"
 """Of each question the worst of all that were made, whomever they were aimed at."""
 
 
-def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set], **options: Any) -> pd.DataFrame:
+def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set], draws: int, **options: Any) -> pd.DataFrame:
     """C20 to C26. Every way of answering is judged by the worst of the same attacks a question, adaptive ones among them.
 
     Args:
@@ -33,6 +34,7 @@ def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set]
             are, `words`, of `.drawn_finer`, `.hotflipped` and `Textual.worded`.
         perplexities: of `Textual.perplexities`.
         sets: what RPI draws from, all of them.
+        draws: how many mixed configurations the finer draws are means over.
 
     Returns:
         As `verdict_table`; effects in points of F1, and in percent for C20 and C22.
@@ -48,9 +50,14 @@ def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set]
         "C20": [_cut(lost, rpi, **options)] if "8" in answered else "takes 8 bits in a set",
         "C21": _less_lost(with_rpi(words, first), first, rpi, **options) if len(words) else "takes adversarial.words",
         "C22": _alike(perplexities, **options),
-        "C23": _against_fp32(lost, with_rpi(hotflip, first), rpi, **options) if "32" in answered else "takes 32 bits in a set",
+        "C23": _against_fp32(main, lost, with_rpi(hotflip, first), first, **options)
+        if "32" in answered
+        else "takes 32 bits in a set",
         "C24": _fewer_widths(complete, sets, **options),
-        "C25": _finest(finer, **options),
+        # their mean over few draws has a luck of its own, which the questions' interval does not cover
+        "C25": _finest(finer, **options)
+        if draws >= BELIEVABLE
+        else f"takes {BELIEVABLE} draws a kind, of which this profile has {draws} (adversarial.draws)",
         "C26": _weaker(gains(trainings, ["training", "seed"], first, list(trainings["answered"].unique())), **options),
     }
     return verdict_table(found)
@@ -87,9 +94,20 @@ def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> lis
     ]
 
 
-def _against_fp32(lost: pd.DataFrame, hotflip: pd.DataFrame, rpi: str, **options: Any) -> list[Effect]:
+def _against_fp32(main: pd.DataFrame, lost: pd.DataFrame, hotflip: pd.DataFrame, first: Set, **options: Any) -> list[Effect]:
+    """What is lost less than at 32 bits, and that clean F1 is lower there, as S4 has it."""
+    rpi, clean = f"RPI {set_name(first)}", with_rpi(main[main["attack"] == "none"], first)
+    lower = [
+        Effect(
+            f"clean F1 at 32 bits less that by {way}",
+            contrast(select(clean, "32", "none"), select(clean, way, "none"), **options),
+            "transfer_cells",
+        )
+        for way in ("8", rpi)
+        if way in set(clean["answered"])
+    ]
     kinds = {"PGD": (lost, "worst", "drops"), "HotFlip": (drops(_worst(hotflip)), EVERY_ATTACK, "text_attacks")}
-    return [
+    return lower + [
         Effect(f"{kind}: F1 lost at 32 bits less that by {way}", _drop_beyond(frame, "32", way, attack, **options), table)
         for kind, (frame, attack, table) in kinds.items()
         for way in ("8", rpi)

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import f
 
 from qatlib import results
 from qatlib.claims import MARGIN
-from qatlib.precision import Precision
+from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.report.experiments import Method
 from qatlib.report.sections import Switchable
-from qatlib.report.verdicts import Effect, in_parts, mean_over_precisions, verdict_table
+from qatlib.report.verdicts import Effect, in_parts, mean_over_precisions, spreads_wider, verdict_table
 from qatlib.results import Cell
 from qatlib.stats import Estimate
 
@@ -37,28 +36,28 @@ LINEAR = 90.0
 
 def verdicts(
     methods: pd.DataFrame,
-    control: Cell,
     kept_in: str,
     lessons: Sequence[tuple[str, str]],
     named_perplexities: pd.DataFrame,
-    line: Estimate | None,
+    line: tuple[Estimate, Estimate] | None,
     **options: Any,
 ) -> pd.DataFrame:
     """C01 to C03, C05, C06, C09 and C14.
 
     Args:
-        methods: scores of trainings side by side, the control's first: as many seeds as there are.
-        control: the cell that accuracy is kept of: the first training at its widest.
+        methods: scores of trainings side by side, as many seeds as there are. Accuracy is kept of the first one's own 32 bits.
         kept_in: the table that shows what is kept.
         lessons: pairs of `methods`, the first of which learns from a wider width or from a teacher, and the second does not.
         named_perplexities: of the studies' configurations by name.
-        line: R² of F1 over the average bits of those configurations, if there are enough.
+        line: slope and R² of F1 over the average bits of those configurations, if there are enough.
 
     Returns:
         As `verdict_table`; effects in percent, and in points of F1 where they compare methods.
     """
+    control = Cell(methods["model"].iloc[0], FULL_PRECISION.name)
     first = methods[methods["model"] == control.model]
-    kept = {c.precision: results.kept(first, c, control, **options) for c in results.cells(first) if c != control}
+    cells = results.cells(first)
+    kept = {c.precision: results.kept(first, c, control, **options) for c in cells if c != control} if control in cells else {}
     of = f"{control.model} at {control.precision} bits"
     of_weights = {str(Precision.parse(name).w_bits): name for name in kept}  # S2's 2 bits may be those of weights alone
 
@@ -90,12 +89,13 @@ def verdicts(
         dear.append(Effect(name, rise, "configurations_perplexity", below=9 + MARGIN, margin=0))
     straight = []
     if line is not None:
+        straight.append(Effect("points of F1 that an average bit adds", line[0], "configurations", margin=0))
         name = "percent of the configurations' variance in F1 that a line over average bits explains"
-        straight.append(Effect(name, _percent(line), "configurations", above=LINEAR))
+        straight.append(Effect(name, _percent(line[1]), "configurations", above=LINEAR))
     found = {
-        "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])] or "takes 16 and 8 bits, none of which is trained here",
-        "C02": in_parts(little, 2, "takes 6 and 4 bits, which are not both trained here"),
-        "C03": in_parts(s2, len(S2_KEPT), "takes 8, 4 and 2 bits, which are not all trained here"),
+        "C01": [e for p in ("16", "8") for e in keeps(p, S1_KEPT[p])] or "takes 32 bits, and 16 or 8, which are not trained here",
+        "C02": in_parts(little, 2, "takes 32, 6 and 4 bits, which are not all trained here"),
+        "C03": in_parts(s2, len(S2_KEPT), "takes 32, 8, 4 and 2 bits, which are not all trained here"),
         "C05": helps or "takes a method that learns from wider widths or a teacher beside one that does not, all else alike",
         "C06": [*_unstable(first, **options)] or "takes 2 bits beside another width, trained with several seeds",
         "C09": dear or "takes mixed8648 and uniform8 among configurations.names",
@@ -139,9 +139,10 @@ def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) ->
 def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str, str]]:
     """Every method that learns from wider widths or from a teacher, with the first that does not and is its like in all else."""
     settings = {m.name: m.applied(switchable) for m in methods}
-    taught = {name for name, s in settings.items() if s.objective.name in ("cascaded", "distillation")}
+    taught = [name for name, s in settings.items() if s.objective.name in ("cascaded", "distillation")]
+    alone = [name for name, s in settings.items() if s.objective.name in ("average", "joint")]
     alike = {name: s.model_copy(update={"objective": None}) for name, s in settings.items()}
-    pairs = ((a, next((b for b in settings if b not in taught and alike[b] == alike[a]), None)) for a in settings if a in taught)
+    pairs = ((a, next((b for b in alone if alike[b] == alike[a]), None)) for a in taught)
     return [(name, other) for name, other in pairs if other is not None]
 
 
@@ -170,22 +171,10 @@ def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Ite
 
 
 def _unstable(first: pd.DataFrame, **options: Any) -> Iterator[Effect]:
-    """By what factor the F1 of trainings with other seeds spreads wider at 2 bits, of weights at least, than at the next width.
-
-    Its interval is that of two variances of so few normal figures, by F: with three trainings the one must be 39 times the other.
-    """
+    """By what factor the F1 of trainings with other seeds spreads wider at 2 bits, of weights at least, than at the next."""
     bits = {p: Precision.parse(p).w_bits for p in first["precision"].unique()}
     widths = sorted(bits, key=bits.__getitem__)
-    seeds = first["seed"].nunique()
-    if len(widths) < 2 or bits[widths[0]] != 2 or seeds < 2:
-        return
-    spread = first.groupby(["precision", "seed"])["f1"].mean().groupby("precision").std()
-    there, beside = (float(spread[width]) for width in widths[:2])
-    if beside == 0:
-        return
-    ratio, questions = there / beside, first.drop_duplicates("id")
-    tails = [(1 + side * options.get("confidence", 0.95)) / 2 for side in (1, -1)]
-    low, high = (ratio / f.ppf(tail, seeds - 1, seeds - 1) ** 0.5 for tail in tails)
-    found = Estimate(ratio, low, high, len(questions), questions["paragraph"].nunique(), seeds)
-    name = f"seeds' spread of F1 at {widths[0]} bits over that at {widths[1]}, a ratio"
-    yield Effect(name, found, "seeds", above=1, margin=0)
+    if len(widths) > 1 and bits[widths[0]] == 2:
+        there, beside = (first[first["precision"] == width] for width in widths[:2])
+        name = f"seeds' spread of F1 at {widths[0]} bits over that at {widths[1]}, a ratio"
+        yield from spreads_wider(name, there, beside, **options)

@@ -17,7 +17,8 @@ COSTS = {
     "all but attn_out": 0.3,
     "attn_out": 0.1,
     "mlp_out": 0.25,
-    "all but mlp_out": 0.25,
+    "qkv": 0.3,
+    "mlp_in": 0.1,
     "first third": 0.5,
     "last quarter": 0.1,
 }
@@ -30,7 +31,7 @@ def costs(factor: float) -> pd.DataFrame:
 
 
 def test_every_pair_counts_in_every_unit():
-    kept = Estimate(98, 97, 99, 40, 20)
+    kept = {"chosen": Estimate(98, 97, 99, 40, 20), "S1's": Estimate(97, 96, 98, 40, 20)}
     units = {"a layer": 1.0, "a million weights": 10.0}
     table = layers.verdicts({"a layer": costs(1), "a million weights": costs(2)}, units, kept, resamples=100)
     assert said(table) == {
@@ -45,5 +46,6 @@ def test_every_pair_counts_in_every_unit():
     values = table.set_index("effect")["value"]
     assert values["cost of attn beyond mlp for a layer, nats"] == pytest.approx(0.6)
     assert values["cost of attn beyond mlp for a million weights, nats"] == pytest.approx(1.2)
+    assert values["percent of the base's F1 kept with 83 % of the layers lowered, S1's"] == 97
     margins = table.set_index("effect")["margin"]
     assert margins["cost of attn beyond mlp for a million weights, nats"] == 10 * layers.NATS  # as many layers, as much room

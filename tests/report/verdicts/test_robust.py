@@ -43,12 +43,12 @@ def finer(**changes: dict[str, float]) -> pd.DataFrame:
     return attacked({"none": dict.fromkeys(ways, 88.0), "EOT, uniform": ways, "EOT, mixed": ways} | changes)
 
 
-def verdicts(perplexities: pd.DataFrame | None = None, **changes: pd.DataFrame) -> pd.DataFrame:
+def verdicts(perplexities: pd.DataFrame | None = None, draws: int = 20, **changes: pd.DataFrame) -> pd.DataFrame:
     text = attacked({"none": CLEAN, "at 32": {"32": 50.0, "8": 60, "4": 70}, "EOT": {"32": 55.0, "8": 58, "4": 66}})
     main = attacked({"none": CLEAN, **PGD})
     parts = {"main": main, "finer": finer(), "hotflip": text, "words": text, "trainings": trained(random=main)} | changes
     rows = pd.concat([part.assign(experiment=name) for name, part in parts.items()], ignore_index=True)
-    return robust.verdicts(rows, noise(1.0) if perplexities is None else perplexities, [FIRST], **OPTIONS)
+    return robust.verdicts(rows, noise(1.0) if perplexities is None else perplexities, [FIRST], draws, **OPTIONS)
 
 
 def trained(**methods: pd.DataFrame) -> pd.DataFrame:
@@ -75,6 +75,12 @@ def test_draws_that_win_only_against_a_weaker_attacker_do_not_win():
     assert said(verdicts())["C25"] == "reproduced"
     strong = {"per batch": 30.0, "per layer": 25, "per token": 26}
     assert said(verdicts(finer=finer(**{"EOT, mixed": strong})))["C25"] == "not reproduced"
+    assert said(verdicts(draws=19))["C25"] == "not tested"
+
+
+def test_clean_accuracy_counts_where_a_claim_names_it():
+    lower = verdicts().set_index("effect")["value"].filter(like="clean F1 at 32 bits less")
+    assert lower.tolist() == pytest.approx([0, 1]) and said(verdicts())["C23"] == "undecided"
 
 
 def test_rises_are_alike_in_proportion():

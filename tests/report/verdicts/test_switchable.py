@@ -10,7 +10,6 @@ from qatlib.arguments import ObjectiveArguments, ScheduleArguments
 from qatlib.report.experiments import Method
 from qatlib.report.params import load_params
 from qatlib.report.verdicts import switchable
-from qatlib.results import Cell
 from qatlib.stats import Estimate
 from tests.report.verdicts.scores import said, scores
 
@@ -19,7 +18,7 @@ F1 = {"first": {"32": 80.0, "8": 79, "6": 76, "4": 60, "2": 5}, "taught": {"32":
 
 def found(methods, named=None, line=None):
     named = pd.DataFrame(columns=["model", "precision"]) if named is None else named
-    return switchable.verdicts(methods, Cell("first", "32"), "methods", [("taught", "first")], named, line, resamples=200)
+    return switchable.verdicts(methods, "methods", [("taught", "first")], named, line, resamples=200)
 
 
 def test_what_is_kept_is_judged_by_the_studies_own_share():
@@ -46,7 +45,9 @@ def test_seeds_far_apart_at_two_bits_are_what_unstable_means():
 
     said_of = {factors: said(found(shaken(*factors)))["C06"] for factors in [(10, 1), (3, 1), (1, 3), (1, 10)]}
     assert [*said_of.values()] == ["reproduced", "undecided", "undecided", "not reproduced"]  # of three seeds: 39 ** 0.5 times
-    assert found(shaken(10, 1)).set_index("effect")["value"]["seeds' spread of F1 at 2 bits over that at 4, a ratio"] == 10
+    assert found(shaken(10, 1)).set_index("effect")["value"][
+        "seeds' spread of F1 at 2 bits over that at 4, a ratio"
+    ] == pytest.approx(10)
     assert said(found(scores(F1)))["C06"] == "not tested"
 
 
@@ -62,7 +63,17 @@ def test_a_rise_must_lie_about_where_the_study_has_it():
 
 def test_a_line_explains_most_or_it_is_none():
     for share, verdict in ((0.97, "reproduced"), (0.5, "not reproduced")):
-        assert said(found(scores(F1), line=Estimate(share, share - 0.01, share + 0.01, 40, 20)))["C14"] == verdict
+        line = Estimate(3, 2, 4, 40, 20), Estimate(share, share - 0.01, share + 0.01, 40, 20)
+        assert said(found(scores(F1), line=line))["C14"] == verdict
+    rising = Estimate(-3, -4, -2, 40, 20), Estimate(0.97, 0.96, 0.98, 40, 20)
+    assert said(found(scores(F1), line=rising))["C14"] == "not reproduced"
+
+
+def test_what_is_kept_is_kept_of_full_precision_or_not_judged():
+    turned = {name: dict(sorted(at.items())) for name, at in F1.items()}  # whatever the order they are listed in
+    assert said(found(scores(turned)))["C01"] == said(found(scores(F1)))["C01"]
+    without = {name: {p: f1 for p, f1 in at.items() if p != "32"} for name, at in F1.items()}
+    assert {said(found(scores(without)))[claim] for claim in ("C01", "C02", "C03")} == {"not tested"}
 
 
 def test_sizes_and_times_are_factors_of_fp32():
@@ -89,6 +100,8 @@ def test_lessons_pair_what_learns_with_what_does_not():
     )
     assert switchable.lessons([taught, plain, cascaded], own) == [("taught", "plain"), ("cascaded", "plain")]
     assert switchable.lessons([taught], own) == [] == switchable.lessons([plain], own)
+    beside = Method(name="beside", objective=ObjectiveArguments("consistency"))
+    assert switchable.lessons([beside, taught, plain], own) == [("taught", "plain")]  # it learns from the widest as well
     other = Method(name="other", objective=ObjectiveArguments("cascaded"), schedule=ScheduleArguments("sandwich"))
     its_like = Method(name="its like", schedule=ScheduleArguments("sandwich"))
     assert switchable.lessons([plain, other], own) == []  # it differs in its schedule as well
