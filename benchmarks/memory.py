@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.measure import Row, compare_bytes, compare_times, in_turn
 from benchmarks.models import WIDTHS, Settings, gpt2, switchable
+from qatlib.arguments import QuantizerArguments
 from qatlib.deploy import deploy, deploy_nested
 from qatlib.toyqa import build_tokenizer
 
@@ -19,6 +20,7 @@ from qatlib.toyqa import build_tokenizer
 def memory(settings: Settings, device: torch.device) -> Iterator[Row]:
     """The blocks' weights; adapters, embeddings and norms are the same in all of these and left out."""
     model = switchable(gpt2(settings.inference_blocks, settings.width), device)
+    model.set_quantizer(QuantizerArguments(nested=True))
     case = f"GPT-2, {settings.inference_blocks} blocks, widths {', '.join(map(str, WIDTHS))}"
     nested, only8 = deploy_nested(model, WIDTHS), deploy(model, 8)
     alone = "8-bit codes and scales alone", float(sum(only8.memory().values()))

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.measure import Row, Work, compare_times, in_turn
 from benchmarks.models import WIDTHS, Settings, gpt2, peft_lora, switchable
+from qatlib.arguments import QuantizerArguments
 from qatlib.deploy import deploy_nested
 from qatlib.precision import Configuration
 
@@ -17,6 +18,7 @@ def switching(settings: Settings, device: torch.device) -> Iterator[Row]:
     """Milliseconds of one switch of all layers."""
     config = gpt2(settings.inference_blocks, settings.width)
     model = switchable(config, device)
+    model.set_quantizer(QuantizerArguments(nested=True))
     nested = deploy_nested(model, WIDTHS)
     mixed = [Configuration.resolve({"attn": a, "mlp": b}, model.infos) for a, b in ((8, 4), (4, 8))]
     peft_model, _ = peft_lora(config, device, tuple(f"bits{w}" for w in WIDTHS))

@@ -77,8 +77,8 @@ class QuantizerArguments:
 
     @property
     def scale_group(self) -> int | None:
-        """`group_size` where it is in use."""
-        return self.group_size if self.weights == "per_group" else None
+        """How many weights share a scale: `group_size`, 0 for all of a layer, None for those of a channel."""
+        return {"per_group": self.group_size, "per_tensor": 0, "per_channel": None}[self.weights]
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.integer import IntegerLinear
+from qatlib.layers import NESTED_IN
 from qatlib.model import Output, SwitchableModel
 from qatlib.packing import is_odd_grid, pack, unpack
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
@@ -169,15 +170,21 @@ def deploy(model: SwitchableModel, spec: Any) -> DeployedModel:
 
 @torch.no_grad()
 def deploy_nested(model: SwitchableModel, precisions: Sequence[Any]) -> DeployedModel:
-    """Several widths of a model on the codes of the widest alone, at the first of `precisions` to begin with.
+    """Several widths of a model on its 8-bit codes alone, at the first of `precisions` to begin with; it answers as the model.
 
     Raises:
-        ValueError: 32 among the weight widths; a width that has no adapter while others have one.
+        ValueError: 32 among the weight widths; several widths of a model whose quantizer is not `nested`, or whose widest are
+            not 8 bits, so that its narrower codes are others; a width that has no adapter while others have one.
     """
     parsed = [Precision.parse(p) for p in precisions]
     widths = sorted({p.w_bits for p in parsed})
     if FULL in widths:
         raise ValueError(f"no codes hold {FULL}-bit weights: deploy widths of 2 to 16 bits, or {FULL} alone")
+    if len(widths) > 1 and not (model.quantizer.nested and max(widths) == NESTED_IN):
+        raise ValueError(
+            f"weights of {', '.join(map(str, widths))} bits: codes of several widths are one store only under quantizer.nested "
+            f"and with {NESTED_IN} bits as the widest"
+        )
     deployed = _with_layers(model, {info.name: widths for info in model.infos})
     deployed.set_precision(parsed[0])
     return deployed

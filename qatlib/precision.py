@@ -195,16 +195,16 @@ class Configuration(Mapping[str, Precision]):
             activations += layer.weights * self[layer.name].a_bits
         return weights / total, activations / total
 
-    def storage_bytes(self, layers: Iterable[LayerInfo], group_size: int | None = None) -> float:
-        """Bytes of the switchable layers' weights by formula: codes of `w_bits` each, and one fp32 scale a channel, or a
-        group of `group_size` weights.
+    def storage_bytes(self, layers: Iterable[LayerInfo], scale_group: int | None = None) -> float:
+        """Bytes of the switchable layers' weights by formula: codes of `w_bits` each, and one fp32 scale a channel, a group of
+        `scale_group` weights, or, where that is 0, a layer.
 
         Left out are biases, adapters, embeddings, norms and heads, which no configuration changes.
         """
         total = 0.0
         for layer in layers:
             bits = self[layer.name].w_bits
-            scales = layer.weights / group_size if group_size else layer.channels
+            scales = layer.channels if scale_group is None else layer.weights / (scale_group or layer.weights)
             total += layer.weights * bits / 8 + (0 if bits == FULL else 4 * scales)
         return total
 

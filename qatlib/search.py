@@ -103,11 +103,11 @@ def weight_bits(layers: Sequence[LayerInfo], precisions: Sequence[Precision]) ->
 
 
 def weight_bytes(
-    layers: Sequence[LayerInfo], precisions: Sequence[Precision], group_size: int | None = None
+    layers: Sequence[LayerInfo], precisions: Sequence[Precision], scale_group: int | None = None
 ) -> NDArray[np.float64]:
     """(groups, precisions): bytes by formula, scales counted (`Configuration.storage_bytes`)."""
     sizes = {p: Configuration.uniform(p, layers) for p in precisions}
-    return _summed(layers, lambda layer: [sizes[p].storage_bytes([layer], group_size) for p in precisions])
+    return _summed(layers, lambda layer: [sizes[p].storage_bytes([layer], scale_group) for p in precisions])
 
 
 def _summed(layers: Sequence[LayerInfo], cost: Callable[[LayerInfo], list[float]]) -> NDArray[np.float64]:

@@ -175,3 +175,4 @@ def test_fgsm_is_one_step_to_the_border_from_the_clean_input(epsilon, norm):
 def test_a_group_counts_where_scales_are_by_group_alone():
     assert QuantizerArguments(group_size=32).scale_group is None
     assert QuantizerArguments(weights="per_group", group_size=32).scale_group == 32
+    assert QuantizerArguments(weights="per_tensor").scale_group == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qatlib.arguments import QuantizerArguments
 from qatlib.deploy import DeployedModel, deploy, deploy_nested
 from qatlib.evaluate import evaluate_perplexity, evaluate_spans
 from qatlib.layers import LoraSpec
@@ -32,16 +33,14 @@ def model(tiny_lm):
 
 
 def same(deployed: DeployedModel, model: SwitchableModel, tokens: torch.Tensor) -> bool:
-    """Span and next-token logits within float rounding, but for the tokens behind a rounding that fell to the other code.
-
-    That happens to a few activations in a million, and moves what comes after them by a step.
-    """
+    """Hidden states, span and next-token logits: to the last bit where both multiply codes, else within float rounding."""
     with torch.no_grad():
         ours, theirs = deployed(tokens), model(tokens)
-        pairs = [(ours.start, theirs.start), (ours.end, theirs.end)]
+        pairs = [(ours.start, theirs.start), (ours.end, theirs.end), (ours.hidden, theirs.hidden)]
         pairs.append((deployed.next_token_logits(ours.hidden), model.next_token_logits(theirs.hidden)))
-    near = [((a - b).abs() <= 2e-5 * b.abs().max()).float().mean() for a, b in pairs]
-    return min(near) > 2 / 3
+    if all(max(p) <= 8 for p in model.configuration.values()):
+        return all(torch.equal(a, b) for a, b in pairs)
+    return all(torch.allclose(a, b, atol=2e-5 * float(b.abs().max())) for a, b in pairs)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -75,10 +74,10 @@ def test_every_question_gets_the_same_answer():
         model.set_precision(spec)
         ours, theirs = (evaluate_spans(m, questions, features, **how, max_answer_tokens=10) for m in (deployed, model))
         assert ours["prediction"].tolist() == theirs["prediction"].tolist()
-        assert ours["loss"].tolist() == pytest.approx(theirs["loss"].tolist(), rel=1e-4)
+        assert ours["loss"].tolist() == theirs["loss"].tolist()
         texts = [q.context for q in questions[:8]]
         nll = [evaluate_perplexity(m, tokenizer, texts, **how, max_length=128)["nll"].tolist() for m in (deployed, model)]
-        assert nll[0] == pytest.approx(nll[1], rel=1e-4)
+        assert nll[0] == nll[1]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -98,6 +97,7 @@ def test_saved_models_come_back_equal_and_in_the_bytes_of_the_formula(kind, toke
 
 
 def test_several_widths_are_stored_as_the_widest_and_switch_among_them(model, tokens, tmp_path, byte_level_tokenizer):
+    model.set_quantizer(QuantizerArguments(nested=True))
     nested = deploy_nested(model, [8, 6, 4, "w2a8"])
     nested.save(tmp_path, byte_level_tokenizer)
     again, _ = DeployedModel.load(tmp_path)
@@ -108,14 +108,16 @@ def test_several_widths_are_stored_as_the_widest_and_switch_among_them(model, to
             y = nested(tokens).start
             assert torch.equal(y, seen.setdefault(str(spec), y)) or isinstance(spec, dict)
             assert torch.equal(again(tokens).start, y)
-    with model.at(8):
-        assert same(nested, model, tokens)
+    for spec in (4, "w2a8", {"mlp": 6, "attn": 8}, 8):
+        with nested.at(spec), model.at(spec):
+            assert same(nested, model, tokens), spec
     assert not same(nested, model, tokens)  # the model is at 32 bits again
     only = deploy(model, 8).memory()
     assert nested.memory()["codes"] == only["codes"] and nested.memory()["scales"] == 4 * only["scales"]
 
 
 def test_a_width_that_was_not_deployed_is_refused_and_nothing_switched(model):
+    model.set_quantizer(QuantizerArguments(nested=True))
     deployed = deploy_nested(model, [8, 4])
     before = deployed.configuration
     with pytest.raises(ValueError, match="was not deployed with 3-bit weights, only with 4, 8 bits"):
@@ -123,6 +125,11 @@ def test_a_width_that_was_not_deployed_is_refused_and_nothing_switched(model):
     assert deployed.configuration == before
     with pytest.raises(ValueError, match="no codes hold 32-bit weights"):
         deploy_nested(model, [32, 8])
+    with pytest.raises(ValueError, match="weights of 4, 6 bits: codes of several widths are one store only under"):
+        deploy_nested(model, [6, 4])
+    model.set_quantizer(QuantizerArguments())
+    with pytest.raises(ValueError, match="weights of 4, 8 bits: codes of several widths"):
+        deploy_nested(model, [8, 4])
 
 
 def test_nothing_is_trained_and_nothing_is_pickled(model):

@@ -107,8 +107,18 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
         missing.append(f"rests on {trainings} of the {SEEDS} trainings that it takes")
     if verdicts and "05_adversarial" in claim.stages:
         missing += [f"of the attacks {failed}" for failed in _failed(report)]
+    if any("perplexity" in e.effect for e in effects):
+        missing += _worn(report)
     verdict = combined(verdicts) if verdicts else None
     return Entry(name, claim, verdict, tuple(effects), "; ".join(dict.fromkeys(missing)))
+
+
+def _worn(report: Path) -> list[str]:
+    """What fine-tuning made of the language model that perplexities are of, where it is another by more than a tenth."""
+    at = {r["model"]: float(r["perplexity"]) for r in table(report, "01_build", "teacher_perplexity")}
+    start = at.pop("pretrained", math.nan)
+    said = [f"{name.replace('_', ' ')} {end:.0f}" for name, end in at.items() if end > 1.1 * start]
+    return [f"in perplexity, which fine-tuning for answers alone took from {start:.0f} up ({', '.join(said)})"] if said else []
 
 
 def _failed(report: Path) -> list[str]:
@@ -197,6 +207,9 @@ def _cpt(report: Path, entries: Sequence[Entry]) -> Answer:
     paper = (
         "The CPT paper finds equal or better accuracy than static training at fewer bit operations, for training from scratch."
     )
+    if missing := [other for other in others if other not in {r["over"] for r in rows}]:
+        open_ = ", so that cycle and mixture are not told apart here" if missing[-2:] == [*others[1:]] else ""
+        paper += f" Not trained beside it in this report: {', '.join(missing)}{open_}."
     said = _said(entries, ("C16", "C17", "C18", "C19"))
     head = _tally("CPT with a shared adapter", [*rows, *at_cost])
     tables = ("gaps", "perplexity_gaps", "equal_bitops_gaps", "costs")
@@ -233,10 +246,11 @@ def _configuration(report: Path) -> Answer:
         for r in rows
     ]
     parts = parts and [f"against all layers at the base, paired: {', '.join(parts)}"]
+    others = [name for name in dict.fromkeys(r["method"] for r in table(report, stage, "search")) if name != "ILP"]
     how = (
         "Every block and role was lowered alone and what that cost was measured; an integer program chose under a budget of "
-        "average weight bits, beside greedy, random, learned and hand-made choices, and all were judged on questions that the "
-        "search never saw."
+        f"average weight bits, beside other choices ({', '.join(others)}), and all were judged on questions that the search "
+        "never saw."
     )
     return _answer(report, question, heads, parts, how, "", stage, ("search", "search_gaps", "recommended"))
 
@@ -301,7 +315,7 @@ def _differences(rows: Sequence[Mapping[str, str]], unit: str) -> list[str]:
 def _interval(row: Mapping[str, str], name: str) -> str:
     value, low, high = (_number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
     sign = "+" if name in ("difference", "f1_change") else ""
-    return "no figure" if math.isnan(value) else f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
+    return "no figure" if math.isnan(value) else f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]".replace("-", "−")
 
 
 def _said(entries: Sequence[Entry], ids: Sequence[str]) -> str:

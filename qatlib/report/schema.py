@@ -260,7 +260,9 @@ def _untrained(name: str, precisions: Sequence[Precision], switchable: Switchabl
     """Bit-widths of a named configuration that the switchable model has no adapter for."""
     if switchable.adapters != "separate":
         return set()
-    return {b for bits in NAMED[name].bits.values() for b in bits} - {p.w_bits for p in precisions} - {FULL}
+    return (
+        {b for bits in NAMED[name].bits.values() for b in bits} - {p.w_bits for p in precisions if p.w_bits == p.a_bits} - {FULL}
+    )
 
 
 def _refuse(wrong: tuple[str, Any, str] | None) -> None:
