@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measure import Row, compare_times, in_turn
+from benchmarks.measure import Row, compare_times
 from benchmarks.models import Settings, gpt2, switchable
 from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import every, static
 from qatlib.attacks.embedding import attack_embeddings
+from qatlib.latency import in_turn
 from qatlib.objectives import Batch
 from qatlib.precision import Precision
 
@@ -24,8 +25,9 @@ def attack(settings: Settings, device: torch.device) -> Iterator[Row]:
     rows, tokens = settings.training_batch
     input_ids = torch.randint(1000, (rows, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     context = torch.ones_like(input_ids, dtype=torch.bool)
+    free = context & (torch.arange(tokens, device=device) > 0)  # the first token is the answer
     answers = torch.zeros(rows, dtype=torch.long, device=device)
-    batch = Batch(input_ids, context, context, context, answers, answers, rows, rows * (tokens - 1))
+    batch = Batch(input_ids, context, context, free, answers, answers, rows, rows * (tokens - 1))
     how = AttackArguments(0.5, steps=STEPS)
 
     def expectation() -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.measure import Row, Work, compare_times, in_turn
+from benchmarks.measure import Row, compare_times
 from benchmarks.models import Settings, gpt2, plain, switchable
 from qatlib.deploy import deploy
+from qatlib.latency import Work, in_turn
 
 
 def _forward(lm: PreTrainedModel, input_ids: Tensor) -> Work:

@@ -1,15 +1,11 @@
-"""Taking times in turn, and the row that every figure becomes."""
+"""The row that every figure becomes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-
-Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -47,36 +43,3 @@ def compare_times(group: str, case: str, times: Mapping[str, np.ndarray], ours: 
     low, ratio, high = np.percentile(times[ours] / times[peer], [25, 50, 75])
     value, peer_value = (1e3 * float(np.median(times[name])) for name in (ours, peer))
     return Row(group, case, ours, peer, "ms", value, peer_value, ratio, low, high, len(times[ours]), target)
-
-
-def in_turn(
-    works: Mapping[str, Work], seconds: float, device: torch.device, least: int = 5, most: int = 100
-) -> dict[str, np.ndarray]:
-    """Run every piece of work once a round, in an order that moves on by one, for about so many seconds.
-
-    What slows a machine down for a while so falls on all of them alike.
-
-    Args:
-        seconds: of rounds; two rounds to warm up come before.
-        least, most: rounds.
-
-    Returns:
-        Seconds of each round, by name.
-    """
-    names = list(works)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    end = float("inf")
-    for i in range(-2, most):
-        if i == 0:
-            end = time.perf_counter() + seconds
-        elif i >= least and time.perf_counter() > end:
-            break
-        shift = i % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
-            works[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if i >= 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: np.array(series) for name, series in times.items()}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Row, compare_bytes, compare_times, in_turn
+from benchmarks.measure import Row, compare_bytes, compare_times
 from benchmarks.models import WIDTHS, Settings, gpt2, switchable
 from qatlib.arguments import QuantizerArguments
 from qatlib.deploy import deploy, deploy_nested
+from qatlib.latency import in_turn
 from qatlib.toyqa import build_tokenizer
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from benchmarks.measure import Row, Work, compare_bytes, compare_times, in_turn
+from benchmarks.measure import Row, compare_bytes, compare_times
 from benchmarks.models import Settings, gpt2, llama, peft_lora, switchable, torchao_qat
 from qatlib.arguments import CosineArguments
-from qatlib.latency import peak_bytes
+from qatlib.latency import Work, in_turn, peak_bytes
 from qatlib.precision import Precision
 from qatlib.schedule import cosine_cycles
 

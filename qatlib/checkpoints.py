@@ -48,13 +48,22 @@ def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.O
     """Steps done and metrics so far; (0, []) without a checkpoint.
 
     A process that the checkpoint has no random state of, one of more than wrote it, keeps its own.
+
+    Raises:
+        ValueError: a checkpoint of other parameters.
     """
     if not path.is_file():
         return 0, []
     state: dict[int, dict[str, Tensor]] = {}
     index = {name: i for i, name in enumerate(trainable)}
     with safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a mapping: `in` is not there)
+        keys = file.keys()
+        weights = {key.removeprefix("weight/"): key for key in keys if key.startswith("weight/")}
+        shapes = {(name, tuple(file.get_slice(key).get_shape())) for name, key in weights.items()}
+        if other := sorted(shapes ^ {(name, tuple(p.shape)) for name, p in trainable.items()}):
+            what = f"a checkpoint of another training, whose {other[0][0]} is not this one's"
+            raise ValueError(f"{path}: {what}; remove it or name another")
+        for key in keys:
             kind, _, rest = key.partition("/")
             value = file.get_tensor(key)
             if kind == "weight":

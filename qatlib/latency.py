@@ -1,7 +1,8 @@
-"""What work takes of this machine: milliseconds of layers and of configurations, deployed, and peak memory."""
+"""What work takes of this machine: times taken in turn, milliseconds of deployed layers and models, and peak memory."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Measurement, Timer
+from torch.utils.benchmark import Timer
 
 from qatlib.deploy import deploy
 from qatlib.evaluate import device_of
@@ -19,6 +20,8 @@ from qatlib.precision import Precision
 
 LEAST_SECONDS = 0.2
 """Least time that one latency is measured for; the median of its runs counts."""
+
+Work = Callable[[], object]
 
 
 @torch.inference_mode()
@@ -61,14 +64,42 @@ def pass_latencies(model: SwitchableModel, configurations: Mapping[str, Any], ba
     return {name: _milliseconds(deploy(model, spec), ids) for name, spec in configurations.items()}
 
 
-def timed(f: Callable[[torch.Tensor], Any], x: torch.Tensor, least_seconds: float) -> Measurement:
-    """The runs of `f(x)` on all threads, in seconds, for so long at least."""
-    timer = Timer("f(x)", globals={"f": f, "x": x}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=least_seconds)
-
-
 def _milliseconds(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
-    return 1e3 * timed(f, x, LEAST_SECONDS).median
+    timer = Timer("f(x)", globals={"f": f, "x": x}, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange(min_run_time=LEAST_SECONDS).median
+
+
+def in_turn(
+    works: Mapping[str, Work], seconds: float, device: torch.device, least: int = 5, most: int = 100
+) -> dict[str, np.ndarray]:
+    """Run every piece of work once a round, in an order that moves on by one, for about so many seconds.
+
+    What slows a machine down for a while so falls on all of them alike.
+
+    Args:
+        seconds: of rounds; two rounds to warm up come before.
+        least, most: rounds.
+
+    Returns:
+        Seconds of each round, by name.
+    """
+    names = list(works)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = float("inf")
+    for i in range(-2, most):
+        if i == 0:
+            end = time.perf_counter() + seconds
+        elif i >= least and time.perf_counter() > end:
+            break
+        shift = i % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            works[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if i >= 0:
+                times[name].append(time.perf_counter() - start)
+    return {name: np.array(series) for name, series in times.items()}
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

@@ -37,11 +37,6 @@ class Estimate:
         spec = spec or ".1f"
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.low > 0 or self.high < 0
-
     def above(self, bound: float) -> Estimate:
         """How far it lies above a bound."""
         return replace(self, value=self.value - bound, low=self.low - bound, high=self.high - bound)

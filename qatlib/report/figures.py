@@ -133,7 +133,8 @@ def figure_html(fig: Figure, path_svg: str | os.PathLike[str], alt: str, caption
     write_atomic(Path(path_svg), buffer.getvalue().decode())
     source = base64.b64encode(buffer.getvalue()).decode("ascii")
     return HTML(
-        '<figure class="qat-figure" style="margin:1.5em 0"><div class="qat-scroll" style="overflow-x:auto">'
+        '<figure class="qat-figure" style="margin:1.5em 0">'
+        f'<div class="qat-scroll" style="overflow-x:auto" role="region" tabindex="0" aria-label="{escape(caption)}">'
         f'<img src="data:image/svg+xml;base64,{source}" alt="{escape(alt)}" style="max-width:100%;height:auto"></div>'
         f"<figcaption>{escape(caption)}{_csv_link(csv_href)}</figcaption></figure>"
     )

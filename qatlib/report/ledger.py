@@ -45,6 +45,8 @@ class Effect:
     stage: str
     href: str
     """Of the table behind it, relative to the report."""
+    source: str = ""
+    """Of the file that has the figure itself, likewise."""
 
     @property
     def anchor(self) -> str:
@@ -138,7 +140,9 @@ def _effect(report: Path, stage: str, row: Mapping[str, str]) -> Effect:
     places = (f"results/{stage}/{row['table']}.csv", f"timing/{stage}/{row['table']}.csv")
     href = next((place for place in places if (report / place).is_file()), f"results/{stage}/claims.csv")
     value, low, high, margin = (_number(row[key]) for key in ("value", "value_low", "value_high", "margin"))
-    return Effect(row["effect"], row["must_be"], value, low, high, margin, int(row["n"]), int(row["seeds"]), stage, href)
+    return Effect(
+        row["effect"], row["must_be"], value, low, high, margin, int(row["n"]), int(row["seeds"]), stage, href, row["source"]
+    )
 
 
 def _number(text: str) -> float:
@@ -146,8 +150,9 @@ def _number(text: str) -> float:
 
 
 def claim_rows(report: Path, stage: str) -> list[dict[str, str]]:
-    """What a stage says of claims, an effect a row."""
-    return [*table(report, stage, "claims"), *table(report, stage, "claims_cost", "timing")]
+    """What a stage says of claims, an effect a row, with `source`, the file that it stands in."""
+    files = {f"results/{stage}/claims.csv": ("claims", "results"), f"timing/{stage}/claims_cost.csv": ("claims_cost", "timing")}
+    return [row | {"source": path} for path, (name, kind) in files.items() for row in table(report, stage, name, kind)]
 
 
 def table(report: Path, stage: str, name: str, kind: str = "results") -> list[dict[str, str]]:

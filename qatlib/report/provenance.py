@@ -17,6 +17,9 @@ from qatlib.report.keys import hash_files
 from qatlib.report.schema import Params
 from qatlib.report.sections import ROOT
 
+SEEDED = {"02_switchable_train": "comparisons", "04_cpt": "cpt", "05_adversarial": "adversarial"}
+"""The section of the params that names the seeds of a stage's trainings."""
+
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas", "pydantic")
 
 
@@ -27,17 +30,19 @@ def collect(
     data_hashes: Mapping[str, str | None],
     started: datetime,
     root: Path = ROOT,
+    stage: str = "",
 ) -> dict[str, Any]:
     """Everything a reader needs to make the figures again, ready for JSON.
 
     Args:
+        stage: whose trainings' seeds are named beside the params' own.
         data_hashes: SHA-256 of the data, by a file's path or a name; None where only the name is known.
         started: when the stage began, with its time zone.
     """
     return {
         "profile": portable(profile, root),
         "overrides": [portable(text, root) for text in overrides],
-        "seeds": [params.seed],
+        "seeds": sorted({params.seed, *(getattr(params, SEEDED[stage]).seeds if stage in SEEDED else ())}),
         "code": _code(root),
         "data": [_data(portable(name, root), digest) for name, digest in data_hashes.items()],
         "device": _device(),

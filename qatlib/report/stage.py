@@ -194,7 +194,7 @@ class Stage:
         from IPython.display import Markdown, display
 
         run = self.run
-        found = collect(self.params, run.profile, run.overrides, run.data_hashes, self.started, run.root)
+        found = collect(self.params, run.profile, run.overrides, run.data_hashes, self.started, run.root, self.name)
         found |= {**(origin or {}), "kept": run.kept(self.name)}
         write_atomic(self.directory / "provenance.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         rows = {

@@ -96,7 +96,7 @@ class Textual:
     def worded(self) -> pd.DataFrame:
         """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere.
 
-        The attacked questions of each are kept as a SQuAD file among the stage's checkpoints, `words_<aim>.json`.
+        The attacked questions of each are kept as a SQuAD file among the stage's checkpoints, `words_0/attacked.json` and so on.
         """
         settings = self.section.words
         assert settings

@@ -49,6 +49,18 @@ def report(tmp_path):
     return tmp_path
 
 
+def test_perplexity_of_a_worn_language_model_is_called_so(report):
+    rows = [{"model": "pretrained", "perplexity": 20.0}, {"model": "teacher_full", "perplexity": 90.0}]
+    write(report, "01_build", "teacher_perplexity", ["model", "perplexity"], rows)
+    worn = effect("C19", 1, "undecided") | {"effect": "percent of perplexity, cpt shared against static, at 8"}
+    write(report, "04_cpt", "claims", COLUMNS, [worn, effect("C16", 0.5, "undecided")])
+    why = {e.id: e.why for e in ledger.read_ledger(report)}
+    assert "took from 20 up (teacher full 90)" in why["C19"] and "perplexity" not in why["C16"]
+    rows[1]["perplexity"] = 21.0
+    write(report, "01_build", "teacher_perplexity", ["model", "perplexity"], rows)
+    assert "took from" not in {e.id: e.why for e in ledger.read_ledger(report)}["C19"]
+
+
 GAPS = ["model", "over", "precision", "difference", "difference_low", "difference_high", "p", "seeds"]
 
 
@@ -100,6 +112,7 @@ def test_questions_are_answered_from_the_tables_or_not_at_all(report):
     assert answers[0].text.startswith(
         "CPT with a shared adapter is not seen to help: better in 0, worse in 0, undecided in 1 of 1"
     )
+    assert "Not trained beside it in this report: random shared, cpt shuffled, so that cycle and mixture" in answers[0].text
     assert all(a.text.startswith("Not tested in this report") and not a.links for a in answers[1:])
 
 

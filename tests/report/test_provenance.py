@@ -34,6 +34,12 @@ def test_says_what_is_needed_to_make_it_again(root: Path) -> None:
     assert found["duration_s"] == pytest.approx(5, abs=1)
 
 
+def test_the_seeds_are_those_of_the_stages_trainings(root: Path) -> None:
+    params = load_params("quick", ["seed=7", "cpt.seeds=[0,1,2]"])
+    seeds = {stage: collect(params, "quick", [], {}, datetime.now(UTC), root, stage)["seeds"] for stage in ("01_build", "04_cpt")}
+    assert seeds == {"01_build": [7], "04_cpt": [0, 1, 2, 7]}
+
+
 def test_code_outside_git_and_in_it(root: Path) -> None:
     first = provenance(root)["code"]
     assert (first["commit"], first["dirty"]) == (None, None)

@@ -25,7 +25,10 @@ S2_FASTER = {"8": 2.0, "4": 3.0, "2": 4.0}
 S2_SMALLER = {"8": 4.0, "4": 8.0, "2": 16.0}
 
 AIMS = {"16": 99.5, "8": 99.0, "6": 98.0, "4": 95.0, "3": 88.0, "w2a8": 75.0}
-"""Percent of the teacher's F1 that one switchable model is to keep, weights and activations at the width named."""
+"""Percent of its own full precision's F1 that one switchable model is to keep, weights and activations at the width named."""
+
+SPECIALIST_AIMS = 0.5, 0.0
+"""Points of F1 that it may lie behind a specialist of 4 bits and more, and of fewer."""
 
 ABOUT = 0.9
 """Share of a factor that is said to be "about" so large which must be reached."""
@@ -108,7 +111,7 @@ def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
     """What was kept beside `AIMS`.
 
     Args:
-        accuracy: rows of `results.accuracy_table` of the switchable model, against the teacher.
+        accuracy: rows of `results.accuracy_table` of the switchable model, against its own 32 bits or the teacher.
 
     Returns:
         One row a precision that has an aim: `precision`, `aim`, `f1_kept` with `_low` and `_high` (percent), `n`, and `reached`:
@@ -117,8 +120,18 @@ def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
     rows = accuracy[accuracy["precision"].isin(AIMS)]
     found = rows[["precision", "f1_kept", "f1_kept_low", "f1_kept_high", "n"]].reset_index(drop=True)
     found.insert(1, "aim", [AIMS[p] for p in found["precision"]])
-    reached = np.select([found["f1_kept_low"] >= found["aim"], found["f1_kept_high"] < found["aim"]], ["yes", "no"], "undecided")
-    return found.assign(reached=reached)
+    return _reached(found, "f1_kept")
+
+
+def specialist_aims(gaps: pd.DataFrame) -> pd.DataFrame:
+    """`results.gap_table` of a switchable model over specialists, with `aim` (points) and `reached`, as `aims` has it."""
+    narrow = gaps["precision"].map(lambda name: Precision.parse(name).w_bits < 4)
+    return _reached(gaps.assign(aim=np.where(narrow, -SPECIALIST_AIMS[1], -SPECIALIST_AIMS[0])), "difference")
+
+
+def _reached(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    low, high = table[f"{name}_low"], table[f"{name}_high"]
+    return table.assign(reached=np.select([low >= table["aim"], high < table["aim"]], ["yes", "no"], "undecided"))
 
 
 def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> pd.DataFrame:
@@ -161,12 +174,11 @@ def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Ite
             name = f"times smaller on disk than fp32 at {names[bits]} bits, switchable weights alone"
             yield Effect(name, found, "stored", above=ABOUT * factor, margin=0)
     size = latencies["batch"] * latencies["tokens"]
-    times = latencies[size == size.max()].set_index("model")[["milliseconds", "iqr_milliseconds"]]
+    times = latencies[size == size.max()].set_index("model")[["speedup", "speedup_low", "speedup_high"]]
     for bits, factor in S2_FASTER.items():
         if f"deployed {names.get(bits)}" in times.index:
-            (fp32, its_range), (own, own_range) = times.loc["fp32"], times.loc[f"deployed {names[bits]}"]
-            value, low, high = ((fp32 + s * its_range / 2) / (own - s * own_range / 2) for s in (0, -1, 1))
             name = f"times as fast as fp32 at {names[bits]} bits, {size.max()} tokens [quartiles]"
+            value, low, high = times.loc[f"deployed {names[bits]}"]
             yield Effect(name, Estimate(value, low, high, 1, 1), "latency", above=ABOUT * factor, margin=0)
 
 

@@ -78,17 +78,16 @@ def test_what_is_kept_is_kept_of_full_precision_or_not_judged():
 
 def test_sizes_and_times_are_factors_of_fp32():
     stored = pd.DataFrame({"precision": ["8", "4"], "disk_bytes": [1010, 520]})
-    times = pd.DataFrame(
-        {"model": ["fp32", "deployed 8", "deployed 4"], "batch": 16, "tokens": 128, "milliseconds": [30.0, 10, 20]}
-    )
-    table = switchable.cost_verdict(stored, times.assign(iqr_milliseconds=[2.0, 1, 1]), 1000)
+    times = pd.DataFrame({"model": ["fp32", "deployed 8", "deployed 4"], "batch": 16, "tokens": 128, "speedup": [1, 3, 1.5]})
+    times = times.assign(speedup_low=times["speedup"] - 0.1, speedup_high=times["speedup"] + 0.1)
+    table = switchable.cost_verdict(stored, times, 1000)
     effects = table.set_index("effect")["value"]
     assert effects["times smaller on disk than fp32 at 8 bits, switchable weights alone"] == pytest.approx(4000 / 1010)
     assert effects["times as fast as fp32 at 8 bits, 2048 tokens [quartiles]"] == pytest.approx(3)
     fast = table.set_index("effect").loc["times as fast as fp32 at 4 bits, 2048 tokens [quartiles]"]
     assert fast["value_low"] < fast["value"] < fast["value_high"] < 2.7 and fast["must_be"] == "> 2.7"
     assert said(table)["C04"] == "not reproduced"  # without 2 bits it could not be reproduced
-    quick = times.assign(milliseconds=[90.0, 10, 20], iqr_milliseconds=0.1)
+    quick = times.assign(**{name: [1.0, 9, 4.5] for name in ("speedup", "speedup_low", "speedup_high")})
     assert said(switchable.cost_verdict(stored, quick, 1000))["C04"] == "not tested"
 
 
@@ -114,6 +113,12 @@ def test_an_aim_is_reached_where_the_whole_interval_is():
     table = switchable.aims(pd.DataFrame(rows)).set_index("precision")
     assert table["reached"].to_dict() == {"8": "yes", "4": "undecided", "w2a8": "no"}
     assert table["aim"].to_dict() == {"8": 99, "4": 95, "w2a8": 75}
+
+
+def test_specialists_are_to_be_met_at_four_bits_and_beaten_below():
+    gaps = [("8", -0.4, 1.0), ("4", -2.0, -0.6), ("3", -0.4, 1.0), ("w2a8", 0.1, 1.0)]
+    table = switchable.specialist_aims(pd.DataFrame(gaps, columns=["precision", "difference_low", "difference_high"]))
+    assert table["reached"].tolist() == ["yes", "no", "undecided", "yes"]
 
 
 def test_two_bits_of_weights_count_and_a_part_of_a_claim_does_not_confirm_it():
