@@ -34,8 +34,8 @@ class Estimate:
     """Two-sided bootstrap p-value of 0 (of 1, for a ratio)."""
 
     def __format__(self, spec: str) -> str:
-        spec = spec or ".1f"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        spec = spec or "z.1f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]".replace("-", "−")
 
     def above(self, bound: float) -> Estimate:
         """How far it lies above a bound."""
