@@ -261,4 +261,4 @@ def in_words(table: pd.DataFrame, name: str, digits: int = 1) -> str:
 
 def signed(value: float, low: float, high: float, digits: int = 1) -> str:
     """A difference with its interval: `+0.1 [−0.2, +0.4]`."""
-    return "{} [{}, {}]".format(*(f"{x:+z.{digits}f}" for x in (value, low, high))).replace("-", "−")
+    return stats.with_interval(value, low, high, f"+z.{digits}f")

@@ -17,6 +17,11 @@ Column = Sequence[Any] | np.ndarray | pd.Series
 """One value an observation."""
 
 
+def with_interval(value: float, low: float, high: float, spec: str = "z.1f") -> str:
+    """A figure as prose has it: `1.2 [−0.3, 2.7]`."""
+    return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]".replace("-", "−")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure, its percentile bootstrap interval, and what it rests on."""
@@ -34,8 +39,7 @@ class Estimate:
     """Two-sided bootstrap p-value of 0 (of 1, for a ratio)."""
 
     def __format__(self, spec: str) -> str:
-        spec = spec or "z.1f"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]".replace("-", "−")
+        return with_interval(self.value, self.low, self.high, spec or "z.1f")
 
     def above(self, bound: float) -> Estimate:
         """How far it lies above a bound."""

@@ -133,8 +133,12 @@ def _random_point(like: Tensor, radius: float, norm: str, generator: torch.Gener
 def random_noise(model: SwitchableModel, batch: Batch, attack: AttackArguments, seed: int) -> Tensor:
     """Embeddings moved to a random point of the ball's border, the control of equal norm: corners of the cube, or the sphere."""
     clean, free, radius, generator = _ball(model, batch, attack, seed)
-    point = torch.randn(clean.shape, generator=generator).to(clean)
-    return clean + radius * _direction(point, attack.norm) * free
+    return clean + _on_border(clean, radius, attack.norm, generator) * free
+
+
+def _on_border(like: Tensor, radius: float, norm: str, generator: torch.Generator) -> Tensor:
+    point = torch.randn(like.shape, generator=generator).to(like)
+    return radius * _direction(point, norm)
 
 
 @torch.no_grad()
@@ -159,12 +163,13 @@ def random_search(
     Returns:
         As `attack_embeddings`; the clean input does not count as found.
     """
-    clean, _, _, generator = _ball(model, batch, attack, seed)
+    clean, free, radius, generator = _ball(model, batch, attack, seed)
     best, worst = clean, torch.full((len(clean),), -torch.inf, device=clean.device)
     for query in range(attack.passes):
         share = 1.0 if query == 0 else 0.5 * 2 ** (-5 * query / attack.passes)
         anew = torch.rand((*clean.shape[:2], 1), generator=generator).to(clean.device) < share
-        moved = torch.where(anew, random_noise(model, batch, attack, seed + 7919 * (query + 1)), best)
+        point = torch.Generator().manual_seed(own_seed(batch, seed + 7919 * (query + 1)))
+        moved = torch.where(anew, clean + _on_border(clean, radius, attack.norm, point) * free, best)
         loss, _ = expected_loss(model, clean, moved - clean, batch, attack.loss, draws, query, gradient=False)
         better = loss > worst
         worst, best = torch.where(better, loss, worst), torch.where(better[:, None, None], moved, best)

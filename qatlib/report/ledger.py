@@ -15,6 +15,7 @@ from typing import Any
 
 from qatlib.claims import MARGIN, SEEDS, Verdict, combined
 from qatlib.report.verdicts.catalog import CLAIMS, Claim
+from qatlib.stats import with_interval
 
 ALPHA = 0.05
 """Corrected p-value below which two models differ in the answers to the questions below."""
@@ -320,7 +321,7 @@ def _differences(rows: Sequence[Mapping[str, str]], unit: str) -> list[str]:
 def _interval(row: Mapping[str, str], name: str) -> str:
     value, low, high = (_number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
     sign = "+" if name in ("difference", "f1_change") else ""
-    return "no figure" if math.isnan(value) else f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]".replace("-", "−")
+    return "no figure" if math.isnan(value) else with_interval(value, low, high, f"{sign}z.1f")
 
 
 def _said(entries: Sequence[Entry], ids: Sequence[str]) -> str:
