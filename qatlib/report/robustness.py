@@ -6,8 +6,7 @@ over one precision for all layers needs no sampling then: its expectation is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -16,33 +15,20 @@ import pandas as pd
 import torch
 
 from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
-from qatlib.attacks.defence import Draws, every, one_of, per_layer, per_token, static
-from qatlib.attacks.embedding import (
-    attack_embeddings,
-    mean_embedding_norm,
-    nonzero_gradients,
-    own_seed,
-    random_noise,
-    random_search,
-)
+from qatlib.attacks.defence import every, one_of, per_layer, per_token, static
+from qatlib.attacks.embedding import mean_embedding_norm, nonzero_gradients, own_seed
 from qatlib.attacks.judge import Answering, Craft, answers_at, judged
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.attacks.scores import Set, averaged, set_name
-from qatlib.attacks.tokens import hotflip
 from qatlib.evaluate import SpanFigures, device_of, span_figures
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, collate
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
+from qatlib.report.attackers import SEARCHED, Attackers, generator
 from qatlib.report.study import Study, spread
 from qatlib.report.trainings import Recipe, Trainings
 from qatlib.squad import Question
 from qatlib.training import reduced_precision
-
-Randomness = Callable[[torch.Generator], AbstractContextManager[None]]
-"""A generator → a block in which passes draw from it."""
-
-SEARCHED = 10
-"""How many times the passes of the attack a random search has, which should not win all the same."""
 
 
 class Robustness:
@@ -86,75 +72,7 @@ class Robustness:
         self.trainings.fit(model, recipe, probed=False)
         return model
 
-    # -- attacks --------------------------------------------------------------------------------------------------
-
-    def pgd(self, model: SwitchableModel, draws: Draws, attack: AttackArguments | None = None) -> Craft:
-        """PGD on the mean loss over what is drawn."""
-        return lambda batch: attack_embeddings(model, batch, attack or self.section.attack, draws, self.params.seed)[0]
-
-    def pgd_drawn(self, model: SwitchableModel, drawn: Callable[[int], Draws]) -> Craft:
-        """PGD on what is drawn at random, anew for every batch and step, and the same in every run.
-
-        Args:
-            drawn: a seed → draws.
-        """
-        return lambda batch: self.pgd(model, drawn(own_seed(batch, self.params.seed)))(batch)
-
-    def pgd_noisy(self, model: SwitchableModel, precision: Precision, draws: int) -> Craft:
-        """PGD on the mean loss over so many draws of noisy rounding at one precision."""
-        return self._pgd_within(partial(noisy_rounding, model), model, precision, draws)
-
-    def pgd_by_token(self, model: SwitchableModel, precisions: Set, draws: int) -> Craft:
-        """PGD on the mean loss over so many draws a step of a precision for every token, whatever all layers stand at."""
-        return self._pgd_within(partial(per_token, precisions, model), model, precisions[0], draws)
-
-    def _pgd_within(self, randomly: Randomness, model: SwitchableModel, precision: Precision, draws: int) -> Craft:
-        repeated = [*static(precision, model)(0)] * draws
-
-        def craft(batch: Batch) -> torch.Tensor:
-            with randomly(self.generator(batch, draws)):  # answers have the numbers below
-                return self.pgd(model, lambda query: repeated)(batch)
-
-        return craft
-
-    def in_fp32(self, craft: Craft) -> Craft:
-        """The same without the params' mixed precision."""
-
-        def crafted(batch: Batch) -> torch.Tensor:
-            with torch.autocast(batch.input_ids.device.type, enabled=False):
-                return craft(batch)
-
-        return crafted
-
-    def searched(self, model: SwitchableModel, draws: Draws) -> Craft:
-        """Random search with `SEARCHED` times the passes of PGD."""
-        long = replace(self.section.attack, restarts=SEARCHED * self.section.attack.restarts)
-        return lambda batch: random_search(model, batch, long, draws, self.params.seed)[0]
-
-    def noise(self, model: SwitchableModel) -> Craft:
-        """A random point on the border of the attack's ball."""
-        return lambda batch: random_noise(model, batch, self.section.attack, self.params.seed)
-
-    def flipped(self, model: SwitchableModel, draws: Draws) -> Craft:
-        """HotFlip over all tokens but special ones."""
-        allowed = torch.ones(model.lm.get_input_embeddings().weight.shape[0], dtype=torch.bool, device=device_of(model))
-        allowed[self.study.tokenizer.all_special_ids] = False
-
-        def craft(batch: Batch) -> torch.Tensor:
-            with torch.no_grad():
-                return model.embed(hotflip(model, batch, self.section.flips, draws, allowed)[0])
-
-        return craft
-
-    def untouched(self, model: SwitchableModel) -> Craft:
-        """No attack."""
-        return lambda batch: model.embed(batch.input_ids).detach()
-
     # -- answers --------------------------------------------------------------------------------------------------
-
-    def generator(self, batch: Batch, draw: int) -> torch.Generator:
-        """Of one of several draws for a batch."""
-        return torch.Generator().manual_seed(own_seed(batch, self.params.seed + 1000 * draw))
 
     def finer(self, model: SwitchableModel, precisions: Set) -> dict[str, Answering]:
         """Answers of the finer draws: each layer, or each token, draws a precision, anew for every batch; `draws` of each."""
@@ -164,7 +82,7 @@ class Robustness:
                 return span_figures(model, batch, embeds)
 
         def by_token(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
-            with per_token(precisions, model, self.generator(batch, draw)):
+            with per_token(precisions, model, generator(batch, self.params.seed, draw)):
                 return span_figures(model, batch, embeds)
 
         kinds = {"layer": by_layer, "token": by_token}
@@ -174,7 +92,7 @@ class Robustness:
         """Answers at one precision whose rounding is noisy, anew for every batch; so many draws of the noise."""
 
         def figures(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
-            with model.at(precision), noisy_rounding(model, self.generator(batch, draw)):
+            with model.at(precision), noisy_rounding(model, generator(batch, self.params.seed, draw)):
                 return span_figures(model, batch, embeds)
 
         return {f"draw {i}": partial(figures, i) for i in range(draws)}
@@ -201,14 +119,15 @@ class Robustness:
         Returns:
             `judged`'s rows with `attack`: `none`, `noise`, `PGD at 8` for each precision, `EOT {4, 8}` for each set.
         """
+        attackers = Attackers(self.study, model)
         crafts: dict[str, tuple[str, Craft]] = {
-            "none": ("clean", self.untouched(model)),
-            "noise": ("noise", self.noise(model)),
+            "none": ("clean", attackers.nobody()),
+            "noise": ("noise", attackers.noise()),
         }
         for p in self.widths:
-            crafts[f"PGD at {p.name}"] = f"pgd_{p.name}", self.pgd(model, static(p, model))
+            crafts[f"PGD at {p.name}"] = f"pgd_{p.name}", attackers.pgd(static(p, model))
         for s in self.sets:
-            crafts[f"EOT {set_name(s)}"] = f"eot_{'_'.join(p.name for p in s)}", self.pgd(model, every(s, model))
+            crafts[f"EOT {set_name(s)}"] = f"eot_{'_'.join(p.name for p in s)}", attackers.pgd(every(s, model))
         ways = answers_at(model, self.widths)
         parts = [
             self.judged(f"{label}_{file}".lower(), model, craft, ways, questions).assign(attack=attack)
@@ -232,6 +151,7 @@ class Robustness:
         Returns:
             `judged`'s rows with `attack`, and `passes`, what it took.
         """
+        attackers = Attackers(self.study, model)
         own, draws = self.section.attack, static(at, model)
         other: Literal["l2", "linf"] = "l2" if own.norm == "linf" else "linf"
         tried = {"PGD": own, "FGSM": AttackArguments.fgsm(own.epsilon, own.norm)}
@@ -242,11 +162,11 @@ class Robustness:
             "PGD, margin loss": replace(own, loss="margin"),
             f"PGD, {other}": replace(own, norm=other),
         }
-        crafts = {name: (self.pgd(model, draws, attack), attack.passes) for name, attack in tried.items()}
-        crafts["none"] = self.untouched(model), 0
+        crafts = {name: (attackers.pgd(draws, attack), attack.passes) for name, attack in tried.items()}
+        crafts["none"] = attackers.nobody(), 0
         if self.params.compute.mixed_precision != "no":
-            crafts["PGD, in fp32"] = self.in_fp32(self.pgd(model, draws)), own.passes
-        crafts["random search"] = self.searched(model, draws), SEARCHED * own.passes
+            crafts["PGD, in fp32"] = attackers.in_fp32(attackers.pgd(draws)), own.passes
+        crafts["random search"] = attackers.searched(draws), SEARCHED * own.passes
         parts = []
         for i, (name, (craft, passes)) in enumerate(crafts.items()):
             found = self.judged(f"variation_{at.name}_{i}", model, craft, answers_at(model, [at]), self.fewer)
@@ -255,9 +175,10 @@ class Robustness:
 
     def iterations(self, model: SwitchableModel) -> pd.DataFrame:
         """Mean loss that the attacker reaches after so many steps: `steps`, `loss` (nats), at one static precision."""
+        attackers = Attackers(self.study, model)
         rows, own = [], self.section.attack
         for steps in sorted({1, 2, 4, 8, own.steps, 2 * own.steps}):
-            craft = self.pgd(model, static(self.fixed, model), replace(own, steps=steps, restarts=1))
+            craft = attackers.pgd(static(self.fixed, model), replace(own, steps=steps, restarts=1))
             ways = answers_at(model, [self.fixed])
             found = self.judged(f"iterations_{steps}", model, craft, ways, self.fewer)
             rows.append({"steps": steps, "loss": found["loss"].mean()})
@@ -278,7 +199,7 @@ class Robustness:
         batch = self._batch(model)
         with torch.no_grad():
             clean = model.embed(batch.input_ids)
-        moved = self.pgd(model, static(self.fixed, model))(batch) - clean
+        moved = Attackers(self.study, model).pgd(static(self.fixed, model))(batch) - clean
         length = moved.norm(dim=-1) / (self.section.attack.epsilon * mean_embedding_norm(model))
         parts = {"moved": batch.attackable, "others": ~batch.attackable}
         return pd.DataFrame([{name: float(length[where].max()) for name, where in parts.items()}])
@@ -289,7 +210,7 @@ class Robustness:
 
     def from_outside(self, model: SwitchableModel, twin: SwitchableModel) -> pd.DataFrame:
         """Answers at every precision to `PGD at … of a twin`, an attack on a model that was trained apart, at the fixed one."""
-        craft = self.pgd(twin, static(self.fixed, twin))
+        craft = Attackers(self.study, twin).pgd(static(self.fixed, twin))
         found = self.judged("twin", model, craft, answers_at(model, self.widths), self.fewer)
         return found.assign(attack=f"PGD at {self.fixed.name} of a twin")
 
@@ -299,14 +220,15 @@ class Robustness:
         Returns:
             `judged`'s rows with `attack` and `epsilon`; those of `none` stand at every one.
         """
+        attackers = Attackers(self.study, model)
         first, ways = self.sets[0], answers_at(model, self.sets[0])
-        clean = self.judged("radius_none", model, self.untouched(model), ways, self.fewer)
+        clean = self.judged("radius_none", model, attackers.nobody(), ways, self.fewer)
         parts = [clean.assign(attack="none", epsilon=e) for e in self.section.epsilons]
         crafts: dict[tuple[str, float], Craft] = {}
         for e in self.section.epsilons:
             attack = replace(self.section.attack, epsilon=e)
-            crafts |= {(f"PGD at {p.name}", e): self.pgd(model, static(p, model), attack) for p in first}
-            crafts[f"EOT {set_name(first)}", e] = self.pgd(model, every(first, model), attack)
+            crafts |= {(f"PGD at {p.name}", e): attackers.pgd(static(p, model), attack) for p in first}
+            crafts[f"EOT {set_name(first)}", e] = attackers.pgd(every(first, model), attack)
         for i, ((name, e), craft) in enumerate(crafts.items()):
             found = self.judged(f"radius_{i}", model, craft, ways, self.fewer)
             parts.append(found.assign(attack=name, epsilon=e))
@@ -318,11 +240,12 @@ class Robustness:
         Returns:
             `judged`'s rows with `attack`: `EOT {4, 8}, margin loss`, `EOT {4, 8}, twice the steps`, `random search over {4, 8}`.
         """
+        attackers = Attackers(self.study, model)
         first, own, parts = self.sets[0], self.section.attack, []
         draws = every(first, model)
-        crafts = {f"EOT {set_name(first)}, margin loss": self.pgd(model, draws, replace(own, loss="margin"))}
-        crafts[f"EOT {set_name(first)}, twice the steps"] = self.pgd(model, draws, replace(own, steps=2 * own.steps))
-        crafts[f"random search over {set_name(first)}"] = self.searched(model, draws)
+        crafts = {f"EOT {set_name(first)}, margin loss": attackers.pgd(draws, replace(own, loss="margin"))}
+        crafts[f"EOT {set_name(first)}, twice the steps"] = attackers.pgd(draws, replace(own, steps=2 * own.steps))
+        crafts[f"random search over {set_name(first)}"] = attackers.searched(draws)
         for i, (name, craft) in enumerate(crafts.items()):
             found = self.judged(f"harder_{i}", model, craft, answers_at(model, first), self.fewer)
             parts.append(found.assign(attack=name))
@@ -336,11 +259,12 @@ class Robustness:
         Returns:
             Rows with `attack`, `none`, `EOT {4, 8}` or `EOT over noise`, and `answered`, `noise at 8`, the mean over as many.
         """
+        attackers = Attackers(self.study, model)
         first, parts = self.sets[0], []
         rounding = [p for p in first if p.a_bits != FULL] or list(first)
-        crafts = [("none", self.untouched(model), rounding)]
-        crafts.append((f"EOT {set_name(first)}", self.pgd(model, every(first, model)), rounding))
-        crafts += [("EOT over noise", self.pgd_noisy(model, p, len(first)), [p]) for p in rounding]
+        crafts = [("none", attackers.nobody(), rounding)]
+        crafts.append((f"EOT {set_name(first)}", attackers.pgd(every(first, model)), rounding))
+        crafts += [("EOT over noise", attackers.pgd_noisy(p, len(first)), [p]) for p in rounding]
         for i, (attack, craft, at) in enumerate(crafts):
             ways = {f"noise at {p.name}": self.noisily(model, p, len(first)) for p in at}
             each = {f"{name}, {draw}": way for name, drawn in ways.items() for draw, way in drawn.items()}
@@ -354,12 +278,13 @@ class Robustness:
         Attackers average over the uniform precisions exactly, over `draws` mixed configurations a step, or over as many draws of
         every token.
         """
+        attackers = Attackers(self.study, model)
         first = self.sets[0]
         crafts = {
-            "none": self.untouched(model),
-            "EOT, uniform": self.pgd(model, every(first, model)),
-            "EOT, mixed": self.pgd_drawn(model, partial(per_layer, first, model, draws=self.section.draws)),
-            "EOT, by token": self.pgd_by_token(model, first, self.section.draws),
+            "none": attackers.nobody(),
+            "EOT, uniform": attackers.pgd(every(first, model)),
+            "EOT, mixed": attackers.pgd_drawn(partial(per_layer, first, model, draws=self.section.draws)),
+            "EOT, by token": attackers.pgd_by_token(first, self.section.draws),
         }
         ways = answers_at(model, first) | self.finer(model, first)
         parts = [
@@ -373,19 +298,20 @@ class Robustness:
 
     def hotflipped(self, model: SwitchableModel) -> pd.DataFrame:
         """HotFlip at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere."""
+        attackers = Attackers(self.study, model)
         first, parts = self.sets[0], []
         aimed = list(dict.fromkeys((FULL_PRECISION, *first)))
         aims = {f"HotFlip at {p.name}": static(p, model) for p in aimed}
         aims[f"HotFlip EOT {set_name(first)}"] = every(first, model)
         ways = answers_at(model, aimed)
         for i, (name, draws) in enumerate({"none": None, **aims}.items()):
-            craft = self.flipped(model, draws) if draws else self.untouched(model)
+            craft = attackers.flipped(draws) if draws else attackers.nobody()
             parts.append(self.judged(f"hotflip_{i}", model, craft, ways, self.fewer).assign(attack=name))
         return pd.concat(parts, ignore_index=True)
 
     def one_draw(self, model: SwitchableModel, questions: int) -> pd.DataFrame:
         """The study's own protocol (S0): each step's gradient comes from one random precision, and nothing is averaged."""
         few = spread(self.questions, questions)
-        craft = self.pgd_drawn(model, partial(one_of, self.sets[0], model))
+        craft = Attackers(self.study, model).pgd_drawn(partial(one_of, self.sets[0], model))
         ways = answers_at(model, self.sets[0])
         return self.judged("one_draw", model, craft, ways, few).assign(attack="PGD, one draw a step")

@@ -18,6 +18,7 @@ from qatlib.attacks.words import WordAttack
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL_PRECISION, Configuration, Precision
 from qatlib.pretrained import load_pretrained
+from qatlib.report.attackers import Attackers
 from qatlib.report.keys import write_atomic
 from qatlib.report.robustness import Robustness
 from qatlib.report.study import spread
@@ -41,8 +42,8 @@ class Textual:
 
         A question of the validation set keeps its paragraph, whatever an attack has made of the context.
         """
-        untouched, ways = self.work.untouched(self.model), answers_at(self.model, self.widths)
-        found = self.work.judged(name, self.model, untouched, ways, questions)
+        nobody, ways = Attackers(self.study, self.model).nobody(), answers_at(self.model, self.widths)
+        found = self.work.judged(name, self.model, nobody, ways, questions)
         known = {q.id: q.paragraph for q in self.study.validation}
         return found.assign(paragraph=[known.get(i, p) for i, p in zip(found["id"], found["paragraph"], strict=True)])
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import pytest
 import torch
 
 from qatlib.attacks import scores
-from qatlib.attacks.defence import one_of, per_layer
 from qatlib.evaluate import span_figures
 from qatlib.objectives import collate
 from qatlib.precision import FULL_PRECISION
@@ -61,18 +57,6 @@ def test_attackers_compute_in_the_mixed_precision_and_answers_in_fp32(work, mode
 
     work.judged("mixed", model, craft, {"8": answer}, work.fewer)
     assert set(seen) == {(True, "eager")}
-
-
-@pytest.mark.parametrize("drawn", [one_of, partial(per_layer, draws=2)], ids=["one", "mixed"])
-def test_attackers_draws_are_new_for_every_batch_and_step_and_the_same_again(work, model, drawn, monkeypatch):
-    seen = []
-    monkeypatch.setattr(robustness, "attack_embeddings", lambda m, b, a, draws, s: [seen.append([draws(q) for q in range(8)])])
-    craft = work.pgd_drawn(model, partial(drawn, work.sets[0], model))
-    batches = [collate([window], 1) for window in work.study.featurize(work.fewer)[:4]]
-    for batch in (*batches, *batches):
-        craft(batch)
-    assert seen[:4] == seen[4:] and all(a != b for i, a in enumerate(seen[:4]) for b in seen[:i])
-    assert all(any(step != steps[0] for step in steps) for steps in seen)
 
 
 def test_defenders_draws_are_new_for_every_batch(work, model, monkeypatch):
