@@ -21,7 +21,7 @@ from qatlib.schedule import Schedule, make_schedule
 
 STATIC = ScheduleArguments("all")
 RANDOM = ScheduleArguments("random_uniform")
-CYCLING = ("cpt separate", "cpt shared", "two-phase", "cpt reversed", "cpt all weights")
+CYCLING = ("cpt separate", "cpt shared", "pattern shared", "two-phase", "cpt reversed", "cpt all weights")
 """The methods that go through cycles; a shuffled one has none."""
 NATS = 0.02
 """A difference in the rise of the loss that would matter."""
@@ -117,9 +117,11 @@ class Cyclic:
     def _variants(self, method: str, lowest: Precision) -> Iterator[tuple[tuple[Precision, ...], ScheduleArguments, str]]:
         """Precisions, schedule and adapters of a method's trainings.
 
-        `static` has one for each of some precisions, that where `two-phase` ends among them.
+        `static` has one for each of some precisions, that where `two-phase` ends among them; `pattern shared` goes a precision
+        a step from the widest to the narrowest and back, as S2's [8, 4, 2, 4, 8] does.
         """
         between, ending = (lowest, self.precisions[0]), self.section.second_phase or lowest
+        within = tuple(p for p in self.precisions if p.w_bits >= lowest.w_bits)
 
         def cycles(**changes: Any) -> ScheduleArguments:
             order, then = changes.get("order", "forward"), changes.get("then")
@@ -131,6 +133,7 @@ class Cyclic:
             "random shared": (RANDOM, "shared"),
             "cpt separate": (cycles(), "separate"),
             "cpt shared": (cycles(), "shared"),
+            "pattern shared": (ScheduleArguments("scheduled", pattern=(*within, *within[-2::-1])), "shared"),
             "two-phase": (cycles(then=PhaseArguments(ending, self.section.second_phase_share)), "shared"),
             "cpt reversed": (cycles(order="reversed"), "shared"),
             "cpt shuffled": (cycles(order="shuffled"), "shared"),
@@ -143,7 +146,6 @@ class Cyclic:
                 if p in chosen:
                     yield (p,), STATIC, "shared"
         else:
-            within = tuple(p for p in self.precisions if p.w_bits >= lowest.w_bits)
             yield within, *known[method]
 
     def _recipe(

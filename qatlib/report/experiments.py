@@ -86,6 +86,8 @@ class Named(Section):
     """Null for all that need no other bit-widths than `precisions` has."""
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them, and as many paragraphs for perplexity."""
+    norm_bits: BitWidth = 4
+    """What C2 answers with layer norms at as well (S4's C9), where it is among the names; 32 for leaving that out."""
 
     @check("names")
     @classmethod
@@ -198,6 +200,7 @@ CptMethod = Literal[
     "random shared",
     "cpt separate",
     "cpt shared",
+    "pattern shared",
     "two-phase",
     "cpt reversed",
     "cpt shuffled",

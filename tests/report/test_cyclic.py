@@ -35,8 +35,8 @@ def make(base, make_desk, tmp_path):
 
 
 EVERY = (
-    "cpt.methods=[static, random separate, random shared, cpt separate, cpt shared, two-phase, cpt reversed, cpt shuffled, "
-    "random all weights, cpt all weights]"
+    "cpt.methods=[static, random separate, random shared, cpt separate, cpt shared, pattern shared, two-phase, cpt reversed, "
+    "cpt shuffled, random all weights, cpt all weights]"
 )
 
 
@@ -48,7 +48,7 @@ def bits(work, recipe):
 def test_every_method_has_the_same_passes_and_its_own_adapters_and_order(make):
     work = make(EVERY, "cpt.passes=24", "cpt.seeds=[0, 1]", "cpt.equal_bitops=[]", "cpt.static=null")
     recipes = work.recipes(LOWEST)
-    assert Counter(r.seed for r in recipes) == {0: 12, 1: 12} and {r.settings.training.steps for r in recipes} == {24}
+    assert Counter(r.seed for r in recipes) == {0: 13, 1: 13} and {r.settings.training.steps for r in recipes} == {24}
     first = {r.name: r for r in recipes if r.seed == 0 and r.name != "static"}
     adapters = {name: r.settings.adapters for name, r in first.items()}
     assert all(kind == "none" for name, kind in adapters.items() if "all weights" in name)
@@ -57,6 +57,7 @@ def test_every_method_has_the_same_passes_and_its_own_adapters_and_order(make):
     assert cycle == bits(work, first["cpt separate"]) == bits(work, first["cpt reversed"])[::-1]
     assert cycle[:12] == cycle[12:] == sorted(cycle[:12]) and Counter(bits(work, first["cpt shuffled"])) == Counter(cycle)
     assert bits(work, first["two-phase"])[18:] == [2] * 6
+    assert bits(work, first["pattern shared"]) == ([8, 4, 2, 4, 8] * 5)[:24]  # S2's
     assert [r.precisions for r in recipes if r.name == "static" and r.seed == 0] == [(p,) for p in work.precisions]
     rates = {name: r.settings.training.learning_rate for name, r in first.items()}
     assert len(set(rates.values())) == 1  # of this profile; all weights take the teacher's
