@@ -59,8 +59,8 @@ class Effect:
         """As a page shows it."""
         if math.isnan(self.value):
             return "no figure"
-        figures = (f"{x:.3f}" if abs(x) < 1 else f"{x:.1f}" for x in (self.value, self.low, self.high))
-        return "{} [{}, {}]".format(*figures).replace("-", "−")
+        triple = self.value, self.low, self.high
+        return with_interval(*triple, "z.3f" if max(map(abs, triple)) < 1 else "z.1f")
 
 
 @dataclass(frozen=True)

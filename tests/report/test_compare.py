@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,7 @@ def test_without_common_questions_there_is_no_pair(tmp_path):
 def test_the_page_shows_what_differs_tables_and_figures_and_escapes_them(two, tmp_path):
     page = compare(two, tmp_path / "compare.html", **OPTIONS).read_text()
     assert "parameters.seed" in page and "max_length" not in page and "code.commit" not in page
+    assert all(page.count(f'id="{target}"') == 1 for target in re.findall(r'href="#([^"]+)"', page))
     assert page.count("data:image/svg+xml") == 2 and "65.0 [64.0, 66.0]" in page
     assert "<b>8</b>" not in page and "&lt;b&gt;8&lt;/b&gt;" in page
 
