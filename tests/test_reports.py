@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from qatlib.attacks.scores import contrast
 from qatlib.report import ledger, site
 from qatlib.report.params import STAGES, load_params
-from qatlib.report.verdicts import robust
+from qatlib.report.verdicts import cpt, robust
 
 REPOSITORY = Path(__file__).parents[1]
 OPTIONS = {"resamples": 100, "confidence": 0.95}
@@ -114,6 +115,27 @@ def test_differences_are_made_again_from_the_files_of_scores(roots: tuple[Path, 
     for row in pairs:
         gap = contrast(scores(row.model, row.precision), scores(row.over, row.precision), **OPTIONS)
         assert (gap.value, gap.low, gap.high, gap.n) == (row.difference, row.difference_low, row.difference_high, row.n)
+
+
+def test_verdicts_on_cyclic_training_are_made_again_from_the_files_of_answers(roots: tuple[Path, Path]) -> None:
+    params = load_params("smoke")
+    names = {p.name.lower(): p.name for p in params.cycled}
+
+    def trained(kind: str) -> pd.DataFrame:
+        parts = []
+        for path in sorted((roots[0] / "reports/smoke/results/04_cpt").glob(f"{kind}_*_seed0_*.csv")):
+            model, precision = re.fullmatch(rf"{kind}_(.*?)(?:_\d+)?_seed0_(\w+)", path.stem).groups()
+            if precision in names and not model.endswith("at_equal_bitops"):
+                parts.append(pd.read_csv(path).assign(model=model.replace("_", " "), precision=names[precision], seed=0))
+        return pd.concat(parts, ignore_index=True)
+
+    made = cpt.verdicts(trained("scores"), trained("perplexity"), None, **OPTIONS).query("claim != 'C03'")
+    kept = published(roots[0], "04_cpt", "claims").query("claim != 'C03'")
+    assert set(made["claim"]) == {f"C{i}" for i in range(16, 20)}
+    made, kept = (frame.sort_values(["claim", "effect"], kind="stable") for frame in (made, kept))
+    assert made["effect"].tolist() == kept["effect"].tolist() and made["verdict"].tolist() == kept["verdict"].tolist()
+    for column in ("value", "value_low", "value_high", "n"):
+        assert made[column].tolist() == pytest.approx(kept[column].tolist(), nan_ok=True)
 
 
 def test_verdicts_on_robustness_are_made_again_from_the_files_of_answers(roots: tuple[Path, Path]) -> None:
