@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qatlib.attacks import checks
 from qatlib.attacks.scores import contrast
 from qatlib.report import ledger, site
 from qatlib.report.params import STAGES, load_params
@@ -129,7 +130,7 @@ def test_verdicts_on_cyclic_training_are_made_again_from_the_files_of_answers(ro
                 parts.append(pd.read_csv(path).assign(model=model.replace("_", " "), precision=names[precision], seed=0))
         return pd.concat(parts, ignore_index=True)
 
-    made = cpt.verdicts(trained("scores"), trained("perplexity"), None, **OPTIONS).query("claim != 'C03'")
+    made = cpt.verdicts(trained("scores"), trained("perplexity"), {}, **OPTIONS).query("claim != 'C03'")
     kept = published(roots[0], "04_cpt", "claims").query("claim != 'C03'")
     assert set(made["claim"]) == {f"C{i}" for i in range(16, 20)}
     made, kept = (frame.sort_values(["claim", "effect"], kind="stable") for frame in (made, kept))
@@ -142,7 +143,9 @@ def test_verdicts_on_robustness_are_made_again_from_the_files_of_answers(roots: 
     rows = published(roots[0], "05_adversarial", "attack_rows", answered="str")
     perplexities = published(roots[0], "05_adversarial", "noise_perplexity", precision="str")
     section = load_params("smoke").adversarial
-    made = robust.verdicts(rows, perplexities, [*section.sets, section.control], section.draws, **OPTIONS)
+    held = published(roots[0], "05_adversarial", "attack_checks")
+    undermined = checks.undermining(checks.Check(n, "", verdict=v) for n, v in zip(held["check"], held["holds"], strict=True))
+    made = robust.verdicts(rows, perplexities, [*section.sets, section.control], section.draws, bool(undermined), **OPTIONS)
     kept = published(roots[0], "05_adversarial", "claims")
     assert made["verdict"].tolist() == kept["verdict"].tolist() and set(made["claim"]) == {f"C{i}" for i in range(20, 27)}
     for column in ("value", "value_low", "value_high", "n"):

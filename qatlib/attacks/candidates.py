@@ -125,12 +125,16 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
     return candidates
 
 
-def vocabulary(words: Sequence[str], count: int, seed: int) -> Candidates:
-    """`count` words of a list, drawn for each word anew: for the embedded data, whose words no dictionary has."""
+def vocabulary(kinds: Sequence[Sequence[str]], count: int, seed: int) -> Candidates:
+    """`count` other words of a word's own kind, drawn for each word anew; none for a word of no kind.
+
+    For the embedded data, whose sentences are too plain for a language model.
+    """
+    kind_of = {word: words for words in kinds for word in words}
 
     def candidates(question: Question, span: Span) -> list[str]:
         word = question.context[slice(*span)]
-        drawn = random.Random(f"{seed} {question.id} {span}").sample(list(words), min(count + 1, len(words)))
-        return [_capitalised(w, word) for w in drawn if w.lower() != word.lower()][:count]
+        others = [w for w in kind_of.get(word, ()) if w != word]
+        return random.Random(f"{seed} {question.id} {span}").sample(others, min(count, len(others)))
 
     return candidates

@@ -58,17 +58,22 @@ def not_below_zero(number: int, what: str, found: Estimate) -> Check:
 
 
 def about_zero(number: int, what: str, found: Estimate) -> Check:
-    """It must be 0 within the tolerance, and its interval hold 0 or lie within the tolerance as well."""
-    furthest = max(abs(found.low), abs(found.high))
+    """Its interval must hold 0, without reaching far beyond, and it must be 0 within the tolerance."""
     holds_zero = found.low <= 0 <= found.high
-    untold = holds_zero and (furthest > WIDEST or abs(found.value) > TOLERANCE)
-    return Check(number, what, found, "too few to tell" if untold else passes(holds_zero or furthest <= TOLERANCE))
+    untold = holds_zero and (max(abs(found.low), abs(found.high)) > WIDEST or abs(found.value) > TOLERANCE)
+    return Check(number, what, found, "too few to tell" if untold else passes(holds_zero))
 
 
 def broken(number: int, what: str, found: Estimate) -> Check:
     """F1 must be about 0."""
     untold = found.low <= BROKEN < found.value
     return Check(number, what, found, "too few to tell" if untold else passes(found.value <= BROKEN))
+
+
+def undermining(checks: Iterable[Check]) -> list[int]:
+    """The numbers of the failed checks after which nothing can be said for a defence: attacks were not the strongest known (0, 3
+    to 8), or the control gained as well (11)."""
+    return sorted({check.number for check in checks if check.verdict == "FAIL" and check.number in (0, *range(3, 9), 11)})
 
 
 def masking_suspected(checks: Iterable[Check]) -> bool:

@@ -35,7 +35,7 @@ def every(precisions: Sequence[Precision], model: SwitchableModel) -> Draws:
 
 
 def one_of(precisions: Sequence[Precision], model: SwitchableModel, seed: int) -> Draws:
-    """One precision for all layers, drawn anew at every query: what an attacker sees who does not average (S0's RPI)."""
+    """One precision for all layers, drawn anew at every query: what an attacker sees who does not average."""
     uniform = [Configuration.uniform(p, model.infos) for p in precisions]
     return lambda query: [uniform[np.random.default_rng((seed, query)).integers(len(uniform))]]
 

@@ -60,8 +60,8 @@ class Comparisons(Section):
     quantizers: tuple[Method, ...] = ()
     """Ways to put numbers on a grid, likewise."""
     specialists: Annotated[int, Field(ge=0)] = 0
-    """At so many of the precisions of 8 bits at most, the narrowest and the widest among them (at all, where there are fewer), a
-    model of its own is trained with the whole budget."""
+    """At so many of the precisions of 8 bits at most and 32, the narrowest and the widest among them (at all, where there are
+    fewer), a model of its own is trained with the whole budget."""
 
     @check("methods", "quantizers")
     @classmethod
@@ -258,7 +258,7 @@ class Cpt(Section):
         return value
 
 
-RobustMethod = Literal["plain", "random", "cpt", "consistency", "adversarial"]
+RobustMethod = Literal["plain", "random", "random pair", "cpt", "consistency", "adversarial"]
 """What notebook 5 knows how to train; `qatlib.report.robustness` says what each is."""
 
 
@@ -280,7 +280,7 @@ class Words(Section):
     """QA-Attack: words of the context exchanged for others."""
 
     candidates: Annotated[str, AfterValidator(_masked_lm)]
-    """`synonyms` (WordNet), `vocabulary` (words of the data itself), or a masked language model, `hub:ID` or `dir:PATH`."""
+    """`synonyms` (WordNet), `vocabulary` (the embedded data's own words), or a masked language model, `hub:ID` or `dir:PATH`."""
     count: Count
     """Candidates for a word, of a vocabulary or a masked language model."""
     ranking: Literal["attention", "removal", "both"]

@@ -235,7 +235,7 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     first = [r for r in rows if r["defence"] == rows[0]["defence"]]
     heads = [_tally("Drawing precisions, against the most robust static one,", first)]
     if failed := _failed(report):
-        heads.append(f"{', '.join(failed)}: a stronger attack would leave less of any of these")
+        heads.append(", ".join(failed))
     return _answer(report, question, heads, parts, paper, said, stage, ("against_static", "protocols", "attack_checks"))
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
-from qatlib.attacks.defence import every, one_of, per_layer, per_token, static
+from qatlib.attacks.defence import every, per_layer, per_token, static
 from qatlib.attacks.embedding import mean_embedding_norm, nonzero_gradients, own_seed
 from qatlib.attacks.judge import Answering, Craft, answers_at, judged
 from qatlib.attacks.rounding import noisy_rounding
@@ -52,15 +52,17 @@ class Robustness:
         """The training of a method: one shared adapter, the passes of `adversarial`.
 
         `plain` is trained at full precision alone, the others at random precisions of all sets; `cpt` cycles through
-        them, `consistency` draws two a step, the narrower of which learns from the wider, `adversarial` sees perturbed input.
+        them, `random pair` draws two a step, and `consistency` as well, the narrower of which learns from the wider,
+        `adversarial` sees perturbed input.
         """
         passes, adversary = self.section.passes, self.section.adversary if method == "adversarial" else None
         schedule, objective = ScheduleArguments("random_uniform"), ObjectiveArguments("average")
         precisions = (FULL_PRECISION,) if method == "plain" else tuple(self.widths)
         if method == "cpt":
             schedule = ScheduleArguments("cpt", cosine=CosineArguments(cycles=min(self.params.cpt.cycles, passes)))
-        elif method == "consistency":
-            schedule, objective = ScheduleArguments("random_uniform", passes=2), ObjectiveArguments("consistency")
+        elif method in ("random pair", "consistency"):
+            schedule = ScheduleArguments("random_uniform", passes=2)
+            objective = ObjectiveArguments("consistency" if method == "consistency" else "average")
         changes = {"objective": objective, "adapters": "shared", "adversary": adversary}
         settings = self.trainings.plain(schedule, len(precisions), passes, **changes)
         return Recipe(f"robust {method}", precisions, settings, seed, judged=tuple(self.widths))
@@ -309,9 +311,23 @@ class Robustness:
             parts.append(self.judged(f"hotflip_{i}", model, craft, ways, self.fewer).assign(attack=name))
         return pd.concat(parts, ignore_index=True)
 
-    def one_draw(self, model: SwitchableModel, questions: int) -> pd.DataFrame:
-        """The study's own protocol (S0): each step's gradient comes from one random precision, and nothing is averaged."""
-        few = spread(self.questions, questions)
-        craft = Attackers(self.study, model).pgd_drawn(partial(one_of, self.sets[0], model))
-        ways = answers_at(model, self.sets[0])
-        return self.judged("one_draw", model, craft, ways, few).assign(attack="PGD, one draw a step")
+    @property
+    def drawn_by_s0(self) -> Set:
+        """What S0's layers draw from, {4, 8, 32}, as far as it is among the widths; the first set where too little of it is."""
+        own = tuple(p for p in reversed(self.widths) if p.name in ("4", "8", "32"))
+        return own if len(own) > 1 else self.sets[0]
+
+    def one_draw(self, model: SwitchableModel) -> pd.DataFrame:
+        """S0's own protocol: layers draw, each step's gradient comes from one draw and the answer from another, on all questions.
+
+        Returns:
+            `judged`'s rows with `attack`, `none` or `PGD, one draw a step`; `answered` is `S0's RPI`.
+        """
+        attackers, drawn = Attackers(self.study, model), partial(per_layer, self.drawn_by_s0, model)
+        ways = {"S0's RPI": self.finer(model, self.drawn_by_s0)["layer 0"]}
+        crafts = {"none": attackers.nobody(), "PGD, one draw a step": attackers.pgd_drawn(drawn)}
+        parts = [
+            self.judged(f"one_draw_{i}", model, craft, ways, self.questions).assign(attack=attack)
+            for i, (attack, craft) in enumerate(crafts.items())
+        ]
+        return pd.concat(parts, ignore_index=True)

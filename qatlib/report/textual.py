@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -60,12 +59,15 @@ class Textual:
         """What perplexity is made of, on clean and on noisy paragraphs, noisy as a question's context is.
 
         Returns:
-            `precision`, `paragraph`, `nll`, `tokens`, `noisy_nll`, `noisy_tokens`; `RPI {4, 8}` has the mean of its set's.
+            `precision`, `paragraph`, `nll`, `tokens`, `noisy_nll`, `noisy_tokens`, `noisy_unknown`, how many of these are
+            unknown to the tokenizer; `RPI {4, 8}` has the mean of its set's.
         """
         rate, seed = self.section.noise_rate, self.study.params.seed
         texts = {"": self.study.paragraphs}
         asked = [Question(str(i), "", text, "", ()) for i, text in enumerate(self.study.paragraphs)]
         texts["noisy_"] = [character_noise(q, rate, seed).context for q in asked]
+        ids = [self.study.tokenizer(text)["input_ids"] for text in texts["noisy_"]]
+        unknown = [tokens.count(self.study.tokenizer.unk_token_id) for tokens in ids]
         parts = []
         for p in self.widths:
             columns: dict[str, pd.Series] = {}
@@ -74,10 +76,11 @@ class Textual:
                     found = self.study.perplexity(self.model, written)
                 columns |= {f"{prefix}nll": found["nll"], f"{prefix}tokens": found["tokens"]}
             where = [q.paragraph for q in asked]  # of the clean text, both times
-            parts.append(pd.DataFrame({"precision": p.name, "paragraph": where} | columns))
+            parts.append(pd.DataFrame({"precision": p.name, "paragraph": where} | columns | {"noisy_unknown": unknown}))
         frame = pd.concat(parts, ignore_index=True)
         first = frame[frame["precision"].isin([p.name for p in self.work.sets[0]])]
-        mean = first.groupby("paragraph", sort=False, as_index=False)[["nll", "tokens", "noisy_nll", "noisy_tokens"]].mean()
+        figures = ["nll", "tokens", "noisy_nll", "noisy_tokens", "noisy_unknown"]
+        mean = first.groupby("paragraph", sort=False, as_index=False)[figures].mean()
         return pd.concat([frame, mean.assign(precision=f"RPI {set_name(self.work.sets[0])}")], ignore_index=True)
 
     # -- words ----------------------------------------------------------------------------------------------------
@@ -89,8 +92,8 @@ class Textual:
         if settings.candidates == "synonyms":
             return candidates.synonyms
         if settings.candidates == "vocabulary":
-            words = sorted({w for q in self.study.train[:500] for w in re.findall(r"[a-z]{4,}", q.context)})
-            return candidates.vocabulary(words, settings.count, self.study.params.seed)
+            kinds = [words for words in toyqa.WORDS.values() if words[0].islower()]  # the others are names
+            return candidates.vocabulary(kinds, settings.count, self.study.params.seed)
         lm, tokenizer = load_pretrained(settings.candidates, AutoModelForMaskedLM, "adversarial.words.candidates")
         return candidates.masked_lm(lm.to(self.study.device).eval(), tokenizer, settings.count)
 

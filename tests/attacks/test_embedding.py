@@ -137,7 +137,7 @@ def test_windows_without_an_answer_have_no_gradient_and_none_is_nan(loss):
     assert torch.isfinite(gradient).all() and gradient[0].any() and not gradient[1].any() and found[1] == 0
 
 
-@given(st.integers(0, 99), st.floats(0, 5), NORMS)
+@given(st.integers(0, 99), st.just(0.0) | st.floats(1e-6, 5), NORMS)  # the square of less would vanish
 def test_a_projection_is_the_nearest_point_of_the_ball_and_moves_nothing_inside(seed, radius, norm):
     generator = torch.Generator().manual_seed(seed)
     delta = torch.randn(7, WIDTH, generator=generator).double() * 3

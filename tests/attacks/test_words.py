@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from qatlib.attacks import candidates
 from qatlib.attacks.text import free_words
 from qatlib.attacks.words import WordAttack
 from qatlib.layers import SHARED, LoraSpec
@@ -18,7 +17,11 @@ from qatlib.toyqa import build_model, build_tokenizer, generate
 
 TOKENIZER = build_tokenizer()
 QUESTIONS = generate(8, 0)
-VOCABULARY = candidates.vocabulary(["red", "north", "winter", "garden"], 3, 0)
+
+
+def some_words(question, span):
+    """Three words for the place of any other."""
+    return [w for w in ("red", "north", "garden", "winter") if w != question.context[slice(*span)]][:3]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def model():
 
 @pytest.fixture
 def attacker(model):
-    def make(*precisions, source=VOCABULARY):
+    def make(*precisions, source=some_words):
         configurations = [Configuration.resolve(p, model.infos) for p in precisions or (8,)]
         cut = lambda questions: featurize(questions, TOKENIZER, 128, 32)  # noqa: E731
         return WordAttack(model, cut, configurations, source, pad_id=1, batch_size=16)

@@ -12,14 +12,17 @@ from qatlib.report import robustness
 from qatlib.report.sections import Compute
 from qatlib.schedule import make_schedule
 
+METHODS = ("random", "random pair", "plain", "cpt", "consistency", "adversarial")
+
 
 def test_trainings_differ_in_what_their_names_say(work):
-    recipes = {method: work.recipe(method, 0) for method in ("random", "plain", "cpt", "consistency", "adversarial")}
+    recipes = {method: work.recipe(method, 0) for method in METHODS}
     assert {r.settings.adapters for r in recipes.values()} == {"shared"}
     passes = {m: r.settings.training.steps * r.settings.schedule.passes_a_step(len(r.precisions)) for m, r in recipes.items()}
     assert set(passes.values()) == {work.section.passes}
     assert recipes["plain"].precisions == (FULL_PRECISION,) and recipes["cpt"].settings.schedule.name == "cpt"
-    assert recipes["consistency"].settings.objective.name == "consistency"
+    pair, taught = recipes["random pair"].settings, recipes["consistency"].settings
+    assert taught.objective.name == "consistency" and pair == taught.model_copy(update={"objective": pair.objective})
     learning, infos = recipes["consistency"], work.trained("random", 0).infos
     schedule = make_schedule(learning.settings.schedule, learning.precisions, infos, seed=0, steps=60)
     drawn = {p for step in range(60) for c in schedule(step) for p in c.values()}
@@ -82,3 +85,10 @@ def test_radii_have_every_attack_and_grow(work, model):
     assert own.index.tolist() == [0.5, 4] and own.is_monotonic_increasing
     gains = scores.gain_table(scores.gains(found, ["epsilon"], work.sets[0], ["4", "8"]), ["epsilon"], resamples=100)
     assert gains["epsilon"].tolist() == [0.5, 4] and set(gains["n"]) == {len(work.fewer)}
+
+
+def test_the_first_study_is_taken_at_its_word(work, model):
+    assert [p.name for p in work.drawn_by_s0] == ["4", "8", "32"]
+    found = work.one_draw(model)
+    assert set(found["answered"]) == {"S0's RPI"} and set(found["attack"]) == {"none", "PGD, one draw a step"}
+    assert found["id"].nunique() == len(work.questions)

@@ -114,6 +114,11 @@ def test_wrong_override(refusal, override, sentence):
     assert sentence in refusal(override)
 
 
+def test_a_vocabulary_is_of_the_embedded_data() -> None:
+    with pytest.raises(ParamsError, match=r"adversarial.words.candidates is \"vocabulary\"; allowed is 'synonyms' or a masked"):
+        load_params("reference", ["adversarial.words.candidates=vocabulary"])
+
+
 def test_configurations_of_widths_that_are_not_trained_are_refused_or_left_out() -> None:
     with pytest.raises(ParamsError) as error:
         load_params("smoke", ["configurations.names=[C1, C24]"])

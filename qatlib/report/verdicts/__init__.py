@@ -5,7 +5,7 @@ The rule is `qatlib.claims.verdict`; what the claims say is in `qatlib.report.ve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,12 @@ class Effect:
         return self.found.above(self.above) if self.below is None else self.found.below(self.below)
 
 
-def verdict_table(found: Mapping[str, Sequence[Effect] | str]) -> pd.DataFrame:
+def verdict_table(found: Mapping[str, Sequence[Effect] | str], undermined: Collection[str] = ()) -> pd.DataFrame:
     """The verdict on every claim, with the effects it rests on.
 
     Args:
         found: by claim its effects, one at least, or a text that says why it could not be tested.
+        undermined: claims that can't be reproduced here, whatever their effects, for what was done to them was too weak.
 
     Returns:
         One row an effect: `claim`, `says`, `effect`, `must_be` (`> 95`: as the claim has it), `value` with `_low` and `_high`,
@@ -59,6 +60,8 @@ def verdict_table(found: Mapping[str, Sequence[Effect] | str]) -> pd.DataFrame:
     for claim, effects in found.items():
         about, known = CLAIMS[claim], [] if isinstance(effects, str) else effects
         said = _verdict(known, about.about_training)
+        if said == "reproduced" and claim in undermined:
+            said = "undecided"
         common = {"claim": claim, "says": about.says, "verdict": said if known else "not tested"}
         for e in known:
             figures = results.interval("value", e.found) | {"n": e.found.n, "seeds": e.found.seeds}
@@ -81,18 +84,20 @@ def _verdict(effects: Sequence[Effect], about_training: bool) -> claims.Verdict:
 def spreads_wider(name: str, there: pd.DataFrame, beside: pd.DataFrame, **options: Any) -> list[Effect]:
     """By what factor the mean F1 of trainings with other seeds spreads wider in one frame of scores than in another.
 
-    Its interval is that of two variances of so few normal figures, by F: with three trainings the one must be 39 times the other.
+    Of several models the variances within each are pooled. The interval is that of two variances of so few normal figures, by
+    F: with three trainings of one model the one must be 39 times the other, of six models 3.3 times.
 
     Returns:
         One effect; none where there is one training, or nothing spreads.
     """
-    seeds = there["seed"].nunique()
-    spread = [frame.groupby("seed")["f1"].mean().std() for frame in (there, beside)]
+    seeds, models = there["seed"].nunique(), there["model"].nunique()
+    spread = [frame.groupby(["model", "seed"])["f1"].mean().groupby("model").var().mean() ** 0.5 for frame in (there, beside)]
     if seeds < 2 or beside["seed"].nunique() != seeds or not spread[1] > 1e-9:  # of F1 in percent, that is rounding
         return []
     ratio, questions = float(spread[0] / spread[1]), there.drop_duplicates("id")
     tails = [(1 + side * options.get("confidence", 0.95)) / 2 for side in (1, -1)]
-    low, high = (ratio / f.ppf(tail, seeds - 1, seeds - 1) ** 0.5 for tail in tails)
+    freedom = models * (seeds - 1)
+    low, high = (ratio / f.ppf(tail, freedom, freedom) ** 0.5 for tail in tails)
     found = Estimate(ratio, low, high, len(questions), questions["paragraph"].nunique(), seeds)
     return [Effect(name, found, "seeds", above=1, margin=0)]
 

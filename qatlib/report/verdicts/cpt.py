@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from qatlib import results
 from qatlib.claims import MARGIN
+from qatlib.precision import Precision
 from qatlib.report.verdicts import Effect, mean_over_precisions, spreads_wider, verdict_table
 from qatlib.results import Cell
 from qatlib.stats import Estimate
 
 S2_KEPT = 96.0
 """Percent of full precision that S2 keeps with cyclic training."""
+
+S1_WIDTHS, S4_WIDTHS = ("8", "4"), ("8",)
+"""What S1 and S4 trained at beside the 6 and the 4 bits that they say gain most."""
+
+S3_LEAST = 4
+"""The fewest bits of S3, whose static and cyclic perplexities are alike."""
 
 
 def gains(scores: pd.DataFrame, model: str, over: str) -> pd.DataFrame:
@@ -24,10 +32,10 @@ def gains(scores: pd.DataFrame, model: str, over: str) -> pd.DataFrame:
     return pair[keys].assign(model="gain", gain=pair["f1"] - pair["f1_over"])
 
 
-def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, **options: Any) -> list[Effect]:
-    """How much more `model` gains over `over` at precision `most` than at each other."""
+def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, beside: Sequence[str], **options: Any) -> list[Effect]:
+    """How much more `model` gains over `over` at precision `most` than at each of the others that the study had."""
     gained = gains(scores, model, over)
-    others = [p for p in gained["precision"].unique() if p != most]
+    others = [p for p in gained["precision"].unique() if p in beside]
     if most not in set(gained["precision"]):
         return []
     there = Cell("gain", most)
@@ -41,12 +49,13 @@ def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, **option
     ]
 
 
-def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | None, **options: Any) -> pd.DataFrame:
+def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Mapping[str, Estimate], **options: Any) -> pd.DataFrame:
     """C16 to C19, and C03's cyclic row.
 
     Args:
         scores, perplexities: of the methods of notebook 4, in the schemas of `qatlib.results`, at trained precisions.
-        kept: percent of the teacher's F1 that `cpt shared` keeps, mean over its precisions; None where it was not trained.
+        kept: by the method cycled, `pattern shared` as S2 has it or `cpt shared`, percent of the teacher's F1 that it keeps,
+            mean over its precisions; empty where neither was trained.
 
     Returns:
         As `verdict_table`; effects in points of F1, and in percent for C03 and C19.
@@ -64,23 +73,24 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Estimate | 
     at_4 = at_4[at_4["precision"] == "4"]
     if len(at_4):
         gained = results.mean_of(at_4, Cell("gain", "4"), "gain", **options)
-        most = _gains_most(scores, "cpt separate", "random separate", "4", **options)
+        most = _gains_most(scores, "cpt separate", "random separate", "4", S4_WIDTHS, **options)
         low = [Effect("gain of cpt separate over random separate at 4 bits", gained, "gaps"), *most]
     static: list[Effect] = []
     for cell in results.cells(perplexities):
-        if cell.model == "static" and Cell("cpt shared", cell.precision) in results.cells(perplexities):
+        trained_by_s3 = cell.model == "static" and Precision.parse(cell.precision).w_bits >= S3_LEAST
+        if trained_by_s3 and Cell("cpt shared", cell.precision) in results.cells(perplexities):
             change = results.paired(perplexities, Cell("cpt shared", cell.precision), cell, "perplexity", **options)
             name = f"percent of perplexity, cpt shared against static, at {cell.precision}"
             static.append(Effect(name, change, "perplexity_gaps", below=MARGIN, margin=0))
-    whole = "percent of the teacher's F1 that cpt shared keeps, mean of all precisions"
-    cyclic = [] if kept is None else [Effect(whole, kept, "accuracy", above=S2_KEPT - MARGIN, margin=0)]
+    whole = "percent of the teacher's F1 that {} keeps, mean of all precisions"
+    cyclic = [Effect(whole.format(m), share, "accuracy", above=S2_KEPT - MARGIN, margin=0) for m, share in kept.items()]
     found: dict[str, list[Effect] | str] = {
-        "C03": cyclic or "takes cpt shared among cpt.methods",
+        "C03": cyclic or "takes pattern shared or cpt shared among cpt.methods",
         "C16": separate or "takes cpt shared and cpt separate among cpt.methods",
         # S1's own pair: its shared CPT against its separate adapters trained without
-        "C17": _gains_most(scores, "cpt shared", "random separate", "6", **options)
-        or "takes cpt shared and random separate, and 6 bits among others",
+        "C17": _gains_most(scores, "cpt shared", "random separate", "6", S1_WIDTHS, **options)
+        or "takes cpt shared and random separate, and 6 bits beside 8 or 4",
         "C18": low or "takes cpt separate and random separate, and 4 bits among others",
-        "C19": static or "takes cpt shared and static",
+        "C19": static or f"takes cpt shared and static, at {S3_LEAST} bits or more",
     }
     return verdict_table(found)

@@ -21,11 +21,24 @@ S0_CUT = 58.0
 ALIKE = 10.0
 """Percent by which a rise of perplexity may differ from that at 32 bits and count as alike."""
 
+DEFENCES = ("C20", "C21", "C23", "C24", "C25")
+"""Claims that something defends, which an attack that is too weak would reproduce."""
+
+UNKNOWN = 0.01
+"""Share of unknown tokens in noisy text from which on the noise is another."""
+
 EVERY_ATTACK = "every attack"
 """Of each question the worst of all that were made, whomever they were aimed at."""
 
 
-def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set], draws: int, **options: Any) -> pd.DataFrame:
+def verdicts(
+    rows: pd.DataFrame,
+    perplexities: pd.DataFrame,
+    sets: Sequence[Set],
+    draws: int,
+    undermined: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
     """C20 to C26. Every way of answering is judged by the worst of the same attacks a question, adaptive ones among them.
 
     Args:
@@ -35,6 +48,7 @@ def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set]
         perplexities: of `Textual.perplexities`.
         sets: what RPI draws from, all of them.
         draws: how many mixed configurations the finer draws are means over.
+        undermined: whether a check failed after which nothing can be said for a defence (`qatlib.attacks.checks.undermining`).
 
     Returns:
         As `verdict_table`; effects in points of F1, and in percent for C20 and C22.
@@ -60,7 +74,7 @@ def verdicts(rows: pd.DataFrame, perplexities: pd.DataFrame, sets: Sequence[Set]
         else f"takes {BELIEVABLE} draws a kind, of which this profile has {draws} (adversarial.draws)",
         "C26": _weaker(gains(trainings, ["training", "seed"], first, list(trainings["answered"].unique())), **options),
     }
-    return verdict_table(found)
+    return verdict_table(found, DEFENCES if undermined else ())
 
 
 def _worst(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,9 +83,9 @@ def _worst(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame[frame["attack"] == "none"], worst_over(frame, attacks, EVERY_ATTACK)], ignore_index=True)
 
 
-def _drop_beyond(frame: pd.DataFrame, more: str, less: str, attack: str, **options: Any) -> Estimate:
-    """How much more F1 one way of answering loses than another."""
-    return contrast(select(frame, more, attack), select(frame, less, attack), "f1_drop", **options)
+def _drop_beyond(frame: pd.DataFrame, more: str, less: str, attack: str, metric: str = "f1_drop", **options: Any) -> Estimate:
+    """How much more F1 (or EM) one way of answering loses than another."""
+    return contrast(select(frame, more, attack), select(frame, less, attack), metric, **options)
 
 
 def _cut(lost: pd.DataFrame, rpi: str, **options: Any) -> Effect:
@@ -85,10 +99,11 @@ def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> lis
     lost = drops(_worst(words))
     return [
         Effect(
-            f"F1 lost at {p.name} bits less that by {rpi}",
-            _drop_beyond(lost, p.name, rpi, EVERY_ATTACK, **options),
+            f"{metric.upper()} lost at {p.name} bits less that by {rpi}",
+            _drop_beyond(lost, p.name, rpi, EVERY_ATTACK, f"{metric}_drop", **options),
             "text_attacks",
         )
+        for metric in ("f1", "em")
         for p in first
         if p != FULL_PRECISION
     ]
@@ -134,11 +149,11 @@ def _finest(finer: pd.DataFrame, **options: Any) -> list[Effect]:
 
 
 def _weaker(gained: pd.DataFrame, **options: Any) -> list[Effect] | str:
-    random, consistency = (gained[gained["training"] == name] for name in ("random", "consistency"))
-    if random.empty or consistency.empty:
-        return "takes random and consistency among adversarial.methods"
-    name = "gain of RPI after random training less that after consistency training"
-    return [Effect(name, contrast(random, consistency, "gain", **options), "trainings")]
+    alike, consistency = (gained[gained["training"] == name] for name in ("random pair", "consistency"))
+    if alike.empty or consistency.empty:
+        return "takes random pair, which differs in its loss alone, and consistency among adversarial.methods"
+    name = "gain of RPI after random pair training less that after consistency training"
+    return [Effect(name, contrast(alike, consistency, "gain", **options), "trainings")]
 
 
 def noise_rises(perplexities: pd.DataFrame, **options: Any) -> pd.DataFrame:
@@ -158,6 +173,8 @@ def _rise(noisy: Any, noisy_tokens: Any, clean: Any, tokens: Any) -> Any:
 
 def _alike(perplexities: pd.DataFrame, **options: Any) -> list[Effect] | str:
     """Each precision's rise in percent of that at 32 bits: neither much more nor much less than 100."""
+    if perplexities["noisy_unknown"].sum() > UNKNOWN * perplexities["noisy_tokens"].sum():
+        return "takes a tokenizer that can spell: here a word with a typo is an unknown one, which is no noise but a hole"
     base = perplexities[perplexities["precision"] == "32"]
     effects: list[Effect] = []
     columns = ("noisy_nll", "noisy_tokens", "nll", "tokens")

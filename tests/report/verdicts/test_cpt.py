@@ -34,7 +34,7 @@ def test_what_the_studies_saw_is_reproduced_where_it_is_there():
     kept = results.kept(
         scores({"cpt shared": {"mean": 97}, "teacher": {"mean": 100}}), Cell("cpt shared", "mean"), Cell("teacher", "mean")
     )
-    table = cpt.verdicts(scores(f1), perplexities(0.5), kept, **OPTIONS)
+    table = cpt.verdicts(scores(f1), perplexities(0.5), {"cpt shared": kept}, **OPTIONS)
     assert set(said(table).values()) == {"reproduced"} and set(said(table)) == {"C03", "C16", "C17", "C18", "C19"}
     by_effect = table.set_index("effect")["value"]
     assert by_effect["gain of cpt shared over random separate at 6 bits less that at 8"] == pytest.approx(15 - 4)
@@ -48,15 +48,24 @@ def test_the_opposite_is_not_reproduced():
         "cpt separate": {"8": 75.0, "6": 72, "4": 68},
         "cpt shared": {"8": 70.0, "6": 68, "4": 69},
     }
-    table = cpt.verdicts(scores(f1), perplexities(5), None, **OPTIONS)
+    table = cpt.verdicts(scores(f1), perplexities(5), {}, **OPTIONS)
     assert said(table) == {"C03": "not tested"} | dict.fromkeys(("C16", "C17", "C18", "C19"), "not reproduced")
 
 
 def test_one_seed_is_undecided_with_its_figures_and_nothing_trained_without():
-    table = cpt.verdicts(scores(STUDIES, seeds=[0]), perplexities(0, seeds=[0]), None, **OPTIONS)
+    table = cpt.verdicts(scores(STUDIES, seeds=[0]), perplexities(0, seeds=[0]), {}, **OPTIONS)
     assert set(said(table).values()) == {"undecided", "not tested"} and table["value"].notna().sum() == len(table) - 1
-    table = cpt.verdicts(scores({"static": {"8": 70.0}}), perplexities(0).query("model == 'static'"), None, **OPTIONS)
+    table = cpt.verdicts(scores({"static": {"8": 70.0}}), perplexities(0).query("model == 'static'"), {}, **OPTIONS)
     assert table["effect"].str.startswith("takes ").all() and set(table["verdict"]) == {"not tested"} and len(table) == 5
+
+
+def test_widths_that_a_study_did_not_have_do_not_speak_against_it():
+    more = {name: at | {"3": 90.0 if name == "cpt shared" else 10, "2": 5} for name, at in STUDIES.items()}
+    effects = set(cpt.verdicts(scores(more), perplexities(0), {}, **OPTIONS)["effect"])
+    assert not any("less that at 3" in name or "less that at 2" in name for name in effects)
+    assert {f"gain of cpt shared over random separate at 6 bits less that at {p}" for p in (8, 4)} <= effects
+    narrow = perplexities(5).assign(precision="2")
+    assert said(cpt.verdicts(scores(STUDIES), narrow, {}, **OPTIONS))["C19"] == "not tested"
 
 
 def test_gains_pair_questions_and_seeds():

@@ -43,12 +43,14 @@ def finer(**changes: dict[str, float]) -> pd.DataFrame:
     return attacked({"none": dict.fromkeys(ways, 88.0), "EOT, uniform": ways, "EOT, mixed": ways} | changes)
 
 
-def verdicts(perplexities: pd.DataFrame | None = None, draws: int = 20, **changes: pd.DataFrame) -> pd.DataFrame:
+def verdicts(
+    perplexities: pd.DataFrame | None = None, draws: int = 20, undermined: bool = False, **changes: pd.DataFrame
+) -> pd.DataFrame:
     text = attacked({"none": CLEAN, "at 32": {"32": 50.0, "8": 60, "4": 70}, "EOT": {"32": 55.0, "8": 58, "4": 66}})
     main = attacked({"none": CLEAN, **PGD})
     parts = {"main": main, "finer": finer(), "hotflip": text, "words": text, "trainings": trained(random=main)} | changes
     rows = pd.concat([part.assign(experiment=name) for name, part in parts.items()], ignore_index=True)
-    return robust.verdicts(rows, noise(1.0) if perplexities is None else perplexities, [FIRST], draws, **OPTIONS)
+    return robust.verdicts(rows, noise(1.0) if perplexities is None else perplexities, [FIRST], draws, undermined, **OPTIONS)
 
 
 def trained(**methods: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +58,7 @@ def trained(**methods: pd.DataFrame) -> pd.DataFrame:
 
 
 def noise(relative: float) -> pd.DataFrame:
-    base = pd.DataFrame({"paragraph": list("abcdef"), "nll": 3.0, "tokens": 3, "noisy_tokens": 3})
+    base = pd.DataFrame({"paragraph": list("abcdef"), "nll": 3.0, "tokens": 3, "noisy_tokens": 3, "noisy_unknown": 0})
     rises = {"32": 0.7, "8": 0.7 * relative}
     return pd.concat([base.assign(noisy_nll=3 + 3 * np.log1p(rise), precision=p) for p, rise in rises.items()])
 
@@ -94,11 +96,21 @@ def test_what_a_run_leaves_out_is_said():
     assert table.loc["C24", "effect"] == "takes {4, 8} and {4, 6, 8} in adversarial.sets"
 
 
+def test_nothing_is_said_for_a_defence_after_an_attack_that_was_too_weak():
+    table = verdicts(undermined=True)
+    assert said(table)["C25"] == "undecided" and said(table)["C22"] == said(verdicts())["C22"] == "reproduced"
+
+
+def test_noise_that_a_tokenizer_cannot_read_is_no_noise():
+    unread = noise(1.0).assign(noisy_unknown=1)
+    assert said(verdicts(perplexities=unread))["C22"] == "not tested"
+
+
 def test_gains_of_several_trainings_are_paired():
     """Static 8 is the only one as good as RPI without an attack: RPI gains 5 points over it after one, 1 after the other."""
     gained = {
         name: attacked({"none": {"8": 90.0, "4": 86}, "EOT": {"8": 30.0, "4": 30 + 2 * gain}})
-        for name, gain in (("random", 5.0), ("consistency", 1.0))
+        for name, gain in (("random pair", 5.0), ("random", 0.0), ("consistency", 1.0))
     }
     table = verdicts(trainings=trained(**gained))
     assert said(table)["C26"] == "reproduced"
