@@ -27,16 +27,16 @@ def stored_sizes(study: Study, model: SwitchableModel) -> pd.DataFrame:
     """Bytes of the switchable weights with their scales, by formula and as they lie on disk, and of the whole directory.
 
     Returns:
-        One row a precision that is deployed: `precision`, `formula_bytes`, `disk_bytes`, `directory_bytes` (everything a
-        user needs: embeddings, norms, adapters, tokenizer too).
+        One row a precision or configuration that is deployed: `precision`, `formula_bytes`, `disk_bytes`, `directory_bytes`
+        (everything a user needs: embeddings, norms, adapters, tokenizer too).
     """
     rows = []
-    for p in study.params.deployed:
-        folder = study.stage.checkpoints(f"deployed_{p.name}")
-        deploy(model, p).save(folder, study.tokenizer)
-        formula = Configuration.uniform(p, model.infos).storage_bytes(model.infos, model.quantizer.scale_group)
+    for name, spec in study.params.deployed.items():
+        folder = study.stage.checkpoints(f"deployed_{name}")
+        deploy(model, spec).save(folder, study.tokenizer)
+        formula = Configuration.resolve(spec, model.infos).storage_bytes(model.infos, model.quantizer.scale_group)
         on_disk = {"disk_bytes": _bytes(folder / "weights.safetensors"), "directory_bytes": sum(map(_bytes, folder.iterdir()))}
-        rows.append({"precision": p.name, "formula_bytes": formula} | on_disk)
+        rows.append({"precision": name, "formula_bytes": formula} | on_disk)
     return pd.DataFrame(rows, columns=["precision", "formula_bytes", "disk_bytes", "directory_bytes"])
 
 
@@ -59,13 +59,13 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
         return evaluate_spans(answering, questions, features, **study.answering, description=name)
 
     rows = []
-    for p in params.deployed:
-        with model.at(p), multiplied_as_floats(model.layers):
-            simulated = ask(model, f"simulated at {p.name}")
-        real = ask(deploy(model, p), f"deployed at {p.name}")
+    for name, spec in params.deployed.items():
+        with model.at(spec), multiplied_as_floats(model.layers):
+            simulated = ask(model, f"simulated at {name}")
+        real = ask(deploy(model, spec), f"deployed at {name}")
         rows.append(
             {
-                "precision": p.name,
+                "precision": name,
                 "f1": simulated["f1"].mean(),
                 "deployed_f1": real["f1"].mean(),
                 "same_answers": 100 * (simulated["prediction"] == real["prediction"]).mean(),
@@ -89,7 +89,7 @@ def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
     contestants: dict[str, Callable[[torch.Tensor], Output]] = {
         "fp32": teacher,
         "bf16": study.saved_model(base).bfloat16(),
-        **{f"deployed {p.name}": deploy(model, p) for p in study.params.deployed},
+        **{f"deployed {name}": deploy(model, spec) for name, spec in study.params.deployed.items()},
     }
     rows = []
     for batch in sizes.batch_sizes:

@@ -68,15 +68,18 @@ class Params(Section):
         return {key: found for key, found in (own | tried).items() if found is not None}
 
     @property
-    def deployed(self) -> list[Precision]:
-        """The precisions that the switchable model is deployed at."""
+    def deployed(self) -> dict[str, Precision | str]:
+        """What the switchable model is deployed at, by name: precisions, and S2's `mixed` where 8 and 4 bits are among them."""
         chosen = self.deployment.precisions
-        return [*chosen] if chosen is not None else [p for p in self.precisions if max(p) <= 8]
+        found = chosen if chosen is not None else [p for p in self.precisions if max(p) <= 8]
+        mixed = {"mixed": "mixed"} if {Precision(8, 8), Precision(4, 4)} <= {*found} else {}
+        return {p.name: p for p in found} | mixed
 
     @property
     def specialized(self) -> Sequence[Precision]:
-        """The precisions that a model of their own may be trained for: those of 8 bits at most; all where there are none."""
-        return [p for p in self.precisions if max(p) <= 8] or self.precisions
+        """The precisions that a model of their own may be trained for: those of 8 bits at most, and 32, which is plain LoRA; all
+        where there are none."""
+        return [p for p in self.precisions if max(p) <= 8 or p == FULL_PRECISION] or self.precisions
 
     @check("data")
     @classmethod
@@ -209,6 +212,15 @@ class Params(Section):
             _refuse(("lowest", section.lowest.name, f"one of {', '.join(names)} that is not the widest, or null"))
         if section.second_phase and section.second_phase not in precisions:
             _refuse(("second_phase", section.second_phase.name, f"one of {', '.join(names)}, or null"))
+        return section
+
+    @check("adversarial")
+    @classmethod
+    def _words_of_the_data(cls, section: Adversarial, info: Info) -> Adversarial:
+        data = info.data.get("data")
+        if section.words and section.words.candidates == "vocabulary" and data and data.validation != "embedded":
+            allowed = "'synonyms' or a masked language model: a vocabulary is that of the embedded data"
+            _refuse(("words.candidates", "vocabulary", allowed))
         return section
 
     @property

@@ -88,6 +88,8 @@ def test_every_variation_and_specialist_has_the_same_passes(trainings):
         schedule, steps = recipe.settings.schedule, recipe.settings.training.steps
         assert steps * schedule.passes_a_step(len(recipe.precisions)) == 12
     assert [r.settings.training.steps for r in recipes] == [12, 12, 3, 3, 12, 12]
+    both = trainings("comparisons.specialists=2").specialists()
+    assert [r.precisions[0].name for r in both] == ["32", "2"]  # plain LoRA among them
 
 
 def test_compared_models_answer_the_same_questions_at_their_precisions(trainings):

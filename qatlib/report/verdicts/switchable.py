@@ -21,8 +21,8 @@ S1_KEPT = {"16": 100 * 75.42 / 76.80, "8": 100 * 74.03 / 76.80, "6": 100 * 71.15
 """Percent of fp LoRA's F1 that S1 keeps."""
 
 S2_KEPT = {"8": 98.0, "4": 95.0, "2": 85.0}
-S2_FASTER = {"8": 2.0, "4": 3.0, "2": 4.0}
-S2_SMALLER = {"8": 4.0, "4": 8.0, "2": 16.0}
+S2_FASTER = {"8": 2.0, "4": 3.0, "2": 4.0, "mixed": 2.5}
+S2_SMALLER = {"8": 4.0, "4": 8.0, "2": 16.0, "mixed": 6.0}
 
 AIMS = {"16": 99.5, "8": 99.0, "6": 98.0, "4": 95.0, "3": 88.0, "w2a8": 75.0}
 """Percent of its own full precision's F1 that one switchable model is to keep, weights and activations at the width named."""
@@ -100,7 +100,7 @@ def verdicts(
         "C02": in_parts(little, 2, "takes 32, 6 and 4 bits, which are not all trained here"),
         "C03": in_parts(s2, len(S2_KEPT), "takes 32, 8, 4 and 2 bits, which are not all trained here"),
         "C05": helps or "takes a method that learns from wider widths or a teacher beside one that does not, all else alike",
-        "C06": [*_unstable(first, **options)] or "takes 2 bits beside another width, trained with several seeds",
+        "C06": [*_unstable(methods, **options)] or "takes 2 bits beside another width, trained with several seeds",
         "C09": dear or "takes mixed8648 and uniform8 among configurations.names",
         "C14": straight or "takes three of S4's configurations at least, of other average bits and another F1 each",
     }
@@ -145,7 +145,7 @@ def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) ->
         As `verdict_table`; effects are factors.
     """
     factors = [*_factors(stored, latencies, weights)]
-    parts, why = len(S2_SMALLER) + len(S2_FASTER), "takes 8, 4 and 2 bits, which are not all deployed here"
+    parts, why = len(S2_SMALLER) + len(S2_FASTER), "takes 8, 4 and 2 bits and mixed, which are not all deployed here"
     return verdict_table({"C04": in_parts(factors, parts, why, about_training=False)})
 
 
@@ -165,28 +165,33 @@ def _percent(share: Estimate) -> Estimate:
 
 def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Iterator[Effect]:
     """Of sizes, which are exact, and of times, whose bounds are those of the quartiles."""
-    names = {str(Precision.parse(str(p)).w_bits): str(p) for p in stored["precision"]}  # 2 bits may be those of weights alone
+    uniform = [p for p in stored["precision"].astype(str) if p != "mixed"]
+    names = {str(Precision.parse(p).w_bits): p for p in uniform} | {"mixed": "mixed"}  # 2 bits may be those of weights alone
     on_disk = dict(zip(stored["precision"].astype(str), stored["disk_bytes"], strict=True))
     for bits, factor in S2_SMALLER.items():
-        if bits in names:
+        if names.get(bits) in on_disk:
             smaller = 4 * weights / on_disk[names[bits]]
             found = Estimate(smaller, smaller, smaller, 1, 1)
-            name = f"times smaller on disk than fp32 at {names[bits]} bits, switchable weights alone"
+            name = f"times smaller on disk than fp32 at {_spoken(names[bits])}, switchable weights alone"
             yield Effect(name, found, "stored", above=ABOUT * factor, margin=0)
     size = latencies["batch"] * latencies["tokens"]
     times = latencies[size == size.max()].set_index("model")[["speedup", "speedup_low", "speedup_high"]]
     for bits, factor in S2_FASTER.items():
         if f"deployed {names.get(bits)}" in times.index:
-            name = f"times as fast as fp32 at {names[bits]} bits, {size.max()} tokens [quartiles]"
+            name = f"times as fast as fp32 at {_spoken(names[bits])}, {size.max()} tokens [quartiles]"
             value, low, high = times.loc[f"deployed {names[bits]}"]
             yield Effect(name, Estimate(value, low, high, 1, 1), "latency", above=ABOUT * factor, margin=0)
 
 
-def _unstable(first: pd.DataFrame, **options: Any) -> Iterator[Effect]:
+def _spoken(name: str) -> str:
+    return name if name == "mixed" else f"{name} bits"
+
+
+def _unstable(methods: pd.DataFrame, **options: Any) -> Iterator[Effect]:
     """By what factor the F1 of trainings with other seeds spreads wider at 2 bits, of weights at least, than at the next."""
-    bits = {p: Precision.parse(p).w_bits for p in first["precision"].unique()}
+    bits = {p: Precision.parse(p).w_bits for p in methods["precision"].unique()}
     widths = sorted(bits, key=bits.__getitem__)
     if len(widths) > 1 and bits[widths[0]] == 2:
-        there, beside = (first[first["precision"] == width] for width in widths[:2])
-        name = f"seeds' spread of F1 at {widths[0]} bits over that at {widths[1]}, a ratio"
+        there, beside = (methods[methods["precision"] == width] for width in widths[:2])
+        name = f"seeds' spread of F1 within a method at {widths[0]} bits over that at {widths[1]}, a ratio"
         yield from spreads_wider(name, there, beside, **options)
