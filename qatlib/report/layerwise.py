@@ -122,7 +122,7 @@ class Layerwise:
                     "sweep": partial(sweep_block, self.model, questions, features, block, precisions, **self.study.answering),
                     "whole": partial(self._from_the_start, block, roles, precisions, questions, features),
                 }
-                row = {"block": block, "cells": len(roles) * len(precisions), "questions": len(questions)}
+                row: dict[str, float] = {"block": block, "cells": len(roles) * len(precisions), "questions": len(questions)}
                 found = {}
                 for name in [*ways][:: -1 if i % 2 else 1]:  # neither has the warmer machine
                     start = time.perf_counter()
