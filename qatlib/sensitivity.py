@@ -1,8 +1,8 @@
 """One layer lowered at a time: what every block × role costs at every precision (S1's heatmaps; HAWQ, Dong et al. 2019).
 
-What stands before the changed layer gives what it gave before. It is computed once a batch, by a pass that goes no further than
-the block, and replayed for every change behind it, so that a sweep costs little more than half the passes, with results equal to
-the last bit.
+What stands before the changed layer gives what it gave before. It is computed once a batch, from where the block before it
+came to and no further than the block itself, and replayed for every change behind it, so that a sweep costs little more than
+half the passes, with results equal to the last bit.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from qatlib.precision import Precision, names_by_group
 from qatlib.spans import Feature
 from qatlib.squad import Question
 
+Reached = dict[bytes, tuple[int, Any]]
+"""By the tokens of a batch, how many blocks it has been through and what came out of the last: a hidden state a window."""
+
 
 @torch.no_grad()
 def evaluate_changes(
@@ -37,6 +40,7 @@ def evaluate_changes(
     pad_id: int,
     batch_size: int,
     max_answer_tokens: int,
+    reached: Reached | None = None,
     description: str | None = None,
 ) -> pd.DataFrame:
     """Answer every question once for each change of some layers, all others being as they are.
@@ -44,6 +48,8 @@ def evaluate_changes(
     Args:
         block: the first one that any change touches; the nearer to it the changes begin, the more is reused.
         changes: by name, the precision of every layer that is changed, by its dotted name.
+        reached: what an earlier call, for a block further to the front, has found and this one goes on from, and finds for the
+            next; of the same model at the same configuration.
 
     Returns:
         One row a change and question: `change`, and what `evaluate_spans` returns but for `prediction`.
@@ -61,9 +67,17 @@ def evaluate_changes(
     behind = {module for later in model.blocks[block + 1 :] for module in later.modules()}
     before = [*model.blocks[:block], *(module for module in model.blocks[block].modules() if module not in behind)]
 
+    known: Reached = {} if reached is None else reached
+
     def lower(batch: Batch) -> list[SpanFigures]:
-        with _recorded(before) as outputs, _ended_after(model.blocks[block]):
+        tokens = batch.input_ids.cpu().numpy().tobytes()
+        through, output = known.get(tokens, (0, None))
+        through = through if through <= block else 0
+        past = _replayed(dict.fromkeys(model.blocks[:through], output))
+        with past, _recorded(before) as outputs, _ended_after(model.blocks[block]):
             model(batch.input_ids)
+        if block:
+            known[tokens] = block, outputs[model.blocks[block - 1]]
         found = []
         for change in changes.values():
             with model.at(dict(change)), _replayed(_before(outputs, [layers[name] for name in change])):
@@ -89,7 +103,7 @@ def sweep_block(
     """Every role of one block alone at every precision, all other layers as they are.
 
     Args:
-        how: as `evaluate_changes`.
+        how: as `evaluate_changes`, such as `reached`, which saves the passes through what stands before the block.
 
     Returns:
         One row a role, precision and question: `block`, `role`, `precision`, and what `evaluate_spans` returns but for

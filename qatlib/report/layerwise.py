@@ -15,7 +15,7 @@ from qatlib.evaluate import evaluate_spans
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision, names_by_group
 from qatlib.report.study import Study, spread
-from qatlib.sensitivity import output_noise, sweep_block
+from qatlib.sensitivity import Reached, output_noise, sweep_block
 from qatlib.spans import Feature
 from qatlib.squad import Question
 
@@ -84,10 +84,10 @@ class Layerwise:
         """
         kinds = self.lowered(base)
         precisions = [Precision.parse(name) for name in kinds["precision"].unique()]
-        parts = []
+        parts, reached = [], Reached()
         with self.model.at(base):
             for block in range(len(self.model.blocks)):
-                how = self.study.answering | {"description": f"block {block} from {base.name}"}
+                how = self.study.answering | {"description": f"block {block} from {base.name}", "reached": reached}
                 compute = partial(sweep_block, self.model, self.seen, self.features, block, precisions, **how)
                 parts.append(self.study.stage.table(f"sweep_{base.name}_block_{block}", compute, published=False))
         found = pd.concat(parts, ignore_index=True)
@@ -111,15 +111,16 @@ class Layerwise:
         questions = spread(self.seen, TIMED_QUESTIONS)
         features = self.study.featurize(questions)
         precisions = [Precision.parse(name) for name in self.lowered(self.base)["precision"].unique()]
-        rows = []
+        rows, reached = [], Reached()
         with self.model.at(self.base):
             for p in precisions:  # codes are computed once, before anything is timed
                 with self.model.at(p):
                     evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self.study.answering)
             for i, block in enumerate(spread(range(len(self.model.blocks)), TIMED_BLOCKS)):
                 roles = [role for at, role in self.groups if at == block]
+                asked = self.model, questions, features, block, precisions
                 ways = {
-                    "sweep": partial(sweep_block, self.model, questions, features, block, precisions, **self.study.answering),
+                    "sweep": partial(sweep_block, *asked, **self.study.answering, reached=reached),
                     "whole": partial(self._from_the_start, block, roles, precisions, questions, features),
                 }
                 row: dict[str, float] = {"block": block, "cells": len(roles) * len(precisions), "questions": len(questions)}
