@@ -279,6 +279,10 @@ class Robustness:
 
         Attackers average over the uniform precisions exactly, over `draws` mixed configurations a step, or over as many draws of
         every token.
+
+        Returns:
+            `judged`'s rows with `attack`; `answered` is `per batch`, `per layer`, `per token`, of the latter two the mean over
+            all draws, and `per layer, even` and so on, over every other draw.
         """
         attackers = Attackers(self.study, model)
         first = self.sets[0]
@@ -295,7 +299,9 @@ class Robustness:
         ]
         found = pd.concat(parts, ignore_index=True)
         kinds = {"per batch": [p.name for p in first]}
-        kinds |= {f"per {kind}": [f"{kind} {i}" for i in range(self.section.draws)] for kind in ("layer", "token")}
+        for kind in ("layer", "token"):
+            drawn = [f"{kind} {i}" for i in range(self.section.draws)]
+            kinds |= {f"per {kind}": drawn, f"per {kind}, even": drawn[::2], f"per {kind}, odd": drawn[1::2] or drawn}
         return pd.concat([averaged(found, names, name) for name, names in kinds.items()], ignore_index=True)
 
     def hotflipped(self, model: SwitchableModel) -> pd.DataFrame:

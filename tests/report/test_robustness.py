@@ -73,7 +73,8 @@ def test_defenders_draws_are_new_for_every_batch(work, model, monkeypatch):
 
 def test_finer_draws_average_so_many_answers(work, model):
     finer = work.drawn_finer(model)
-    assert set(finer["answered"]) == {"per batch", "per layer", "per token"}
+    halves = {f"per {kind}, {half}" for kind in ("layer", "token") for half in ("even", "odd")}
+    assert set(finer["answered"]) == {"per batch", "per layer", "per token"} | halves
     assert set(finer.groupby(["answered", "attack"]).size()) == {len(work.fewer)}
 
 

@@ -40,7 +40,10 @@ PGD = {
 
 def finer(**changes: dict[str, float]) -> pd.DataFrame:
     ways = {"per batch": 30.0, "per layer": 35, "per token": 36}
-    return attacked({"none": dict.fromkeys(ways, 88.0), "EOT, uniform": ways, "EOT, mixed": ways} | changes)
+    by_attack = {"none": dict.fromkeys(ways, 88.0), "EOT, uniform": ways, "EOT, mixed": ways} | changes
+    halves = {"per layer": ("per layer, even", "per layer, odd"), "per token": ("per token, even", "per token, odd")}
+    each = {a: at | {half: at[way] for way, of in halves.items() for half in of} for a, at in by_attack.items()}
+    return attacked(each)
 
 
 def verdicts(
@@ -78,6 +81,15 @@ def test_draws_that_win_only_against_a_weaker_attacker_do_not_win():
     strong = {"per batch": 30.0, "per layer": 25, "per token": 26}
     assert said(verdicts(finer=finer(**{"EOT, mixed": strong})))["C25"] == "not reproduced"
     assert said(verdicts(draws=19))["C25"] == "not tested"
+
+
+def test_the_bad_luck_of_the_draws_that_choose_an_attack_does_not_count():
+    lucky = {"per batch": 30.0, "per layer, even": 20, "per layer, odd": 40, "per token, even": 40, "per token, odd": 20}
+    unlucky = lucky | {"per layer, even": 40, "per layer, odd": 20}
+    found = attacked({"none": dict.fromkeys(lucky, 88.0), "EOT, uniform": lucky, "EOT, mixed": unlucky})
+    effects = verdicts(finer=found).set_index("effect")["value"]
+    # each attack is the worst over one half of the draws, by chance alone, and does little over the other
+    assert effects["F1 of drawing per layer over per batch"] == pytest.approx(40 - 30)
 
 
 def test_clean_accuracy_counts_where_a_claim_names_it():
