@@ -132,7 +132,7 @@ class Robustness:
             crafts[f"EOT {set_name(s)}"] = f"eot_{'_'.join(p.name for p in s)}", attackers.pgd(every(s, model))
         ways = answers_at(model, self.widths)
         parts = [
-            self.judged(f"{label}_{file}".lower(), model, craft, ways, questions).assign(attack=attack)
+            self.judged(f"{label}_{file}".lower().replace(" ", "_"), model, craft, ways, questions).assign(attack=attack)
             for attack, (file, craft) in crafts.items()
         ]
         return pd.concat(parts, ignore_index=True)
