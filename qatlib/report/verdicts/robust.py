@@ -95,8 +95,10 @@ def _cut(lost: pd.DataFrame, rpi: str, **options: Any) -> Effect:
     return Effect(f"percent of the drop at 8 bits that {rpi} takes away", share, "drops", above=S0_CUT)
 
 
-def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> list[Effect]:
+def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> list[Effect] | str:
     lost = drops(_worst(words))
+    if not (lost["f1_drop"].any() or lost["em_drop"].any()):
+        return "takes words whose exchange costs something: here nothing is lost, at any precision"
     return [
         Effect(
             f"{metric.upper()} lost at {p.name} bits less that by {rpi}",

@@ -113,6 +113,11 @@ def test_nothing_is_said_for_a_defence_after_an_attack_that_was_too_weak():
     assert said(table)["C25"] == "undecided" and said(table)["C22"] == said(verdicts())["C22"] == "reproduced"
 
 
+def test_where_nothing_is_lost_nothing_can_be_cut():
+    harmless = attacked({"none": CLEAN, "at 32": CLEAN, "EOT": CLEAN})
+    assert said(verdicts(words=harmless))["C21"] == "not tested" != said(verdicts())["C21"]
+
+
 def test_noise_that_a_tokenizer_cannot_read_is_no_noise():
     unread = noise(1.0).assign(noisy_unknown=1)
     assert said(verdicts(perplexities=unread))["C22"] == "not tested"
