@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,12 +31,6 @@ def every(precisions: Sequence[Precision], model: SwitchableModel) -> Draws:
     """All precisions at every query: the exact expectation over RPI that draws one precision for all layers."""
     uniform = [Configuration.uniform(p, model.infos) for p in precisions]
     return lambda query: uniform
-
-
-def one_of(precisions: Sequence[Precision], model: SwitchableModel, seed: int) -> Draws:
-    """One precision for all layers, drawn anew at every query: what an attacker sees who does not average."""
-    uniform = [Configuration.uniform(p, model.infos) for p in precisions]
-    return lambda query: [uniform[np.random.default_rng((seed, query)).integers(len(uniform))]]
 
 
 def per_layer(precisions: Sequence[Precision], model: SwitchableModel, seed: int, draws: int = 1) -> Draws:

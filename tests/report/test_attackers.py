@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from qatlib.attacks.defence import one_of, per_layer, static
+from qatlib.attacks.defence import per_layer, static
 from qatlib.objectives import collate
 from qatlib.report import attackers
 from qatlib.report.attackers import Attackers
 
 
-@pytest.mark.parametrize("drawn", [one_of, partial(per_layer, draws=2)], ids=["one", "mixed"])
+@pytest.mark.parametrize("drawn", [per_layer, partial(per_layer, draws=2)], ids=["one", "two"])
 def test_attackers_draws_are_new_for_every_batch_and_step_and_the_same_again(work, model, drawn, monkeypatch):
     seen = []
     monkeypatch.setattr(attackers, "attack_embeddings", lambda m, b, a, draws, s: [seen.append([draws(q) for q in range(8)])])
