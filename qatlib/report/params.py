@@ -99,10 +99,11 @@ def _read(path: Path, root: Path) -> dict[str, Any]:
 
 def _extended(values: dict[str, Any], shown: str, root: Path) -> dict[str, Any]:
     """`values` over those of the profile that their `extends` names."""
-    names = [name for name in _names(root) if "extends" not in _read(root / "params" / f"{name}.yaml", root)]
-    if (name := values.pop("extends")) not in names:
-        raise ParamsError(f"{shown}: extends is {given(name)}; allowed is one of {', '.join(names)}, which extend none")
-    extended = _read(root / "params" / f"{name}.yaml", root)
+    name, names = values.pop("extends"), _names(root)
+    extended = _read(root / "params" / f"{name}.yaml", root) if name in names else None
+    if extended is None or "extends" in extended:
+        allowed = f"one of {', '.join(names)} that extends no other"
+        raise ParamsError(f"{shown}: extends is {given(name)}; allowed is {allowed}")
     for key, value in values.items():
         inner = extended.get(key)
         extended[key] = inner | value if isinstance(inner, dict) and isinstance(value, dict) else value

@@ -124,7 +124,7 @@ def test_a_profile_may_extend_another(tmp_path: Path) -> None:
 def test_what_can_be_extended_is_said(base: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"extends: {base}\n")
-    with pytest.raises(ParamsError, match=r"mine.yaml: extends is .*; allowed is one of gpt2-squad, quick, .*, which ext"):
+    with pytest.raises(ParamsError, match=r"mine.yaml: extends is .*; allowed is one of .* that extends no other$"):
         load_params(str(path))
 
 
