@@ -73,7 +73,11 @@ def broken(number: int, what: str, found: Estimate) -> Check:
 def undermining(checks: Iterable[Check]) -> list[int]:
     """The numbers of the failed checks after which nothing can be said for a defence: attacks were not the strongest known (0, 3
     to 8), or the control gained as well (11)."""
-    return sorted({check.number for check in checks if check.verdict == "FAIL" and check.number in (0, *range(3, 9), 11)})
+    return sorted(_failed(checks) & {0, *range(3, 9), 11})
+
+
+def _failed(checks: Iterable[Check]) -> set[int]:
+    return {check.number for check in checks if check.verdict == "FAIL"}
 
 
 def masking_suspected(checks: Iterable[Check]) -> bool:
@@ -82,7 +86,7 @@ def masking_suspected(checks: Iterable[Check]) -> bool:
     Larger ones do no more (0), none succeeds at a fixed precision (3), one through a model trained apart (4) or through full
     precision (6) wins, few gradients are not zero (6), or one without gradients wins (8).
     """
-    return any(check.verdict == "FAIL" for check in checks if check.number in (0, 3, 4, 6, 8))
+    return bool(_failed(checks) & {0, 3, 4, 6, 8})
 
 
 def summary(checks: Sequence[Check]) -> str:

@@ -115,6 +115,21 @@ class Robustness:
 
         return self.study.stage.table(name, compute, published=False).assign(answered=lambda x: x["answered"].astype(str))
 
+    def _answered(
+        self,
+        name: str,
+        model: SwitchableModel,
+        crafts: Mapping[str, Craft],
+        ways: Mapping[str, Answering],
+        questions: Sequence[Question],
+    ) -> pd.DataFrame:
+        """`judged`'s rows of several attacks, kept as `<name>_0` and so on, with `attack`."""
+        parts = [
+            self.judged(f"{name}_{i}", model, craft, ways, questions).assign(attack=attack)
+            for i, (attack, craft) in enumerate(crafts.items())
+        ]
+        return pd.concat(parts, ignore_index=True)
+
     def matrix(self, model: SwitchableModel, label: str, questions: Sequence[Question]) -> pd.DataFrame:
         """Clean, noisy, attacked at each precision and adaptively over each set: each answered at every precision.
 
@@ -169,11 +184,10 @@ class Robustness:
         if self.params.compute.mixed_precision != "no":
             crafts["PGD, in fp32"] = attackers.in_fp32(attackers.pgd(draws)), own.passes
         crafts["random search"] = attackers.searched(draws), SEARCHED * own.passes
-        parts = []
-        for i, (name, (craft, passes)) in enumerate(crafts.items()):
-            found = self.judged(f"variation_{at.name}_{i}", model, craft, answers_at(model, [at]), self.fewer)
-            parts.append(found.assign(attack=name, passes=passes))
-        return pd.concat(parts, ignore_index=True)
+        passes = {name: taken for name, (_, taken) in crafts.items()}
+        alone = {name: craft for name, (craft, _) in crafts.items()}
+        found = self._answered(f"variation_{at.name}", model, alone, answers_at(model, [at]), self.fewer)
+        return found.assign(passes=found["attack"].map(passes))
 
     def iterations(self, model: SwitchableModel) -> pd.DataFrame:
         """Mean loss that the attacker reaches after so many steps: `steps`, `loss` (nats), at one static precision."""
@@ -243,15 +257,12 @@ class Robustness:
             `judged`'s rows with `attack`: `EOT {4, 8}, margin loss`, `EOT {4, 8}, twice the steps`, `random search over {4, 8}`.
         """
         attackers = Attackers(self.study, model)
-        first, own, parts = self.sets[0], self.section.attack, []
+        first, own = self.sets[0], self.section.attack
         draws = every(first, model)
         crafts = {f"EOT {set_name(first)}, margin loss": attackers.pgd(draws, replace(own, loss="margin"))}
         crafts[f"EOT {set_name(first)}, twice the steps"] = attackers.pgd(draws, replace(own, steps=2 * own.steps))
         crafts[f"random search over {set_name(first)}"] = attackers.searched(draws)
-        for i, (name, craft) in enumerate(crafts.items()):
-            found = self.judged(f"harder_{i}", model, craft, answers_at(model, first), self.fewer)
-            parts.append(found.assign(attack=name))
-        return pd.concat(parts, ignore_index=True)
+        return self._answered("harder", model, crafts, answers_at(model, first), self.fewer)
 
     def rounded_noisily(self, model: SwitchableModel) -> pd.DataFrame:
         """Plain noise in place of random precision: noisy rounding at each precision of the first set that rounds at all.
@@ -293,11 +304,7 @@ class Robustness:
             "EOT, by token": attackers.pgd_by_token(first, self.section.draws),
         }
         ways = answers_at(model, first) | self.finer(model, first)
-        parts = [
-            self.judged(f"finer_{i}", model, craft, ways, self.fewer).assign(attack=name)
-            for i, (name, craft) in enumerate(crafts.items())
-        ]
-        found = pd.concat(parts, ignore_index=True)
+        found = self._answered("finer", model, crafts, ways, self.fewer)
         kinds = {"per batch": [p.name for p in first]}
         for kind in ("layer", "token"):
             drawn = [f"{kind} {i}" for i in range(self.section.draws)]
@@ -307,15 +314,12 @@ class Robustness:
     def hotflipped(self, model: SwitchableModel) -> pd.DataFrame:
         """HotFlip at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere."""
         attackers = Attackers(self.study, model)
-        first, parts = self.sets[0], []
+        first = self.sets[0]
         aimed = list(dict.fromkeys((FULL_PRECISION, *first)))
-        aims = {f"HotFlip at {p.name}": static(p, model) for p in aimed}
-        aims[f"HotFlip EOT {set_name(first)}"] = every(first, model)
-        ways = answers_at(model, aimed)
-        for i, (name, draws) in enumerate({"none": None, **aims}.items()):
-            craft = attackers.flipped(draws) if draws else attackers.nobody()
-            parts.append(self.judged(f"hotflip_{i}", model, craft, ways, self.fewer).assign(attack=name))
-        return pd.concat(parts, ignore_index=True)
+        crafts = {"none": attackers.nobody()}
+        crafts |= {f"HotFlip at {p.name}": attackers.flipped(static(p, model)) for p in aimed}
+        crafts[f"HotFlip EOT {set_name(first)}"] = attackers.flipped(every(first, model))
+        return self._answered("hotflip", model, crafts, answers_at(model, aimed), self.fewer)
 
     @property
     def drawn_by_s0(self) -> Set:
@@ -332,8 +336,4 @@ class Robustness:
         attackers, drawn = Attackers(self.study, model), partial(per_layer, self.drawn_by_s0, model)
         ways = {"S0's RPI": self.finer(model, self.drawn_by_s0)["layer 0"]}
         crafts = {"none": attackers.nobody(), "PGD, one draw a step": attackers.pgd_drawn(drawn)}
-        parts = [
-            self.judged(f"one_draw_{i}", model, craft, ways, self.questions).assign(attack=attack)
-            for i, (attack, craft) in enumerate(crafts.items())
-        ]
-        return pd.concat(parts, ignore_index=True)
+        return self._answered("one_draw", model, crafts, ways, self.questions)
