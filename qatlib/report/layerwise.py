@@ -113,9 +113,9 @@ class Layerwise:
         precisions = [Precision.parse(name) for name in self.lowered(self.base)["precision"].unique()]
         rows, reached = [], Reached()
         with self.model.at(self.base):
-            for p in precisions:  # codes are computed once, before anything is timed
+            for p in precisions:  # codes are computed and memory of these shapes is taken before anything is timed
                 with self.model.at(p):
-                    evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self.study.answering)
+                    evaluate_spans(self.model, questions, features, **self.study.answering)
             for i, block in enumerate(spread(range(len(self.model.blocks)), TIMED_BLOCKS)):
                 roles = [role for at, role in self.groups if at == block]
                 asked = self.model, questions, features, block, precisions

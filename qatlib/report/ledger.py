@@ -26,7 +26,7 @@ RULE = (
     f"bound, which is what would matter ({MARGIN:g} point of F1 or percent, unless another is given). Undecided at this size: "
     f"anything else, and a claim about a training with fewer than {SEEDS} trainings. Intervals are of 95 % unless the parameters "
     "say otherwise: a bootstrap of whole paragraphs, joined by Student's t of the trainings where there are several; times have "
-    "quartiles in their place."
+    "quartiles in their place. One figure refutes a claim of several, each at its own level, uncorrected for their number."
 )
 
 
