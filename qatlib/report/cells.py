@@ -22,7 +22,9 @@ from qatlib.report.verdicts.catalog import CLAIMS
 TEMPLATES = Path(__file__).parent / "templates"
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_PROGRESS = re.compile(r"\d+%\|.*\||\d+it \[\d+:\d+")  # tqdm, with and without a total
+_NOISE = re.compile(  # tqdm, with and without a total and missing its widgets; the profiler that counts memory; seaborn's layout
+    r"\d+%\|.*\||\d+it \[\d+:\d+|TqdmWarning|import tqdm as|SyncActivityProfilerHandler|figure layout has changed|tight_layout\("
+)
 _UNWANTED = ["script", "style", "link", "meta", "base", "iframe", "object", "embed", "form", "audio", "video"]
 _LOADING = {"src", "srcset", "poster", "background", "data", "action", "formaction", "xlink:href"}
 _SCHEMES = {"", "http", "https", "mailto"}
@@ -98,7 +100,7 @@ def _drop_noise(notebook: NotebookNode) -> None:
         for output in kept:
             if output.output_type == "stream":
                 lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n")]
-                output.text = "\n".join(line for line in lines if not _PROGRESS.search(line))
+                output.text = "\n".join(line for line in lines if not _NOISE.search(line))
         if "outputs" in cell:
             cell.outputs = [output for output in kept if output.output_type != "stream" or output.text.strip()]
 

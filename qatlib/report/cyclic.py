@@ -17,7 +17,7 @@ from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, LayerInfo, Precision
 from qatlib.report.study import Study, spread
 from qatlib.report.trainings import Recipe, Trainings, at_budget, file_name
-from qatlib.schedule import Schedule, make_schedule
+from qatlib.schedule import Schedule
 
 STATIC = ScheduleArguments("all")
 RANDOM = ScheduleArguments("random_uniform")
@@ -187,8 +187,7 @@ class Cyclic:
 
     def schedule(self, recipe: Recipe) -> Schedule:
         """The schedule that a recipe trains on."""
-        steps = recipe.settings.training.steps
-        return make_schedule(recipe.settings.schedule, recipe.precisions, self.layers, seed=recipe.seed, steps=steps)
+        return self.trainings.schedule(recipe, self.layers)
 
     def bitops(self, recipe: Recipe) -> float:
         """Bit operations of a whole training by formula, in passes at 32 bits."""

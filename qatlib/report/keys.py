@@ -142,7 +142,8 @@ class Run:
         marker = directory / "results.key"
         if not self.is_prepared(stage):
             marker.unlink(missing_ok=True)  # first: whatever a kill leaves of the rest is then not taken for complete
-            (directory / "kept.json").unlink(missing_ok=True)
+            for name in ("kept.json", "computed.json"):
+                (directory / name).unlink(missing_ok=True)
             for name in ("memo", "checkpoints", "timing"):
                 shutil.rmtree(directory / name, ignore_errors=True)
         shutil.rmtree(directory / "results", ignore_errors=True)
@@ -167,7 +168,14 @@ class Run:
 
     def kept(self, stage: str) -> list[str]:
         """Why a stage's results were kept over changes, the oldest first."""
-        path = self.directory / stage / "kept.json"
+        return self._read_list(stage, "kept.json")
+
+    def computed(self, stage: str) -> list[dict[str, Any]]:
+        """The executions that computed what a stage keeps, the oldest first: `commit`, `started`, `duration_s`."""
+        return self._read_list(stage, "computed.json")
+
+    def _read_list(self, stage: str, name: str) -> list[Any]:
+        path = self.directory / stage / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     def is_prepared(self, stage: str) -> bool:

@@ -48,10 +48,20 @@ def collect(
         "device": _device(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "started": timestamp(started),
         "duration_s": round((datetime.now(UTC) - started).total_seconds(), 1),
         "parameters": _portable_values(params.model_dump(mode="json"), root),
     }
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """The commit that the code at `root` is of; None outside git."""
+    return _git(root, "rev-parse", "HEAD")
+
+
+def timestamp(moment: datetime) -> str:
+    """ISO 8601, UTC, to the second."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def portable(text: str, root: Path = ROOT) -> str:
@@ -73,12 +83,12 @@ def _data(name: str, digest: str | None) -> dict[str, str]:
 
 
 def _code(root: Path) -> dict[str, Any]:
-    commit = _git(root, "rev-parse", "HEAD")
+    head = commit(root)
     package = root / "qatlib"
     return {
         "version": metadata.version("qatlib"),
-        "commit": commit,
-        "dirty": None if commit is None else _git(root, "status", "--porcelain") != "",
+        "commit": head,
+        "dirty": None if head is None else _git(root, "status", "--porcelain") != "",
         "library_sha256": hash_files(package.rglob("*.py"), package),
     }
 

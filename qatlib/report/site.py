@@ -61,7 +61,8 @@ class Stage:
 
     @property
     def summary(self) -> list[tuple[str, str]]:
-        return [*_summary(self.provenance), ("Started", self.started), ("Took", self.took)]
+        rows = [(label, "; ".join(values)) for label, values in _summary(self.provenance)]
+        return [*rows, ("Started", self.started), ("Took", self.took)]
 
     @property
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -77,16 +78,15 @@ class Stage:
 
     @property
     def started(self) -> str:
-        return re.sub(r"T(\d\d:\d\d)[\d:.]*", r" \1 ", str(self.provenance.get("started", ""))).strip()
+        """When the first execution began that computed what is shown."""
+        return next((_moment(execution) for execution in _executions(self.provenance)), "")
 
     @property
     def took(self) -> str:
-        seconds = self.provenance.get("duration_s")
-        if not isinstance(seconds, int | float):
-            return ""
-        minutes, rest = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        """All of them together, and the last, that made the page."""
+        executions = _executions(self.provenance)
+        several = f" in {len(executions)} executions" if len(executions) > 1 else ""
+        return _duration(sum(e["duration_s"] for e in executions)) + several if executions else ""
 
 
 def publish(run_dir: str | os.PathLike[str], report_dir: str | os.PathLike[str]) -> None:
@@ -188,14 +188,19 @@ def page_style() -> Markup:
 
 def _overview(stages: list[Stage]) -> dict[str, Any]:
     """What the index shows of all stages together; a provenance value the stages share is given once."""
-    values: dict[str, dict[str, None]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for stage in stages:
-        for label, value in _summary(stage.provenance):
-            values.setdefault(label, {})[value] = None
+        for label, values in _summary(stage.provenance):
+            for value in values:
+                found.setdefault(label, {}).setdefault(value, []).append(stage.name[:2])
+    run = [stage for stage in stages if stage.provenance]
     hashes = {(stage.provenance.get("code") or {}).get("library_sha256") for stage in stages if stage.provenance}
     return {
         "stages": stages,
-        "summary": [(label, "; ".join(distinct)) for label, distinct in values.items()],
+        "summary": [
+            (label, "; ".join(value if len(at) == len(run) else f"{', '.join(at)}: {value}" for value, at in values.items()))
+            for label, values in found.items()
+        ],
         "mixed_code": len(hashes) > 1,
         "brief": [line for stage in stages for line in stage.headlines if line["brief"]],
         "headlines": [(stage, stage.headlines) for stage in stages if stage.headlines],
@@ -236,12 +241,30 @@ def _describe(report: Path, path: Path) -> File:
     return File(path.name, quote(href), contents)
 
 
-def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
-    """One line of a provenance file; empty if there is none."""
+def _executions(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that computed what is kept and the one that made the page, which may be among them; the oldest first."""
+    page = {"commit": (provenance.get("code") or {}).get("commit")} | {k: provenance.get(k) for k in ("started", "duration_s")}
+    earlier = [e for e in provenance.get("computed", []) if e["started"] != page["started"]]
+    return [e for e in (*earlier, page) if e["started"] and e["duration_s"] is not None]
+
+
+def _moment(execution: dict[str, Any]) -> str:
+    return re.sub(r"T(\d\d:\d\d)[\d:.]*", r" \1 ", str(execution["started"])).strip()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _summary(provenance: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """One line of a provenance file, each label with its values; empty if there is none."""
     if not provenance:
         return []
     code, device, data = (provenance.get(key) or {} for key in ("code", "device", "data"))
-    commit = str(code.get("commit") or "unknown")[:10]
+    commit = str(code.get("commit") or "unknown")[:10] + (" and uncommitted changes" if code.get("dirty") else "")
+    earlier = [f"{_moment(e)} by {str(e['commit'])[:10]}, {_duration(e['duration_s'])}" for e in _executions(provenance)[:-1]]
     if isinstance(device, dict):
         device = device.get("name") or device.get("type") or _plain(device)
     if isinstance(data, list):
@@ -249,16 +272,17 @@ def _summary(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         data = [f"{item.get('name', '')}{count}" for item, count in zip(data, counts, strict=True)]
     rows = {
         "Profile": provenance.get("profile"),
-        "Commit": commit + (" and uncommitted changes" if code.get("dirty") else ""),
+        "Commit": commit,
+        "Computed earlier": earlier,
         "Library": " ".join(str(code[key])[:10] for key in ("version", "library_sha256") if code.get(key)),
         "Device": device,
         "Model": _model((provenance.get("parameters") or {}).get("model") or {}, provenance.get("model_version")),
         "Data": _plain(data),
         "Seeds": _plain(provenance.get("seeds")),
         "Overrides": _plain(provenance.get("overrides")) or "none",
-        "Kept over changes": "; ".join(provenance.get("kept", [])),
+        "Kept over changes": [why.rstrip(".") for why in provenance.get("kept", [])],
     }
-    return [(label, str(value)) for label, value in rows.items() if value]
+    return [(label, value if isinstance(value, list) else [str(value)]) for label, value in rows.items() if value]
 
 
 def _model(section: dict[str, Any], version: str | None) -> str:

@@ -6,6 +6,7 @@ runs/<profile>/<stage>/
     results/          tables (CSV), records (JSON) and figures (SVG) of the latest execution, for the report
     timing/           seconds and memory: the only results that differ between equal runs
     headlines.json, provenance.json, executed.ipynb
+    computed.json     which executions computed what is kept: a page may be made again from it much later
     key, results.key, done, kept.json
 """
 
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from qatlib.report.keys import PipelineError, Run, lock, write_atomic
 from qatlib.report.params import UPSTREAM
-from qatlib.report.provenance import collect
+from qatlib.report.provenance import collect, commit, timestamp
 from qatlib.report.sections import ROOT
 from qatlib.report.tables import read_table, to_csv, write_table
 
@@ -71,6 +72,7 @@ class Stage:
             print(f"{name} needs {upstream}, which is not done for {self.run.name}: running it first …", flush=True)
             _execute_elsewhere(self.run, upstream)
         self.run.prepare(name)
+        self._earlier = self.run.computed(name)
         self._headlines: list[dict[str, str | bool | None]] = []
         self._write_headlines()
 
@@ -103,6 +105,7 @@ class Stage:
         memo = self.directory / "memo" / _checked(name)
         if not memo.with_suffix(".dtypes").is_file():
             write_table(memo, compute())
+            self._computed()
         if published:
             write_atomic(self.results / f"{name}.csv", memo.with_suffix(".csv").read_bytes().decode())
         return read_table(memo)
@@ -112,6 +115,7 @@ class Stage:
         memo = self.directory / "memo" / f"{_checked(name)}.json"
         if not memo.is_file():
             write_atomic(memo, json.dumps(compute(), indent=1, allow_nan=False) + "\n")
+            self._computed()
         text = memo.read_text(encoding="utf-8")
         write_atomic(self.results / f"{name}.json", text)
         return json.loads(text)
@@ -123,6 +127,7 @@ class Stage:
         path = self.directory / "timing" / f"{_checked(name)}.csv"
         if not path.is_file():
             write_atomic(path, to_csv(compute()))
+            self._computed()
         return pd.read_csv(path)
 
     @contextmanager
@@ -136,6 +141,7 @@ class Stage:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
             seconds = time.perf_counter() - start
             write_atomic(path, json.dumps({"seconds": round(seconds, 3), "peak_rss_mb": round(peak, 1)}) + "\n")
+            self._computed()
 
     def show(
         self,
@@ -195,7 +201,7 @@ class Stage:
 
         run = self.run
         found = collect(self.params, run.profile, run.overrides, run.data_hashes, self.started, run.root, self.name)
-        found |= {**(origin or {}), "kept": run.kept(self.name)}
+        found |= {**(origin or {}), "computed": run.computed(self.name), "kept": run.kept(self.name)}
         write_atomic(self.directory / "provenance.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         rows = {
             "profile": " ".join([self.run.name, *found["overrides"]]),
@@ -204,6 +210,12 @@ class Stage:
             "seconds": found["duration_s"],
         }
         display(Markdown(" · ".join(f"**{key}** {value}" for key, value in rows.items())))
+
+    def _computed(self) -> None:
+        """Write down that this execution computed something that is kept, and how far it has come."""
+        seconds = round((datetime.now(UTC) - self.started).total_seconds(), 1)
+        now = {"commit": commit(self.run.root), "started": timestamp(self.started), "duration_s": seconds}
+        write_atomic(self.directory / "computed.json", json.dumps([*self._earlier, now], indent=1) + "\n")
 
     def _write_csv(self, frame: pd.DataFrame, name: str) -> None:
         write_atomic(self.results / f"{_checked(name)}.csv", to_csv(frame))

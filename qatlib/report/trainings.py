@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from qatlib.attacks.embedding import attack_embeddings
 from qatlib.evaluate import calibrate_clips
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
-from qatlib.precision import FULL, Precision, widest_first
+from qatlib.precision import FULL, LayerInfo, Precision, widest_first
 from qatlib.report.experiments import Method
 from qatlib.report.sections import Switchable
 from qatlib.report.study import Study, spread
-from qatlib.schedule import at_passes, make_schedule
+from qatlib.schedule import Schedule, at_passes, make_schedule
 from qatlib.training import Adversary
 
 CALIBRATION_WINDOWS = 16
@@ -121,6 +122,18 @@ class Trainings:
             self._last = quantizer, precisions, model
         return copy.deepcopy(self._last[2])
 
+    @staticmethod
+    def schedule(recipe: Recipe, layers: Sequence[LayerInfo]) -> Schedule:
+        """The schedule that a recipe trains on."""
+        steps = recipe.settings.training.steps
+        return make_schedule(recipe.settings.schedule, recipe.precisions, layers, seed=recipe.seed, steps=steps)
+
+    def passes(self, recipe: Recipe, layers: Sequence[LayerInfo]) -> dict[Precision, float]:
+        """In how many passes of its training a layer stands at each precision, mean of the layers."""
+        schedule, steps = self.schedule(recipe, layers), range(recipe.settings.training.steps)
+        stood = Counter(p for step in steps for configuration in schedule(step) for p in configuration.values())
+        return {p: stood[p] / len(layers) for p in recipe.precisions}
+
     def fit(self, model: SwitchableModel, recipe: Recipe, probed: bool = True) -> pd.DataFrame:
         """Train a prepared model; its metrics, as `Study.fit`.
 
@@ -129,12 +142,11 @@ class Trainings:
         """
         settings, precisions = recipe.settings, recipe.precisions
         factors = settings.learning_rate_factors
-        schedule = make_schedule(settings.schedule, precisions, model.infos, seed=recipe.seed, steps=settings.training.steps)
         metrics = self.study.fit(
             model,
             settings.training,
             file_name(recipe),
-            schedule,
+            self.schedule(recipe, model.infos),
             precisions if probed else (),
             seed=recipe.seed,
             objective=settings.objective,

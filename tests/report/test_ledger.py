@@ -110,7 +110,7 @@ def test_questions_are_answered_from_the_tables_or_not_at_all(report):
     answers = ledger.answers(report, ledger.read_ledger(report))
     assert "−1.2 [−3.0, +0.5] at 4 bits" in answers[0].text and answers[0].links == ("results/04_cpt/gaps.csv",)
     assert answers[0].text.startswith(
-        "CPT with a shared adapter is not seen to help: better in 0, worse in 0, undecided in 1 of 1"
+        "CPT with a shared adapter, in F1, is not seen to help: better in 0, worse in 0, undecided in 1 of 1"
     )
     assert "Not trained beside it in this report: random shared, cpt shuffled, so that cycle and mixture" in answers[0].text
     assert all(a.text.startswith("Not tested in this report") and not a.links for a in answers[1:])
@@ -128,6 +128,20 @@ def test_questions_are_answered_from_the_tables_or_not_at_all(report):
 def test_a_difference_counts_that_is_clear_among_all_and_between_trainings(report, difference, p, seeds, found):
     write(report, "04_cpt", "gaps", GAPS, [gap(difference, p, seeds)])
     assert found in ledger.answers(report, ledger.read_ledger(report))[0].text
+
+
+@pytest.mark.parametrize(
+    ("difference", "found"), [(-3, "it helps: better in 1"), (3, "it hurts more than it helps: better in 0")]
+)
+def test_a_lower_perplexity_is_better(report, difference, found):
+    write(report, "04_cpt", "perplexity_gaps", GAPS, [gap(difference, 0.01, 3)])
+    assert f"in perplexity {found}" in ledger.answers(report, ledger.read_ledger(report))[0].text
+
+
+def test_n_and_seeds_are_given_from_the_fewest_to_the_most(report):
+    write(report, "01_build", "claims", COLUMNS, [effect("C07", 5, "reproduced") | {"n": n} for n in (60, 600)])
+    entry = next(e for e in ledger.read_ledger(report) if e.id == "C07")
+    assert entry.over_all("n") == "60–600" and entry.over_all("seeds") == "3"
 
 
 def test_a_failed_check_stands_beside_every_verdict_that_it_weakens(report):

@@ -166,6 +166,25 @@ class TestIndex:
         site.publish(tmp_path / "run", tmp_path / "report")
         assert "different versions" in (tmp_path / "report" / "index.html").read_text()
 
+    def test_a_page_made_again_tells_when_its_figures_were_computed(self, tmp_path, write_stage):
+        folder = write_stage(tmp_path / "run", "01_build")
+        provenance = json.loads((folder / "provenance.json").read_text())
+        provenance["computed"] = [{"commit": "abcdef0123456789", "started": "2026-01-01T01:00:00+00:00", "duration_s": 3600}]
+        provenance["computed"].append({"commit": "0123456789abcdef", "started": provenance["started"], "duration_s": 60})
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+        site.publish(tmp_path / "run", tmp_path / "report")
+        for page in ("index", "01_build"):
+            text = (tmp_path / "report" / f"{page}.html").read_text()
+            assert "2026-01-01 01:00 +00:00 by abcdef0123, 1 h 0 min" in text and "1 h 2 min in 2 executions" in text
+
+    def test_what_differs_between_stages_names_them(self, tmp_path, write_stage):
+        for stage, why in {"01_build": "a comment.", "04_cpt": "a comment.", "05_adversarial": "a word."}.items():
+            folder = write_stage(tmp_path / "run", stage)
+            provenance = json.loads((folder / "provenance.json").read_text()) | {"kept": [why]}
+            (folder / "provenance.json").write_text(json.dumps(provenance))
+        site.publish(tmp_path / "run", tmp_path / "report")
+        assert "01, 04: a comment; 05: a word" in (tmp_path / "report" / "index.html").read_text()
+
 
 class TestFiles:
     def test_what_the_run_left_is_copied_as_it_is(self, run, report):

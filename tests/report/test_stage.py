@@ -43,10 +43,17 @@ def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(root: P
     kept.keep("01_build", why)
     kept.keep("01_build", "nothing has changed since")
     assert stage("seed=2").table("t", lambda: pytest.fail("computed again")).equals(made)
-    stage("seed=2").provenance()
-    assert json.loads((kept.directory / "01_build/provenance.json").read_text())["kept"] == [why]
+    again = stage("seed=2")
+    again.provenance()
+    written = json.loads((kept.directory / "01_build/provenance.json").read_text())
+    assert written["kept"] == [why]
+    (first,) = written["computed"]  # the execution that made the table, and not the one that read it
+    assert first["started"] <= written["started"] and first["duration_s"] >= 0
+    again.record("r", lambda: 1)
+    assert [*kept.computed("01_build")][0] == first and len(kept.computed("01_build")) == 2
     stage("seed=3")
-    assert Run("smoke", ["seed=3"], root).kept("01_build") == []
+    other = Run("smoke", ["seed=3"], root)
+    assert other.kept("01_build") == [] and other.computed("01_build") == []
 
 
 def test_unpublished_table_is_for_later_stages_only(root: Path) -> None:

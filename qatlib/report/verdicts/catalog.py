@@ -19,6 +19,8 @@ class Claim:
     """Notebooks whose effects its verdict rests on."""
     about_training: bool = False
     """Whether it is about what a training does, so that its verdict takes several trainings."""
+    counts: str = "questions"
+    """What n is a number of."""
 
 
 _BUILD, _SWITCHABLE, _LAYERS, _CPT, _ADVERSARIAL = (
@@ -44,6 +46,7 @@ CLAIMS: Mapping[str, Claim] = {
         "approximate, unmeasured",
         "S2",
         _SWITCHABLE,
+        counts="files, rounds of timing",
     ),
     "C05": Claim("distillation is essential for stability across bit-widths", "none", "S1", _SWITCHABLE, True),
     "C06": Claim("2 bits are unstable", "removed from the supported set", "S0", _SWITCHABLE, True),
@@ -51,12 +54,18 @@ CLAIMS: Mapping[str, Claim] = {
     "C08": Claim(
         "static activation scales need a calibration pass for each precision", "very high perplexity without", "S3", _BUILD
     ),
-    "C09": Claim("mixed8648 costs 8 to 9 % perplexity against uniform8", "32.25 against 29.71 to 29.86", "S3", _SWITCHABLE),
+    "C09": Claim(
+        "mixed8648 costs 8 to 9 % perplexity against uniform8",
+        "32.25 against 29.71 to 29.86",
+        "S3",
+        _SWITCHABLE,
+        counts="paragraphs",
+    ),
     "C10": Claim("the MLP tolerates low precision better than attention", "qualitative", "S3", _LAYERS),
     "C11": Claim("attn.c_proj is robust; attn.c_attn and mlp.c_fc are the most sensitive", "a heatmap", "S1", _LAYERS),
     "C12": Claim("mlp.c_proj is the most critical layer", "C7 and C8 against other configurations", "S4", _LAYERS),
     "C13": Claim("early blocks need more bits than late ones", "a heatmap", "S1", _LAYERS),
-    "C14": Claim("F1 falls about linearly with the average bits", "a figure", "S4", _SWITCHABLE),
+    "C14": Claim("F1 falls about linearly with the average bits", "a figure", "S4", _SWITCHABLE, counts="configurations"),
     "C15": Claim("with 83 % of the layers below 8 bits F1 is kept", "71.18 F1 of 74.03 at 8 bits", "S1", _LAYERS),
     "C16": Claim(
         "CPT is better with a shared adapter than with separate ones",
@@ -67,7 +76,7 @@ CLAIMS: Mapping[str, Claim] = {
     ),
     "C17": Claim("6 bits gain most from CPT", "F1 72.72 against 71.15", "S1", _CPT, True),
     "C18": Claim("CPT lifts 4 bits most", "F1 5.36 to 21.08; at 8 bits 20.05 to 24.27", "S4", _CPT, True),
-    "C19": Claim("CPT's perplexity is no higher than static training's", "qualitative", "S3", _CPT, True),
+    "C19": Claim("CPT's perplexity is no higher than static training's", "qualitative", "S3", _CPT, True, counts="paragraphs"),
     "C20": Claim("RPI cuts the drop under PGD by at least 58 %", "F1 drop 31.72 % to 0 % on 10 questions", "S0", _ADVERSARIAL),
     "C21": Claim(
         "RPI cuts the drop under QA-Attack",
@@ -75,7 +84,13 @@ CLAIMS: Mapping[str, Claim] = {
         "S1",
         _ADVERSARIAL,
     ),
-    "C22": Claim("character noise raises perplexity alike at every precision", "+70.3, +70.3, +71.3 %", "S3", _ADVERSARIAL),
+    "C22": Claim(
+        "character noise raises perplexity alike at every precision",
+        "+70.3, +70.3, +71.3 %",
+        "S3",
+        _ADVERSARIAL,
+        counts="paragraphs",
+    ),
     "C23": Claim(
         "8 bits and RPI reduce the drop under PGD and HotFlip against 32 bits, partly by lower clean accuracy",
         "PGD −32.1, −6.4, −8.1; HotFlip −26.5, −7.4, −4.8",

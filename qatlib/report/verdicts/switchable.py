@@ -175,12 +175,12 @@ def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Ite
             name = f"times smaller on disk than fp32 at {_spoken(names[bits])}, switchable weights alone"
             yield Effect(name, found, "stored", above=ABOUT * factor, margin=0)
     size = latencies["batch"] * latencies["tokens"]
-    times = latencies[size == size.max()].set_index("model")[["speedup", "speedup_low", "speedup_high"]]
+    times = latencies[size == size.max()].set_index("model")[["speedup", "speedup_low", "speedup_high", "rounds"]]
     for bits, factor in S2_FASTER.items():
         if f"deployed {names.get(bits)}" in times.index:
             name = f"times as fast as fp32 at {_spoken(names[bits])}, {size.max()} tokens [quartiles]"
-            value, low, high = times.loc[f"deployed {names[bits]}"]
-            yield Effect(name, Estimate(value, low, high, 1, 1), "latency", above=ABOUT * factor, margin=0)
+            value, low, high, rounds = times.loc[f"deployed {names[bits]}"]
+            yield Effect(name, Estimate(value, low, high, int(rounds), 1), "latency", above=ABOUT * factor, margin=0)
 
 
 def _spoken(name: str) -> str:

@@ -79,7 +79,7 @@ def test_what_is_kept_is_kept_of_full_precision_or_not_judged():
 def test_sizes_and_times_are_factors_of_fp32():
     stored = pd.DataFrame({"precision": ["8", "4"], "disk_bytes": [1010, 520]})
     times = pd.DataFrame({"model": ["fp32", "deployed 8", "deployed 4"], "batch": 16, "tokens": 128, "speedup": [1, 3, 1.5]})
-    times = times.assign(speedup_low=times["speedup"] - 0.1, speedup_high=times["speedup"] + 0.1)
+    times = times.assign(rounds=5, speedup_low=times["speedup"] - 0.1, speedup_high=times["speedup"] + 0.1)
     table = switchable.cost_verdict(stored, times, 1000)
     effects = table.set_index("effect")["value"]
     assert effects["times smaller on disk than fp32 at 8 bits, switchable weights alone"] == pytest.approx(4000 / 1010)
