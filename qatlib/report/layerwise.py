@@ -15,7 +15,7 @@ from qatlib.evaluate import evaluate_spans
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision, names_by_group
 from qatlib.report.study import Study, spread
-from qatlib.sensitivity import Reached, output_noise, sweep_block
+from qatlib.sensitivity import Reached, evaluate_changes, output_noise, sweep_block
 from qatlib.spans import Feature
 from qatlib.squad import Question
 
@@ -113,14 +113,16 @@ class Layerwise:
         precisions = [Precision.parse(name) for name in self.lowered(self.base)["precision"].unique()]
         rows, reached = [], Reached()
         with self.model.at(self.base):
-            for p in precisions:  # codes are computed and memory of these shapes is taken before anything is timed
+            for p in (*precisions, self.base):  # codes are computed before anything is timed
                 with self.model.at(p):
-                    evaluate_spans(self.model, questions, features, **self.study.answering)
+                    evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self.study.answering)
             for i, block in enumerate(spread(range(len(self.model.blocks)), TIMED_BLOCKS)):
                 roles = [role for at, role in self.groups if at == block]
-                asked = self.model, questions, features, block, precisions
+                how = {**self.study.answering, "reached": reached}
+                if block:  # where the sweep has come to when it gets here
+                    evaluate_changes(self.model, questions, features, block - 1, {"none": {}}, **how)
                 ways = {
-                    "sweep": partial(sweep_block, *asked, **self.study.answering, reached=reached),
+                    "sweep": partial(sweep_block, self.model, questions, features, block, precisions, **how),
                     "whole": partial(self._from_the_start, block, roles, precisions, questions, features),
                 }
                 row: dict[str, float] = {"block": block, "cells": len(roles) * len(precisions), "questions": len(questions)}
