@@ -266,17 +266,27 @@ def _configuration(report: Path) -> Answer:
 def _objective(report: Path) -> Answer:
     stage, question = "02_switchable_train", "Which extra objective or schedule helps?"
     rows = table(report, stage, "method_gaps")
-    heads = [_tally(f"{model} over {over}", _pair(rows, model, over)) for model, over in _pairs(rows)]
+    told = {r["model"] for r in rows if _clear(r)}
+    heads = [_tally(f"{model} over {over}", _pair(rows, model, over)) for model, over in _pairs(rows) if model in told]
+    if rest := [r for r in rows if r["model"] not in told]:
+        heads.append(_tally(f"{', '.join(model for model, _ in _pairs(rest))}, each over {rest[0]['over']},", rest))
+    alone = [r for r in rows if _number(r["difference_low"]) > 0 or _number(r["difference_high"]) < 0]
+    parts = [f"{len(rows) - len(alone)} of {len(rows)} intervals, each by itself, hold 0"] if rows else []
+    parts += [f"{r['model']} over {r['over']} at {r['precision']} bits: {_interval(r, 'difference')} F1 points" for r in alone]
     alike = "All are trained with the same number of passes, or a few less where a step's do not divide it."
     tables = ("method_gaps", "ablation")
-    return _answer(report, question, heads, _differences(rows, "F1 points"), alike, "", stage, tables)
+    return _answer(report, question, heads, parts, alike, "", stage, tables)
+
+
+def _clear(row: Mapping[str, str]) -> bool:
+    return _number(row.get("p", "")) < ALPHA and int(row.get("seeds", SEEDS)) >= SEEDS
 
 
 def _tally(what: str, rows: Sequence[Mapping[str, str]]) -> str:
     """In how many comparisons a difference is clear, to either side; between trainings it takes several of them."""
     if not rows:
         return ""
-    clear = [r for r in rows if _number(r.get("p", "")) < ALPHA and int(r.get("seeds", SEEDS)) >= SEEDS]
+    clear = [r for r in rows if _clear(r)]
     better = sum(_number(r["difference"]) > 0 for r in clear)
     worse = len(clear) - better
     said = "is not seen to help" if better == worse else "hurts more than it helps" if worse > better else "helps in part"

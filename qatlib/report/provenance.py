@@ -88,7 +88,7 @@ def _code(root: Path) -> dict[str, Any]:
     return {
         "version": metadata.version("qatlib"),
         "commit": head,
-        "dirty": None if head is None else _git(root, "status", "--porcelain") != "",
+        "dirty": None if head is None else _git(root, "status", "--porcelain", "--", ".", ":!reports") != "",
         "library_sha256": hash_files(package.rglob("*.py"), package),
     }
 

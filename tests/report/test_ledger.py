@@ -138,6 +138,13 @@ def test_a_lower_perplexity_is_better(report, difference, found):
     assert f"in perplexity {found}" in ledger.answers(report, ledger.read_ledger(report))[0].text
 
 
+def test_methods_that_nothing_tells_apart_are_named_once(report):
+    rows = [gap(8, 0.01, 3) | {"model": "joint"}, *(gap(1, 0.9, 3) | {"model": model} for model in ("cyclic", "distilled"))]
+    write(report, "02_switchable_train", "method_gaps", GAPS, rows)
+    text = ledger.answers(report, ledger.read_ledger(report))[3].text
+    assert "Joint over static helps: better in 1" in text and "cyclic, distilled, each over static, is not seen to help" in text
+
+
 def test_n_and_seeds_are_given_from_the_fewest_to_the_most(report):
     write(report, "01_build", "claims", COLUMNS, [effect("C07", 5, "reproduced") | {"n": n} for n in (60, 600)])
     entry = next(e for e in ledger.read_ledger(report) if e.id == "C07")

@@ -51,6 +51,9 @@ def test_code_outside_git_and_in_it(root: Path) -> None:
     second = provenance(root)["code"]
     assert len(second["commit"]) == 40
     assert second["dirty"] is False
+    (root / "reports").mkdir(exist_ok=True)
+    (root / "reports/index.html").write_text("made again")  # a result, and no code
+    assert provenance(root)["code"]["dirty"] is False
     (root / "qatlib/a.py").write_text("2")
     third = provenance(root)["code"]
     assert third["dirty"] is True
