@@ -84,7 +84,8 @@ class Entry:
 
     def over_all(self, name: str) -> str:
         """`n` or `seeds` of its effects, from the fewest to the most."""
-        return "–".join(map(str, sorted({f(getattr(e, name) for e in self.effects) for f in (min, max)}))) if self.effects else ""
+        found = sorted({getattr(e, name) for e in self.effects})
+        return "–".join(map(str, found if len(found) < 3 else (found[0], found[-1])))
 
 
 def read_ledger(report: Path) -> list[Entry]:
@@ -218,8 +219,10 @@ def _cpt(report: Path, entries: Sequence[Entry]) -> Answer:
         open_ = ", so that cycle and mixture are not told apart here" if missing[-2:] == [*others[1:]] else ""
         paper += f" Not trained beside it in this report: {', '.join(missing)}{open_}."
     said = _said(entries, ("C16", "C17", "C18", "C19"))
-    worse = [r | {"difference": f"{-_number(r['difference'])}"} for r in language]
-    heads = [_tally("CPT with a shared adapter, in F1,", [*rows, *at_cost]), _tally("in perplexity it", worse)]
+    heads = [
+        _tally("CPT with a shared adapter, in F1,", [*rows, *at_cost]),
+        _tally("in perplexity it", language, lower_is_better=True),
+    ]
     tables = ("gaps", "perplexity_gaps", "equal_bitops_gaps", "costs")
     return _answer(report, question, heads, parts, paper, said, stage, tables)
 
@@ -282,12 +285,13 @@ def _clear(row: Mapping[str, str]) -> bool:
     return _number(row.get("p", "")) < ALPHA and int(row.get("seeds", SEEDS)) >= SEEDS
 
 
-def _tally(what: str, rows: Sequence[Mapping[str, str]]) -> str:
+def _tally(what: str, rows: Sequence[Mapping[str, str]], lower_is_better: bool = False) -> str:
     """In how many comparisons a difference is clear, to either side; between trainings it takes several of them."""
     if not rows:
         return ""
     clear = [r for r in rows if _clear(r)]
-    better = sum(_number(r["difference"]) > 0 for r in clear)
+    sign = -1 if lower_is_better else 1
+    better = sum(sign * _number(r["difference"]) > 0 for r in clear)
     worse = len(clear) - better
     said = "is not seen to help" if better == worse else "hurts more than it helps" if worse > better else "helps in part"
     if better == len(rows):

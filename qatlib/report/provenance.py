@@ -48,8 +48,7 @@ def collect(
         "device": _device(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "started": timestamp(started),
-        "duration_s": round((datetime.now(UTC) - started).total_seconds(), 1),
+        **taken(started),
         "parameters": _portable_values(params.model_dump(mode="json"), root),
     }
 
@@ -59,9 +58,10 @@ def commit(root: Path = ROOT) -> str | None:
     return _git(root, "rev-parse", "HEAD")
 
 
-def timestamp(moment: datetime) -> str:
-    """ISO 8601, UTC, to the second."""
-    return moment.astimezone(UTC).isoformat(timespec="seconds")
+def taken(started: datetime) -> dict[str, Any]:
+    """`started`, ISO 8601 in UTC to the second, and `duration_s`, the seconds since."""
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    return {"started": started.astimezone(UTC).isoformat(timespec="seconds"), "duration_s": round(seconds, 1)}
 
 
 def portable(text: str, root: Path = ROOT) -> str:

@@ -194,7 +194,7 @@ def _overview(stages: list[Stage]) -> dict[str, Any]:
             for value in values:
                 found.setdefault(label, {}).setdefault(value, []).append(stage.name[:2])
     run = [stage for stage in stages if stage.provenance]
-    hashes = {(stage.provenance.get("code") or {}).get("library_sha256") for stage in stages if stage.provenance}
+    hashes = {(stage.provenance.get("code") or {}).get("library_sha256") for stage in run}
     return {
         "stages": stages,
         "summary": [

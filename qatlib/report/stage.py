@@ -23,12 +23,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qatlib.report.keys import PipelineError, Run, lock, write_atomic
 from qatlib.report.params import UPSTREAM
-from qatlib.report.provenance import collect, commit, timestamp
+from qatlib.report.provenance import collect, commit, taken
 from qatlib.report.sections import ROOT
 from qatlib.report.tables import read_table, to_csv, write_table
 
@@ -211,10 +212,13 @@ class Stage:
         }
         display(Markdown(" · ".join(f"**{key}** {value}" for key, value in rows.items())))
 
+    @cached_property
+    def _commit(self) -> str | None:
+        return commit(self.run.root)
+
     def _computed(self) -> None:
         """Write down that this execution computed something that is kept, and how far it has come."""
-        seconds = round((datetime.now(UTC) - self.started).total_seconds(), 1)
-        now = {"commit": commit(self.run.root), "started": timestamp(self.started), "duration_s": seconds}
+        now = {"commit": self._commit, **taken(self.started)}
         write_atomic(self.directory / "computed.json", json.dumps([*self._earlier, now], indent=1) + "\n")
 
     def _write_csv(self, frame: pd.DataFrame, name: str) -> None:
