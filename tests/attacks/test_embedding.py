@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import every, per_layer, static
@@ -188,6 +189,22 @@ def test_what_an_attack_may_not_do(model, attack, draws):
     assert model.configuration == before and all(p.grad is None for p in model.parameters())
     again, same = attack_embeddings(model, BATCH, attack, draws(model), 1)
     assert torch.equal(again, found) and torch.equal(same, loss)
+
+
+def test_an_attack_holds_nothing_for_the_gradients_of_weights(model):
+    def held() -> int:
+        saved: list[torch.Tensor] = []
+        with saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+            attack_embeddings(model, BATCH, ATTACKS[1], every(PRECISIONS, model), 1)
+        return len(saved)
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = held()
+    assert trained and all(p.requires_grad for p in trained)
+    model.requires_grad_(False)
+    assert found == held() > 0
+    for p in trained:
+        p.requires_grad_(True)
 
 
 def test_the_question_and_every_given_answer_are_protected():
