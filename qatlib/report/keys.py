@@ -34,6 +34,12 @@ _JUDGING = ("results.py", "stats.py", "claims.py", "attacks/scores.py", "attacks
 """Modules that nothing passes through which a stage keeps: made anew, from kept answers, at every execution of a notebook."""
 
 
+SETS_ASIDE = 2
+"""So many sets of results of other code, params or data a stage keeps aside."""
+_KEPT = ("memo", "checkpoints", "timing", "kept.json", "computed.json", "results.key")
+"""What belongs to a results key; the key is moved last, so that what a kill interrupts goes on the next time."""
+
+
 class PipelineError(RuntimeError):
     """A stage that can't run or did not: one sentence."""
 
@@ -137,17 +143,23 @@ class Run:
         _sync(self.directory / "report.key", self.directory / "published", self.report, self.report_key)
 
     def prepare(self, stage: str) -> None:
-        """Empty a stage's directory of what other code, params or data made; start its page anew, keep its results."""
+        """Set aside what other code, params or data made, take back what the present ones made; start the page anew.
+
+        So an edit that is undone, or a parameter that is set back, costs nothing. The latest `SETS_ASIDE` sets stay.
+        """
         directory = self.directory / stage
-        marker = directory / "results.key"
+        marker, aside = directory / "results.key", directory / ".superseded"
+        own = aside / self.keys[stage].results
         if not self.is_prepared(stage):
-            marker.unlink(missing_ok=True)  # first: whatever a kill leaves of the rest is then not taken for complete
-            for name in ("kept.json", "computed.json"):
-                (directory / name).unlink(missing_ok=True)
-            for name in ("memo", "checkpoints", "timing"):
-                shutil.rmtree(directory / name, ignore_errors=True)
-        shutil.rmtree(directory / "results", ignore_errors=True)
-        write_atomic(marker, self.keys[stage].results)
+            if marker.is_file() and any((directory / name).exists() for name in _KEPT[:-1]):
+                _move_kept(directory, aside / marker.read_text())
+            _drop(directory / name for name in _KEPT)
+            write_atomic(marker, self.keys[stage].results)
+        if own.is_dir():
+            _move_kept(own, directory)
+            shutil.rmtree(own)
+        _drop(sorted(aside.glob("*"), key=lambda path: path.stat().st_mtime_ns)[:-SETS_ASIDE])
+        _drop([directory / "results"])
 
     def keep(self, stage: str, why: str) -> None:
         """Say that what a stage keeps is what the present code, params and data would make, and write down why.
@@ -182,6 +194,23 @@ class Run:
         """Whether what a stage keeps belongs to the present results key."""
         marker = self.directory / stage / "results.key"
         return marker.is_file() and marker.read_text() == self.keys[stage].results
+
+
+def _move_kept(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in _KEPT:
+        if (source / name).exists():
+            if (target / name).is_dir():
+                shutil.rmtree(target / name)
+            (source / name).rename(target / name)
+
+
+def _drop(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -260,12 +289,17 @@ def _hash_source(source: str) -> str | None:
     """What a source that `params` has checked holds; the hidden files of a directory are left out."""
     if source.startswith("dir:"):
         base = Path(source.removeprefix("dir:"))
-        visible = (p for p in base.rglob("*") if not any(part.startswith(".") for part in p.relative_to(base).parts))
-        return hash_files(visible, base)
+        return hash_files(_visible(base), base)
     if not source.endswith((".json", ".json.gz")):
         return None
     with Path(source).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _visible(base: Path) -> Iterable[Path]:
+    """The files under a directory, but for hidden ones and those in hidden directories."""
+    files = (path for path in sorted(base.rglob("*")) if path.is_file())
+    return (path for path in files if not any(part.startswith(".") for part in path.relative_to(base).parts))
 
 
 def _digest(value: Any) -> str:
@@ -283,9 +317,8 @@ def _cells(notebook: Path) -> list[tuple[str, list[str], str]]:
 
 def _contents(base: Path) -> dict[str, int]:
     """Sizes of the files under `base`, hidden ones, keys and marks aside."""
-    files = (path for path in sorted(base.rglob("*")) if path.is_file() and not path.name.startswith("."))
     aside = {"key", "done", "executed.failed.ipynb"}
-    return {p.relative_to(base).as_posix(): p.stat().st_size for p in files if p.name not in aside}
+    return {p.relative_to(base).as_posix(): p.stat().st_size for p in _visible(base) if p.name not in aside}
 
 
 def _mark(mark: Path, base: Path, key: str) -> None:

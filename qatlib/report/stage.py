@@ -8,6 +8,7 @@ runs/<profile>/<stage>/
     headlines.json, provenance.json, executed.ipynb
     computed.json     which executions computed what is kept: a page may be made again from it much later
     key, results.key, done, kept.json
+    .superseded/      what other code, params or data made, the latest two sets
 """
 
 from __future__ import annotations

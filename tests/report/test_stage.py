@@ -1,6 +1,7 @@
 """What a notebook keeps between executions, without one."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,15 +21,48 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_other_params_clear_what_was_kept(root: Path) -> None:
-    def table(*overrides: str) -> float:
-        stage = Stage("01_build", "smoke", overrides, root)
-        return float(stage.table("t", lambda: pd.DataFrame({"x": [stage.params.seed]})).x[0])
+def test_other_params_compute_anew_and_what_was_kept_is_found_again(root: Path) -> None:
+    computed: list[int] = []
 
-    assert [table("seed=1"), table("seed=2"), table("seed=1")] == [1, 2, 1]
-    stage = Stage("01_build", "smoke", ["seed=1"], root)
-    assert stage.table("t", lambda: pytest.fail("computed again")).x[0] == 1
-    assert not stage.results.joinpath("figures").exists()
+    def table(seed: int) -> int:
+        stage = Stage("01_build", "smoke", [f"seed={seed}"], root)
+
+        def compute() -> pd.DataFrame:
+            computed.append(seed)
+            stage.checkpoints("a").write_text(str(seed))
+            return pd.DataFrame({"x": [seed]})
+
+        found = int(stage.table("t", compute).x[0])
+        assert stage.checkpoints("a").read_text() == str(found)
+        return found
+
+    Stage("01_build", "smoke", ["seed=9"], root)  # nothing is computed: nothing of it is set aside
+    assert [table(seed) for seed in (1, 2, 1, 3, 2)] == [1, 2, 1, 3, 2]
+    assert computed == [1, 2, 3]
+    assert [table(seed) for seed in (4, 1)] == [4, 1]  # 1 was set aside longest ago, behind 2 and 3
+    assert computed == [1, 2, 3, 4, 1]
+
+
+@pytest.mark.parametrize("then", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("stop", range(7))  # of six moves none, one, … all are made
+def test_what_is_set_aside_survives_a_kill(root: Path, monkeypatch: pytest.MonkeyPatch, stop: int, then: tuple[int, int]) -> None:
+    def stage(seed: int) -> Stage:
+        return Stage("01_build", "smoke", [f"seed={seed}"], root)
+
+    for seed in (1, 2):
+        stage(seed).table("t", lambda seed=seed: pd.DataFrame({"x": [seed]}))
+    moves, rename = iter(range(stop)), Path.rename
+
+    def until_stopped(path: Path, target: Path) -> Path:
+        if next(moves, None) is None:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(Path, "rename", until_stopped)
+        stage(1)
+    for seed in then:
+        assert stage(seed).table("t", lambda: pytest.fail("computed again")).x[0] == seed
 
 
 def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(root: Path) -> None:
