@@ -102,9 +102,9 @@ def summary(checks: Sequence[Check]) -> str:
 
 
 def tally(checks: Sequence[Check]) -> str:
-    """How many passed, failed, and can't be told: `20 passed, 1 failed, 3 rest on too few questions`."""
+    """How many passed, failed, and can't be told: `20 lines passed, 1 failed, 3 rest on too few questions`."""
     count = Counter(check.verdict for check in checks)
-    return f"{count['pass']} passed, {count['FAIL']} failed, {count['too few to tell']} rest on too few questions"
+    return f"{count['pass']} lines passed, {count['FAIL']} failed, {count['too few to tell']} rest on too few questions"
 
 
 def table(checks: Sequence[Check]) -> pd.DataFrame:

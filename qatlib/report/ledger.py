@@ -231,17 +231,24 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     stage, question = "05_adversarial", "Does random precision inference defend, and does it match Double-Win Quant?"
     rows = [r for r in table(report, stage, "against_static") if r["attack"] == "worst" or r["attack"].startswith("EOT")]
     parts = [f"{r['defence']} over {r['over']} under {r['attack']}: {_interval(r, 'difference')} F1 points" for r in rows]
+    trained = [r for r in table(report, stage, "trainings") if rows and r["training"] == "adversarial"]
+    for r in trained:
+        said = f"trained as there, seed {r['seed']}: {rows[0]['defence']} over static {r['static']} under worst: "
+        parts.append(f"{said}{_interval(r, 'gain')} F1 points, n = {r['n']}")
     paper = (
         "Double-Win Quant reports large gains of random precision, after adversarial training at random precision and against "
         "attackers who do not average over the draw; EOT does, and worst is the worst attack of every question. The last of "
         "these sets is the control: its precisions are alike, so that drawing from it must gain nothing."
     )
+    if rows and not trained:
+        paper += " Its training was not done in this report."
     said = _said(entries, ("C20", "C21", "C23", "C24", "C25", "C26"))
     first = [r for r in rows if r["defence"] == rows[0]["defence"]]
     heads = [_tally("Drawing precisions, against the most robust static one,", first)]
     if failed := _failed(report):
         heads.append(", ".join(failed))
-    return _answer(report, question, heads, parts, paper, said, stage, ("against_static", "protocols", "attack_checks"))
+    tables = ("against_static", "trainings", "protocols", "attack_checks")
+    return _answer(report, question, heads, parts, paper, said, stage, tables)
 
 
 def _configuration(report: Path) -> Answer:
@@ -252,6 +259,8 @@ def _configuration(report: Path) -> Answer:
         leanest = min(good, key=lambda r: float(r["budget"]))
         least = f"the fewest average weight bits searched at which {leanest['n']} questions do not show F1 to be lost"
         heads.append(f"{least}: {float(leanest['budget']):g}, as the integer program spends them ({leanest['file']})")
+        if (unseen := -_number(leanest["f1_change_low"])) > 0:
+            heads.append(f"so many questions would not show a loss of up to {unseen:.0f} points")
     parts = [
         f"within {float(r['budget']):g} bits ({_number(r['average_bits']):.2f} spent) F1 {_interval(r, 'f1_change')} points"
         for r in rows
@@ -337,7 +346,7 @@ def _differences(rows: Sequence[Mapping[str, str]], unit: str) -> list[str]:
 
 def _interval(row: Mapping[str, str], name: str) -> str:
     value, low, high = (_number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    sign = "+" if name in ("difference", "f1_change") else ""
+    sign = "+" if name in ("difference", "f1_change", "gain") else ""
     return "no figure" if math.isnan(value) else with_interval(value, low, high, f"{sign}z.1f")
 
 

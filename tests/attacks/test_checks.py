@@ -49,7 +49,7 @@ def test_the_page_says_what_does_not_hold_and_what_can_not_be_told():
     assert summary([*good, untold, untold]) == "Too few questions to tell: check 7 (x); 7 (x)."
     assert summary([*good, untold, Check(6, "x", verdict="FAIL")]).startswith("Failed: check 6 (x). Too few")
     assert "masking" in summary([Check(8, "x", verdict="FAIL")])
-    assert tally([*good, untold]) == "1 passed, 0 failed, 1 rest on too few questions"
+    assert tally([*good, untold]) == "1 lines passed, 0 failed, 1 rest on too few questions"
 
 
 def test_a_table_has_every_check_with_or_without_figures():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,7 @@ from qatlib.attacks.embedding import (
     mean_embedding_norm,
     project,
     random_noise,
+    random_search,
     window_loss,
 )
 from qatlib.layers import SHARED, LoraSpec
@@ -27,6 +30,7 @@ from qatlib.model import Output, SwitchableModel
 from qatlib.objectives import Batch, collate
 from qatlib.precision import Precision
 from qatlib.spans import featurize
+from qatlib.squad import Answer
 from qatlib.toyqa import build_model, build_tokenizer, generate
 
 WIDTH, TOKENS = 5, 6
@@ -217,6 +221,17 @@ def test_the_question_and_every_given_answer_are_protected():
         assert touched
 
 
+def test_of_several_given_answers_all_are_protected():
+    given = QUESTIONS[0]
+    (first,) = {a.start: a for a in given.answers}.values()
+    other = next(w for w in re.finditer(r"\w+", given.context) if first.text not in w[0] and w[0] not in first.text)
+    two = replace(given, answers=(first, Answer(other[0], other.start())))
+    alone, both = (collate(featurize([q], TOKENIZER, 128, 32), 1) for q in (given, two))
+    protected = alone.attackable & ~both.attackable
+    assert TOKENIZER.decode(both.input_ids[protected]).strip() == other[0]
+    assert not (both.attackable & ~alone.attackable).any()
+
+
 def test_an_attack_raises_the_loss_it_is_aimed_at_and_more_with_a_larger_ball(model):
     draws, losses = static(PRECISIONS[0], model), []
     for epsilon in (0.0, 0.1, 1.0):
@@ -227,3 +242,9 @@ def test_an_attack_raises_the_loss_it_is_aimed_at_and_more_with_a_larger_ball(mo
             model(inputs_embeds=random_noise(model, BATCH, AttackArguments(1.0), 0)), BATCH, "cross_entropy"
         ).mean()
     assert noise < losses[2]
+
+
+def test_a_search_without_gradients_finds_more_than_its_first_point(model):
+    draws, tried = static(PRECISIONS[0], model), [AttackArguments(1.0, steps=n) for n in (1, 30)]
+    short, long = (random_search(model, BATCH, attack, draws, 0)[1] for attack in tried)
+    assert (long >= short).all() and long.mean() > short.mean()

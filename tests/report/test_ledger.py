@@ -151,6 +151,20 @@ def test_n_and_seeds_are_given_from_the_fewest_to_the_most(report):
     assert entry.over_all("n") == "60–600" and entry.over_all("seeds") == "3"
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_double_win_quants_own_training_is_quoted_or_said_to_be_missing(report, trained):
+    columns = ["defence", "over", "attack", "difference", "difference_low", "difference_high", "p", "n"]
+    row = dict(zip(columns, ("RPI {4, 8}", "static 32", "worst", -3, -4, -2, 0.01, 500), strict=True))
+    write(report, "05_adversarial", "against_static", columns, [row])
+    columns = ["training", "seed", "static", "gain", "gain_low", "gain_high", "n"]
+    methods = ("random", "adversarial") if trained else ("random",)
+    rows = [dict(zip(columns, (name, 1, "32", -1.5, -3.3, 0, 80), strict=True)) for name in methods]
+    write(report, "05_adversarial", "trainings", columns, rows)
+    text = ledger.answers(report, ledger.read_ledger(report))[1].text
+    assert ("seed 1: RPI {4, 8} over static 32 under worst: −1.5 [−3.3, " in text) is trained
+    assert ("Its training was not done in this report." in text) is not trained
+
+
 def test_a_failed_check_stands_beside_every_verdict_that_it_weakens(report):
     write(report, "05_adversarial", "claims", COLUMNS, [effect("C20", -5, "not reproduced")])
     checks = ["check", "what", "value", "value_low", "value_high", "holds"]
@@ -166,6 +180,7 @@ def test_the_leanest_configuration_is_one_that_is_not_shown_to_lose(report):
     write(report, "03_sensitivity_heatmaps", "recommended", columns, [dict(zip(columns, row, strict=True)) for row in rows])
     text = ledger.answers(report, ledger.read_ledger(report))[2].text
     assert "60 questions do not show F1 to be lost: 4, as" in text and "(b.yaml)" in text
+    assert "would not show a loss of up to 3 points" in text
     assert "within 3 bits (3.00 spent) F1 −9.0 [−12.0, −6.0] points" in text
 
 
