@@ -153,13 +153,13 @@ class Run:
         if not self.is_prepared(stage):
             if marker.is_file() and any((directory / name).exists() for name in _KEPT[:-1]):
                 _move_kept(directory, aside / marker.read_text())
-            _drop(directory / name for name in _KEPT)
+            _drop(*(directory / name for name in _KEPT))
             write_atomic(marker, self.keys[stage].results)
         if own.is_dir():
             _move_kept(own, directory)
-            shutil.rmtree(own)
-        _drop(sorted(aside.glob("*"), key=lambda path: path.stat().st_mtime_ns)[:-SETS_ASIDE])
-        _drop([directory / "results"])
+            _drop(own)
+        _drop(*sorted(aside.glob("*"), key=lambda path: path.stat().st_mtime_ns)[:-SETS_ASIDE])
+        _drop(directory / "results")
 
     def keep(self, stage: str, why: str) -> None:
         """Say that what a stage keeps is what the present code, params and data would make, and write down why.
@@ -200,12 +200,12 @@ def _move_kept(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in _KEPT:
         if (source / name).exists():
-            if (target / name).is_dir():
+            if (target / name).is_dir():  # which a rename does not replace, other than a file
                 shutil.rmtree(target / name)
             (source / name).rename(target / name)
 
 
-def _drop(paths: Iterable[Path]) -> None:
+def _drop(*paths: Path) -> None:
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)

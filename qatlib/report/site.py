@@ -24,6 +24,7 @@ from markupsafe import Markup
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 
 from qatlib.report import ledger
+from qatlib.report.answers import answers
 from qatlib.report.cells import TEMPLATES, Cells, read_cells
 from qatlib.report.keys import write_atomic
 
@@ -163,7 +164,7 @@ def _render(report: Path, profile: str) -> None:
         common,
         here="claims",
         entries=entries,
-        answers=ledger.answers(report, entries),
+        answers=answers(report, entries),
         rule=ledger.RULE,
         summary=overview["summary"],
         anchors={stage.name: stage.cells.anchors for stage in shown if stage.cells},

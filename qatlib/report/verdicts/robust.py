@@ -182,13 +182,18 @@ def noise_rises(perplexities: pd.DataFrame, **options: Any) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def unknown_share(perplexities: pd.DataFrame) -> float:
+    """The share of the noisy paragraphs' tokens that their tokenizer does not know."""
+    return float(perplexities["noisy_unknown"].sum() / perplexities["noisy_tokens"].sum())
+
+
 def _rise(noisy: Any, noisy_tokens: Any, clean: Any, tokens: Any) -> Any:
     return 100 * (np.exp(noisy / noisy_tokens - clean / tokens) - 1)
 
 
 def _alike(perplexities: pd.DataFrame, **options: Any) -> list[Effect] | str:
     """Each precision's rise in percent of that at 32 bits: neither much more nor much less than 100."""
-    if perplexities["noisy_unknown"].sum() > UNKNOWN * perplexities["noisy_tokens"].sum():
+    if unknown_share(perplexities) > UNKNOWN:
         return "takes a tokenizer that can spell: here a word with a typo is an unknown one, which is no noise but a hole"
     base = perplexities[perplexities["precision"] == "32"]
     effects: list[Effect] = []
