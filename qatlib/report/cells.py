@@ -7,6 +7,7 @@ progress is taken out, headings get ids, and links are checked.
 import functools
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -53,8 +54,13 @@ class Cells:
     """Ids of the tables and figures, after the files behind them: `table-accuracy`."""
 
 
-def read_cells(report: Path, name: str, stages: set[str]) -> Cells:
-    """The content of `report/notebooks/<name>.ipynb`; `stages` names the notebooks that have pages to link to."""
+def read_cells(report: Path, name: str, stages: set[str], claims: Mapping[str, Sequence[str]]) -> Cells:
+    """The content of `report/notebooks/<name>.ipynb`.
+
+    Args:
+        stages: the notebooks that have pages to link to.
+        claims: what rests on a table, by the id that it gets: `{"table-accuracy": ["C07"]}`.
+    """
     notebook = nbformat.read(report / "notebooks" / f"{name}.ipynb", as_version=4)
     status = _status(notebook)
     _drop_noise(notebook)
@@ -66,7 +72,7 @@ def read_cells(report: Path, name: str, stages: set[str]) -> Cells:
     if title:
         title.decompose()
     toc = _anchor(soup)
-    anchors = _name_tables(soup)
+    anchors = _name_tables(soup, claims)
     _link_claims(soup)
     _frame_tables(soup)
     _check_links(soup, report, stages, name)
@@ -145,15 +151,22 @@ def _anchor(soup: BeautifulSoup) -> list[Heading]:
     return toc
 
 
-def _name_tables(soup: BeautifulSoup) -> frozenset[str]:
-    """Give every table and figure with a file behind it an id after that file, for links to it; the first, where two have one."""
+def _name_tables(soup: BeautifulSoup, claims: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Give every table and figure with a file behind it an id after that file, for links to it; the first, where two have one.
+
+    And the claims that rest on it, for the way back to the ledger.
+    """
     taken: set[str] = set()
     for figure in soup.select("figure.qat-table, figure.qat-figure"):
         link = figure.find("a", string="CSV", href=True)
         name = f"table-{Path(urlsplit(str(link['href'])).path).stem}" if link else ""
-        if name and name not in taken and soup.find(id=name) is None:
+        if link and name not in taken and soup.find(id=name) is None:
             figure["id"] = name
             taken.add(name)
+            if ids := claims.get(name):
+                for claim in reversed(ids):
+                    link.insert_after(" ", soup.new_tag("a", href=f"claims.html#{claim}", string=claim))
+                link.insert_after(" · behind")
     return frozenset(taken)
 
 

@@ -115,6 +115,15 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
     return Entry(name, claim, verdict, tuple(effects), "; ".join(dict.fromkeys(missing)))
 
 
+def claims_behind(entries: Sequence[Entry], stage: str) -> dict[str, list[str]]:
+    """Which claims rest on which table of a stage's page, by the table's anchor."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        for anchor in {e.anchor: None for e in entry.effects if e.stage == stage}:
+            found.setdefault(anchor, []).append(entry.id)
+    return found
+
+
 def _worn(report: Path) -> list[str]:
     """What fine-tuning made of the language model that perplexities are of, where it is another by more than a tenth."""
     at = {r["model"]: float(r["perplexity"]) for r in table(report, "01_build", "teacher_perplexity")}

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ def _render(report: Path, profile: str) -> None:
     found = {path.stem for path in report.glob("notebooks/*.ipynb")}
     if not found:
         raise FileNotFoundError(f"no notebooks/*.ipynb in {report}")
-    stages = [_read_stage(report, name, found) if name in found else Stage(name) for name in sorted(found | {*STAGES})]
+    entries = ledger.read_ledger(report)
+    stages = [_read_stage(report, name, found, entries) if name in found else Stage(name) for name in sorted(found | {*STAGES})]
     shown = [stage for stage in stages if stage.cells]
 
     env = environment()
@@ -149,7 +151,7 @@ def _render(report: Path, profile: str) -> None:
         "nav": [("index", f"{profile} report"), ("claims", "claims ledger")] + [(stage.name, stage.label) for stage in shown],
         "css": page_style(),
     }
-    entries, overview = ledger.read_ledger(report), _overview(stages)
+    overview = _overview(stages)
     said = Counter(entry.said for entry in entries)
     pages = {"index.html": env.get_template("index.html.j2").render(common, here="index", said=said, **overview)}
     for i, stage in enumerate(shown):
@@ -209,8 +211,9 @@ def _overview(stages: list[Stage]) -> dict[str, Any]:
     }
 
 
-def _read_stage(report: Path, name: str, stages: set[str]) -> Stage:
-    stage = Stage(name, read_cells(report, name, stages), read_json(report / f"provenance/{name}.json", {}))
+def _read_stage(report: Path, name: str, stages: set[str], entries: Sequence[ledger.Entry]) -> Stage:
+    cells = read_cells(report, name, stages, ledger.claims_behind(entries, name))
+    stage = Stage(name, cells, read_json(report / f"provenance/{name}.json", {}))
     stage.files = [_describe(report, path) for kind in ("results", "timing") for path in _files(report / kind / name)]
     tables = {Path(file.name).stem: file.href for file in stage.tables}
     for headline in read_json(report / f"headlines/{name}.json", []):

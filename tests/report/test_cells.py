@@ -15,7 +15,7 @@ def content(tmp_path_factory, write_stage) -> cells.Cells:
     folder = tmp_path_factory.mktemp("cells")
     write_stage(folder / "run", "01_build")
     site.publish(folder / "run", folder / "report")
-    return cells.read_cells(folder / "report", "01_build", {"01_build", "02_switchable_train"})
+    return cells.read_cells(folder / "report", "01_build", {"01_build", "02_switchable_train"}, {"table-scores": ["C07", "C08"]})
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,12 @@ def test_dead_links_are_struck_out(page):
 
 
 def test_tables_can_be_linked_to_and_verdicts_lead_back_to_the_ledger(page):
-    assert page.find(id="table-scores").name == "figure"
+    table = page.find(id="table-scores")
+    assert table.name == "figure" and table.figcaption.get_text().endswith("CSV · behind C07 C08")
+    assert [a["href"] for a in table.find_all("a")[1:]] == ["claims.html#C07", "claims.html#C08"]
     frame = pd.DataFrame({"claim": ["C07", "C99"], "verdict": ["reproduced", "reproduced"]})
     soup = BeautifulSoup(table_html(frame, "Claims", "results/01_build/claims.csv").data * 2, "html.parser")
-    assert cells._name_tables(soup) == {"table-claims"}
+    assert cells._name_tables(soup, {}) == {"table-claims"}
     cells._link_claims(soup)
     assert [a["href"] for a in soup.find_all("a") if a.get_text() != "CSV"] == ["claims.html#C07"]
     assert soup.tbody.get_text(" ").split() == ["C07", "reproduced", "C99", "reproduced"]

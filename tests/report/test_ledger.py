@@ -97,6 +97,14 @@ def test_every_figure_of_the_json_stands_in_the_table_it_names(report):
     assert dict(effects)["C07"]["href"] == "results/01_build/behind.csv"
 
 
+def test_a_stages_tables_lead_back_to_the_claims_that_rest_on_them(report):
+    entries = ledger.read_ledger(report)
+    assert ledger.claims_behind(entries, "01_build") == {"table-behind": ["C07", "C08"]}
+    write(report, "04_cpt", "claims", COLUMNS, [effect("C16", 0.5, "undecided", "x")] * 2)
+    write(report, "04_cpt", "x", ["x"], [])
+    assert ledger.claims_behind(ledger.read_ledger(report), "04_cpt") == {"table-x": ["C16"]}
+
+
 def test_n_and_seeds_are_given_from_the_fewest_to_the_most(report):
     write(report, "01_build", "claims", COLUMNS, [effect("C07", 5, "reproduced") | {"n": n} for n in (60, 600)])
     entry = next(e for e in ledger.read_ledger(report) if e.id == "C07")
