@@ -72,8 +72,8 @@ def read_cells(report: Path, name: str, stages: set[str], claims: Mapping[str, S
     if title:
         title.decompose()
     toc = _anchor(soup)
-    anchors = _name_tables(soup, claims)
-    _link_claims(soup)
+    anchors = _name_tables(soup)
+    _link_claims(soup, claims)
     _frame_tables(soup)
     _check_links(soup, report, stages, name)
     return Cells(title_text, _text(paragraph) if paragraph else "", status, toc, Markup(soup), anchors)
@@ -151,27 +151,25 @@ def _anchor(soup: BeautifulSoup) -> list[Heading]:
     return toc
 
 
-def _name_tables(soup: BeautifulSoup, claims: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """Give every table and figure with a file behind it an id after that file, for links to it; the first, where two have one.
-
-    And the claims that rest on it, for the way back to the ledger.
-    """
+def _name_tables(soup: BeautifulSoup) -> frozenset[str]:
+    """Give every table and figure with a file behind it an id after that file, for links to it; the first, where two have one."""
     taken: set[str] = set()
     for figure in soup.select("figure.qat-table, figure.qat-figure"):
         link = figure.find("a", string="CSV", href=True)
         name = f"table-{Path(urlsplit(str(link['href'])).path).stem}" if link else ""
-        if link and name not in taken and soup.find(id=name) is None:
+        if name and name not in taken and soup.find(id=name) is None:
             figure["id"] = name
             taken.add(name)
-            if ids := claims.get(name):
-                for claim in reversed(ids):
-                    link.insert_after(" ", soup.new_tag("a", href=f"claims.html#{claim}", string=claim))
-                link.insert_after(" · behind")
     return frozenset(taken)
 
 
-def _link_claims(soup: BeautifulSoup) -> None:
-    """From a notebook's verdicts back to the ledger."""
+def _link_claims(soup: BeautifulSoup, claims: Mapping[str, Sequence[str]]) -> None:
+    """From a notebook's verdicts, and from the tables that claims rest on, back to the ledger."""
+    for name, ids in claims.items():
+        if link := soup.select_one(f"#{name} a"):
+            for claim in reversed(ids):
+                link.insert_after(" ", soup.new_tag("a", href=f"claims.html#{claim}", string=claim))
+            link.insert_after(" · behind")
     for head in soup.select("#table-claims th[scope=row], #table-claims_cost th[scope=row]"):
         if (name := _text(head)) in CLAIMS:
             head.string = ""

@@ -64,7 +64,7 @@ def test_tables_can_be_linked_to_and_verdicts_lead_back_to_the_ledger(page):
     assert [a["href"] for a in table.find_all("a")[1:]] == ["claims.html#C07", "claims.html#C08"]
     frame = pd.DataFrame({"claim": ["C07", "C99"], "verdict": ["reproduced", "reproduced"]})
     soup = BeautifulSoup(table_html(frame, "Claims", "results/01_build/claims.csv").data * 2, "html.parser")
-    assert cells._name_tables(soup, {}) == {"table-claims"}
-    cells._link_claims(soup)
+    assert cells._name_tables(soup) == {"table-claims"}
+    cells._link_claims(soup, {})
     assert [a["href"] for a in soup.find_all("a") if a.get_text() != "CSV"] == ["claims.html#C07"]
     assert soup.tbody.get_text(" ").split() == ["C07", "reproduced", "C99", "reproduced"]
