@@ -65,8 +65,8 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     parts = [f"{r['defence']} over {r['over']} under {r['attack']}: {interval(r, 'difference')} F1 points" for r in rows]
     trained = [r for r in table(report, stage, "trainings") if rows and r["training"] == "adversarial"]
     for r in trained:
-        judged = f"{rows[0]['defence']} over static {r['static']} under worst"
-        parts.append(f"trained as there, seed {r['seed']}: {judged}: {interval(r, 'gain')} F1 points, n = {r['n']}")
+        pair = f"{rows[0]['defence']} over static {r['static']} under worst"
+        parts.append(f"trained as there, seed {r['seed']}: {pair}: {interval(r, 'gain')} F1 points, n = {r['n']}")
     paper = (
         "Double-Win Quant reports large gains of random precision, after adversarial training at random precision and against "
         "attackers who do not average over the draw; EOT does, and worst is the worst attack of every question. The last of "
@@ -75,8 +75,9 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     if rows and not trained:
         paper += " Its training was not done in this report."
     said = _said(entries, ("C20", "C21", "C23", "C24", "C25", "C26"))
-    first = [r for r in rows if r["defence"] == rows[0]["defence"]]
-    heads = [_tally("Drawing precisions, against the most robust static one,", first)]
+    worst = [r for r in rows if r["attack"] == "worst"]
+    judged = [r for r in worst if r["defence"] != rows[-1]["defence"]] or worst  # the last is the control
+    heads = [_tally("Drawing precisions, against the most robust static one and each under its worst attack,", judged)]
     if failed := failed_checks(report):
         heads.append(", ".join(failed))
     tables = ("against_static", "trainings", "protocols", "attack_checks")

@@ -171,6 +171,19 @@ def adaptive_checks(
     ]
 
 
+def longer_attack(variations: Mapping[str, pd.DataFrame], harder: pd.DataFrame, precisions: Set, **options: Any) -> list[Check]:
+    """What RPI has over single precisions once check 7's longer attack is made on both, each by its own.
+
+    Args:
+        variations: of `Robustness.variations`, by the precision's name.
+        harder: as in `adaptive_checks`.
+    """
+    rpi, longer = f"RPI {set_name(precisions)}", "twice the steps"
+    random = select(harder, rpi, f"EOT {set_name(precisions)}, {longer}")
+    gaps = {at: contrast(random, select(tried, at, f"PGD, {longer}"), **options) for at, tried in variations.items()}
+    return [Check(7, f"{rpi} over {at} bits, EOT and PGD with {longer}", gap) for at, gap in gaps.items()]
+
+
 def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set, **options: Any) -> pd.DataFrame:
     """RPI, its precisions alone, and these with noisy rounding: without an attack, under EOT and under their own.
 

@@ -107,7 +107,7 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
     trainings = min((e.seeds for e in effects), default=SEEDS)
     if claim.about_training and trainings < SEEDS:
         missing.append(f"rests on {trainings} of the {SEEDS} trainings that it takes")
-    if verdicts and "05_adversarial" in claim.stages:
+    if verdicts and claim.attacked:
         missing += [f"of the attacks {failed}" for failed in failed_checks(report)]
     if any("perplexity" in e.effect for e in effects):
         missing += _worn(report)

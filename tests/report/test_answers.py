@@ -81,6 +81,14 @@ def test_double_win_quants_own_training_is_quoted_or_said_to_be_missing(report, 
     assert ("Its training was not done in this report." in text) is not trained
 
 
+def test_drawing_precisions_is_judged_by_the_worst_attack_and_without_the_control(report):
+    columns = ["defence", "over", "attack", "difference", "difference_low", "difference_high", "p", "n"]
+    cases = [("{4, 8}", "EOT {4, 8} (static: PGD at 8)", 3), ("{4, 8}", "worst", -3), ("{16, 32}", "worst", 3)]
+    rows = [(f"RPI {drawn}", "static 8", attack, d, d - 1, d + 1, 0.01, 500) for drawn, attack, d in cases]
+    write(report, "05_adversarial", "against_static", columns, [dict(zip(columns, row, strict=True)) for row in rows])
+    assert "hurts more than it helps: better in 0, worse in 1, undecided in 0 of 1 comparisons" in answered(report)[1].text
+
+
 def test_the_leanest_configuration_is_one_that_is_not_shown_to_lose(report):
     columns = ["budget", "file", "average_bits", "f1_change", "f1_change_low", "f1_change_high", "n"]
     rows = [(8, "a.yaml", 8, 0, -1, 1, 60), (4, "b.yaml", 3.9, -1, -3, 0.5, 60), (3, "c.yaml", 3, -9, -12, -6, 60)]

@@ -14,13 +14,15 @@ def test_all_checks_are_made(work, model, frame):
     complete = scores.attacked(frame, *work.sets)
     found = attack_checks.main_checks(complete, work.reach(model), work.sets, work.section.control, resamples=100)
     outside = work.from_outside(model, work.trained("random", 1000))
-    for p in work.ends:
-        found += attack_checks.variation_checks(work.variations(model, p), complete, p.name, resamples=100)
+    variations = {p.name: work.variations(model, p) for p in work.ends}
+    for at, tried in variations.items():
+        found += attack_checks.variation_checks(tried, complete, at, resamples=100)
     found += attack_checks.outside_checks(work.gradients(model), outside, complete, work.fixed.name, resamples=100)
     harder, rounding = work.harder(model), work.rounded_noisily(model)
     harder = scores.with_rpi(harder, work.sets[0])
     of = (complete, harder, work.drawn_finer(model), rounding, work.sets[0])
     found += attack_checks.adaptive_checks(*of, work.section.draws, resamples=100)
+    found += attack_checks.longer_attack(variations, harder, work.sets[0], resamples=100)
     found += attack_checks.cost_checks(work.section, {"words at 8": 12.5})
     assert {check.number for check in found} == set(range(13))
     assert any("over 2 such draws a step (a believable evaluation takes 20)" in check.what for check in found)
@@ -112,3 +114,13 @@ def test_a_check_fails_where_its_own_attack_is_as_it_should_not_be(number, chang
 
 def test_checks_1_and_6_fail_where_a_protected_token_moved_and_where_gradients_are_missing():
     assert failed({}, others=0.1) == {1} and failed({}, nonzero=50.0) == {6}
+
+
+@pytest.mark.parametrize("gain", [-8, 0, 8])
+def test_a_longer_attack_is_made_on_both_sides(gain):
+    left = pd.DataFrame({"id": [*"abcd"], "paragraph": [*"abcd"], "f1": [10, 12, 9, 11]})
+    random = left.assign(answered="RPI {4, 8}", attack=f"{EOT}, twice the steps")
+    static = left.assign(answered="8", attack="PGD, twice the steps", f1=left["f1"] - gain)
+    (check,) = attack_checks.longer_attack({"8": static}, random, FIRST, resamples=100)
+    assert (check.number, check.verdict) == (7, "shown")
+    assert check.found is not None and check.found.value == pytest.approx(gain)

@@ -21,6 +21,8 @@ class Claim:
     """Whether it is about what a training does, so that its verdict takes several trainings."""
     counts: str = "questions"
     """What n is a number of."""
+    attacked: bool = False
+    """Whether it is about what withstands an attack, so that it is worth no more than the attack."""
 
 
 _BUILD, _SWITCHABLE, _LAYERS, _CPT, _ADVERSARIAL = (
@@ -82,12 +84,14 @@ CLAIMS: Mapping[str, Claim] = {
         "31.72 % of F1 lost (0.030 to 0.020) without, 0 % (0.000 to 0.008) with; 10 questions",
         "S0",
         _ADVERSARIAL,
+        attacked=True,
     ),
     "C21": Claim(
         "RPI cuts the drop under QA-Attack",
         "8 bits 10.57 to 8.11 %, 4 bits 16.35 to 10.32 % (F1); 15.06 to 7.18, 25.61 to 15.31 (EM)",
         "S1",
         _ADVERSARIAL,
+        attacked=True,
     ),
     "C22": Claim(
         "character noise raises perplexity alike at every precision",
@@ -101,9 +105,10 @@ CLAIMS: Mapping[str, Claim] = {
         "PGD −32.1, −6.4, −8.1; HotFlip −26.5, −7.4, −4.8",
         "S4",
         _ADVERSARIAL,
+        attacked=True,
     ),
-    "C24": Claim("drawing from 4 and 8 defends better than from 4, 6 and 8", "a conjecture", "S4", _ADVERSARIAL),
-    "C25": Claim("finer draws defend better", "a conjecture", "S3", _ADVERSARIAL),
-    "C26": Claim("consistency training weakens RPI", "a conjecture", "S4", _ADVERSARIAL, True),
+    "C24": Claim("drawing from 4 and 8 defends better than from 4, 6 and 8", "a conjecture", "S4", _ADVERSARIAL, attacked=True),
+    "C25": Claim("finer draws defend better", "a conjecture", "S3", _ADVERSARIAL, attacked=True),
+    "C26": Claim("consistency training weakens RPI", "a conjecture", "S4", _ADVERSARIAL, True, attacked=True),
 }
 """Where a claim is vague, `qatlib.report.verdicts` says in its effects what it was taken to mean."""
