@@ -107,8 +107,8 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
     trainings = min((e.seeds for e in effects), default=SEEDS)
     if claim.about_training and trainings < SEEDS:
         missing.append(f"rests on {trainings} of the {SEEDS} trainings that it takes")
-    if verdicts and claim.attacked:
-        missing += [f"of the attacks {failed}" for failed in failed_checks(report)]
+    if verdicts and claim.attacked and (failed := failed_checks(report)):
+        missing.append(f"of the attacks {', '.join(failed)}")
     if any("perplexity" in e.effect for e in effects):
         missing += _worn(report)
     verdict = combined(verdicts) if verdicts else None
