@@ -90,12 +90,12 @@ def masking_suspected(checks: Iterable[Check]) -> bool:
 
 
 def summary(checks: Sequence[Check]) -> str:
-    """What the page says of them: that all hold, or which do not, and which rest on too few questions."""
-    told = {"FAIL": "Failed", "too few to tell": "Too few questions to tell"}
+    """What the page says of them: that all hold, or which do not, and of which numbers lines rest on too few questions."""
     said = []
-    for verdict, words in told.items():
-        if such := [f"{check.number} ({check.what})" for check in checks if check.verdict == verdict]:
-            said.append(f"{words}: check {'; '.join(such)}.")
+    if failed := [f"{check.number} ({check.what})" for check in checks if check.verdict == "FAIL"]:
+        said.append(f"Failed: check {'; '.join(failed)}.")
+    if untold := sorted({check.number for check in checks if check.verdict == "too few to tell"}):
+        said.append(f"Too few questions to tell: of check {', '.join(map(str, untold))}.")
     if masking_suspected(checks):
         said.append("**Gradient masking suspected**: robustness measured by gradients may not be robustness.")
     return " ".join(said) or "All checks hold."

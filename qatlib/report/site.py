@@ -284,7 +284,7 @@ def _summary(provenance: dict[str, Any]) -> list[tuple[str, list[str]]]:
         "Data": _plain(data),
         "Seeds": _plain(provenance.get("seeds")),
         "Overrides": _plain(provenance.get("overrides")) or "none",
-        "Kept over changes": [why.rstrip(".") for why in provenance.get("kept", [])],
+        "Kept over changes": list(dict.fromkeys(why.rstrip(".") for why in provenance.get("kept", []))),
     }
     return [(label, value if isinstance(value, list) else [str(value)]) for label, value in rows.items() if value]
 

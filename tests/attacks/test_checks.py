@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qatlib.attacks.checks import (
@@ -46,7 +48,7 @@ def test_masking_is_suspected_where_the_gradient_loses_or_finds_nothing():
 def test_the_page_says_what_does_not_hold_and_what_can_not_be_told():
     good, untold = [Check(2, "x", verdict="pass"), Check(9, "x")], Check(7, "x", verdict="too few to tell")
     assert summary(good) == "All checks hold."
-    assert summary([*good, untold, untold]) == "Too few questions to tell: check 7 (x); 7 (x)."
+    assert summary([*good, untold, untold, replace(untold, number=0)]) == "Too few questions to tell: of check 0, 7."
     assert summary([*good, untold, Check(6, "x", verdict="FAIL")]).startswith("Failed: check 6 (x). Too few")
     assert "masking" in summary([Check(8, "x", verdict="FAIL")])
     assert tally([*good, untold]) == "1 lines passed, 0 failed, 1 rest on too few questions"
