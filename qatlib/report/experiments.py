@@ -296,8 +296,8 @@ class Adversarial(Section):
     attack: AttackArguments
     """The PGD that robustness is judged by."""
     epsilons: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
-    """Radii that the same attack is tried at on one static precision, and static precisions held against random ones; the last so
-    large that nothing should survive."""
+    """Radii that the same attack is tried at on one static precision; at all but the last, which is so large that nothing should
+    survive, static precisions are held against random ones."""
     sets: Annotated[tuple[Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)], ...], Field(min_length=1)]
     """Precisions that random precision inference draws from; the first is the one that finer draws and text attacks face."""
     control: Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)] = (Precision(16, 16), Precision(32, 32))
@@ -305,7 +305,7 @@ class Adversarial(Section):
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them, for the first of `methods`."""
     fewer_questions: Annotated[int, Field(ge=10)]
-    """For the other methods, for other radii, for finer draws and for the checks."""
+    """For the other methods, for finer draws and for the checks."""
     methods: Annotated[tuple[RobustMethod, ...], Field(min_length=1), AfterValidator(_once)]
     """Trainings, all with one shared adapter; the first is judged in full."""
     passes: Count

@@ -230,24 +230,27 @@ class Robustness:
         found = self.judged("twin", model, craft, answers_at(model, self.widths), self.fewer)
         return found.assign(attack=f"PGD at {self.fixed.name} of a twin")
 
-    def radii(self, model: SwitchableModel) -> pd.DataFrame:
-        """PGD at each precision of the first set, and EOT over it, at each of `epsilons`; answered at these precisions.
+    def radii(self, model: SwitchableModel, main: pd.DataFrame) -> pd.DataFrame:
+        """PGD at each precision of the first set, and EOT over it, at all `epsilons` but the last; answered at these precisions.
+
+        Args:
+            main: of `matrix`, whose rows are those of the attack's own radius.
 
         Returns:
             `judged`'s rows with `attack` and `epsilon`; those of `none` stand at every one.
         """
-        attackers = Attackers(self.study, model)
+        attackers, own = Attackers(self.study, model), self.section.attack
         first, ways = self.sets[0], answers_at(model, self.sets[0])
-        clean = self.judged("radius_none", model, attackers.nobody(), ways, self.fewer)
-        parts = [clean.assign(attack="none", epsilon=e) for e in self.section.epsilons]
-        crafts: dict[tuple[str, float], Craft] = {}
-        for e in self.section.epsilons:
-            attack = replace(self.section.attack, epsilon=e)
-            crafts |= {(f"PGD at {p.name}", e): attackers.pgd(static(p, model), attack) for p in first}
-            crafts[f"EOT {set_name(first)}", e] = attackers.pgd(every(first, model), attack)
-        for i, ((name, e), craft) in enumerate(crafts.items()):
-            found = self.judged(f"radius_{i}", model, craft, ways, self.fewer)
-            parts.append(found.assign(attack=name, epsilon=e))
+        aims = {f"PGD at {p.name}": static(p, model) for p in first} | {f"EOT {set_name(first)}": every(first, model)}
+        known = main[main["answered"].isin(ways) & main["attack"].isin(["none", *aims])]
+        parts = []
+        for e in self.section.epsilons[:-1]:
+            if e == own.epsilon:
+                parts.append(known.assign(epsilon=e))
+                continue
+            crafts = {name: attackers.pgd(draws, replace(own, epsilon=e)) for name, draws in aims.items()}
+            found = self._answered(f"radius_{e:g}", model, crafts, ways, self.questions)
+            parts += [known[known["attack"] == "none"].assign(epsilon=e), found.assign(epsilon=e)]
         return pd.concat(parts, ignore_index=True)
 
     def harder(self, model: SwitchableModel) -> pd.DataFrame:

@@ -79,14 +79,14 @@ def test_finer_draws_average_so_many_answers(work, model):
     assert set(finer.groupby(["answered", "attack"]).size()) == {len(work.fewer)}
 
 
-def test_radii_have_every_attack_and_grow(work, model):
-    found = work.radii(model)
+def test_radii_have_every_attack_and_grow(work, model, frame):
+    found = work.radii(model, frame)
     sizes = found.groupby(["epsilon", "attack", "answered"]).size()
-    assert len(sizes) == 2 * 4 * 2 and set(sizes) == {len(work.fewer)}
+    assert len(sizes) == 2 * 4 * 2 and set(sizes) == {len(work.questions)}
     own = found[(found["attack"] == "PGD at 8") & (found["answered"] == "8")].groupby("epsilon")["loss"].mean()
-    assert own.index.tolist() == [0.5, 4] and own.is_monotonic_increasing
+    assert own.index.tolist() == [0.25, 0.5] and own.is_monotonic_increasing  # nothing should survive the last
     gains = scores.gain_table(scores.gains(found, ["epsilon"], work.sets[0], ["4", "8"]), ["epsilon"], resamples=100)
-    assert gains["epsilon"].tolist() == [0.5, 4] and set(gains["n"]) == {len(work.fewer)}
+    assert gains["epsilon"].tolist() == [0.25, 0.5] and set(gains["n"]) == {len(work.questions)}
 
 
 def test_the_first_study_is_taken_at_its_word(work, model):
