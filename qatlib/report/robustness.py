@@ -249,7 +249,7 @@ class Robustness:
                 parts.append(known.assign(epsilon=e))
                 continue
             crafts = {name: attackers.pgd(draws, replace(own, epsilon=e)) for name, draws in aims.items()}
-            found = self._answered(f"radius_{e:g}", model, crafts, ways, self.questions)
+            found = self._answered(f"radius_{e:g}".replace(".", "_"), model, crafts, ways, self.questions)
             parts += [known[known["attack"] == "none"].assign(epsilon=e), found.assign(epsilon=e)]
         return pd.concat(parts, ignore_index=True)
 
