@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,6 +105,7 @@ class Desk:
         self.params, self.folder, self.computed = load_params("smoke", overrides), folder, []
 
     def table(self, name, compute, published=True):
+        assert re.fullmatch(r"[a-z0-9_-]+", name), name  # as a stage's names
         path = self.folder / f"{name}.csv"
         if not path.is_file():
             self.computed.append(name)
