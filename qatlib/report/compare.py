@@ -123,9 +123,11 @@ def _evaluations(run: Run, stage: str) -> dict[str, pd.DataFrame]:
     found = {}
     for kind in _ASKED:
         for name, path in run.files(stage, f"{kind}_*.csv").items():
-            found[name.removeprefix("scores_").replace("_", " ")] = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
+            scored = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
+            if "paragraph" in scored:  # perplexity_gaps.csv is of models
+                found[name.removeprefix("scores_").replace("_", " ")] = scored
     for path in run.files(stage, "attack_rows.csv").values():
-        attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str"})
+        attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str", "training": "str"})
         for (attack, at), rows in attacked[attacked["experiment"] == "main"].groupby(["attack", "answered"], sort=False):
             found[f"attack {attack}, answered at {at}"] = rows
     return found

@@ -46,6 +46,8 @@ def test_perplexities_are_paired_on_the_paragraphs_in_common(two):
     for folder, nll in zip(two, (20.0, 30.0), strict=True):
         text = pd.DataFrame({"paragraph": ["p0", "p1", folder.name], "nll": nll, "tokens": 10, "correct": 1})
         text.to_csv(folder / "results" / "02_switchable_train" / "perplexity_switchable_8.csv", index=False)
+        gaps = pd.DataFrame({"model": ["cpt"], "over": ["static"], "difference": [1.0]})
+        gaps.to_csv(folder / "results" / "02_switchable_train" / "perplexity_gaps.csv", index=False)
     found = paired([Run(f.name, f) for f in two], **OPTIONS)
     (row,) = found[found["metric"] == "perplexity"].to_dict("records")
     assert (row["n"], row["value"], row["value_over"]) == (2, pytest.approx(np.exp(3)), pytest.approx(np.exp(2)))
