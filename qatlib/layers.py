@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.kernels import CodeMatrix, FloatCodes, is_exact
+from qatlib.kernels import CodeMatrix, FloatCodes, exact_kernel
 from qatlib.precision import FULL, FULL_PRECISION, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import (
@@ -243,7 +243,7 @@ class SwitchableLinear(nn.Module):
 
     def _code_matrix(self, w_bits: int) -> CodeMatrix | FloatCodes:
         """The codes of the width in use, kept like its floats."""
-        kind = CodeMatrix if self.by_integers and is_exact(self.weight.device) else FloatCodes
+        kind = exact_kernel(self.weight.device) if self.by_integers else FloatCodes
         version = (w_bits, *self._made_of(w_bits))
         if self._matrix is None or self._matrix[0] != version or type(self._matrix[1]) is not kind:
             with torch.inference_mode(False), torch.no_grad():

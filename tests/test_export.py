@@ -53,8 +53,8 @@ def test_peft_loads_every_adapter_and_gives_our_outputs(kind, w_bits, quantizer,
         theirs = PeftModel.from_pretrained(base, adapter_folder(path, w_bits)).eval()
     with torch.no_grad(), model.at(f"w{w_bits}a32"):
         ours = model.lm(tokens).logits
-        assert torch.allclose(theirs(tokens).logits, ours, atol=2e-5)
-    assert not torch.allclose(without, ours, atol=1e-2)
+        assert torch.allclose(theirs(tokens).logits, ours, atol=2e-5)  # fp32's rounding is 6e-7 of 0.4
+    assert not torch.allclose(without, ours, atol=1e-2)  # by 0.5 at most of them
     config = theirs.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == tuple(vars(SPECS[w_bits]).values())
     assert len([m for m in theirs.modules() if hasattr(m, "lora_A")]) == len(model.infos)

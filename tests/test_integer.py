@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.integer import IntegerLinear
+from qatlib.kernels import CodeMatrix, FloatCodes
 from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
 from qatlib.precision import Precision
 from qatlib.quantizer import dequantize, fake_quantize_dynamic, minmax_scale, quantize
@@ -116,10 +117,12 @@ def test_groups_of_input_columns():
         assert close(deployed(X), x @ dequantize(codes, scale).view(20, 12).t() + bias)
 
 
-def test_widths_below_the_widest_are_derived_when_used_and_one_is_kept():
+@pytest.mark.parametrize(("kernel", "kept"), [(CodeMatrix, 240), (FloatCodes, 0)])
+def test_widths_below_the_widest_are_derived_when_used_and_integers_of_one_are_kept(kernel, kept, monkeypatch):
+    monkeypatch.setattr("qatlib.integer.exact_kernel", lambda device: kernel)  # on any processor: no sum is looked at
     deployed = IntegerLinear.of(switchable(), [2, 4, 8])
     assert deployed.memory() == {"codes": 240, "scales": 3 * 80, "derived": 0}
-    for w_bits, derived in ((4, 240), (2, 240), (8, 0)):
+    for w_bits, derived in ((4, kept), (2, kept), (8, 0)):
         deployed.precision = Precision(w_bits, 8)
         deployed(X)
         assert deployed.memory()["derived"] == derived
@@ -156,7 +159,7 @@ def test_casting_the_model_around_it_leaves_the_layer_as_it_is():
 
 
 def test_where_integer_sums_are_not_exact_floats_are_multiplied(monkeypatch):
-    monkeypatch.setattr("qatlib.integer.is_exact", lambda device: False)
+    monkeypatch.setattr("qatlib.integer.exact_kernel", lambda device: FloatCodes)
     layer = switchable()
     layer.precision = Precision(8, 8)
     deployed = IntegerLinear.of(layer, [8])

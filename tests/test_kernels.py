@@ -8,54 +8,75 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatlib import kernels
-from qatlib.kernels import CodeMatrix, FloatCodes, is_exact, three_digits
+from qatlib.kernels import CodeMatrix, FloatCodes, exact_kernel, is_exact, three_digits
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=["onednn", "int_mm"])
 def kernel(request, monkeypatch):
-    """Both kernels that a CPU has."""
+    """Both integer kernels that a CPU has."""
     if request.param == "onednn" and not kernels.has_onednn():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(kernels, "has_onednn", lambda: request.param == "onednn")
+    kernels.is_exact.cache_clear()
+    yield
+    kernels.is_exact.cache_clear()
 
 
-def codes(rows: int, columns: int, seed: int = 0, device: str = "cpu") -> torch.Tensor:
+def codes(rows: int, columns: int, seed: int = 0, device: str = "cpu", most: int = 128) -> torch.Tensor:
     shape, generator = (rows, columns), torch.Generator().manual_seed(seed)
-    return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8).to(device)
+    return torch.randint(-most, most, shape, generator=generator, dtype=torch.int8).to(device)
+
+
+def sums(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    return (x.cpu().long() @ matrix.cpu().long().t()).float().to(x.device)
+
+
+SHAPES = [(1, 12, 20), (3, 33, 7), (17, 768, 48), (40, 8, 8), (0, 8, 8)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 12, 20), (3, 33, 7), (17, 768, 48), (40, 8, 8), (0, 8, 8)])
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), SHAPES)
 def test_products_are_the_scaled_integer_sums(tokens, inputs, outputs, device, kernel):
-    matrix, x, scale = (
-        codes(outputs, inputs, device=device),
-        codes(tokens, inputs, 1, device),
-        torch.rand(outputs, 1, device=device),
-    )
-    sums = (x.cpu().long() @ matrix.cpu().long().t()).float().to(device)
-    packed = CodeMatrix(matrix, scale)
-    assert torch.equal(packed.matmul(x), sums * scale.t())
-    assert torch.equal(CodeMatrix(matrix, scale[0, 0]).matmul(x), sums * scale[0, 0])
+    matrix, x = codes(outputs, inputs, device=device), codes(tokens, inputs, 1, device)
+    scale = torch.rand(outputs, 1, device=device)
+    for kind in (exact_kernel(matrix.device), FloatCodes):
+        assert torch.equal(kind(matrix, scale).matmul(x.to(kind.dtype)), sums(x, matrix) * scale.t())
+        assert torch.equal(kind(matrix, scale[0, 0]).matmul(x.to(kind.dtype)), sums(x, matrix) * scale[0, 0])
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), SHAPES)
+def test_integer_kernels_are_exact_on_every_processor_where_no_pair_of_products_leaves_16_bits(tokens, inputs, outputs, kernel):
+    """Without VNNI inputs are shifted to 0 … 255 and pairs are summed in 16 bits: 2 · 255 · 64 = 32,640 < 2¹⁵."""
+    matrix, x = codes(outputs, inputs, most=64), codes(tokens, inputs, 1)
+    assert torch.equal(CodeMatrix(matrix, torch.ones(())).matmul(x), sums(x, matrix))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_matrix_gives_back_its_codes(groups, kernel):
+    matrix = codes(20, 32)
+    packed = CodeMatrix(matrix, torch.rand(20, groups, 1))
     assert torch.equal(packed.codes, matrix) and packed.nbytes >= matrix.nbytes
-    assert torch.equal(FloatCodes(matrix, scale).matmul(x.float()), packed.matmul(x))
 
 
 @pytest.mark.parametrize("groups", [2, 4])
 def test_groups_of_inputs_are_scaled_each_by_its_own(groups, kernel):
     matrix, x, scale = codes(20, 32), codes(9, 32, 1), torch.rand(20, groups, 1)
     dequantized = (matrix.view(20, groups, -1) * scale).view(20, 32)
-    packed = CodeMatrix(matrix, scale)
-    assert torch.allclose(packed.matmul(x), x.float() @ dequantized.t(), rtol=1e-5, atol=1e-2)
-    assert torch.equal(FloatCodes(matrix, scale).matmul(x.float()), packed.matmul(x))
-    assert torch.equal(packed.codes, matrix)
+    kind = exact_kernel(CPU)
+    products = kind(matrix, scale).matmul(x.to(kind.dtype))
+    # fp32 rounding of 32 terms of at most 128 · 128: 32 · 2¹⁴ · 2⁻²⁴ = 0.03 at the worst, 0.01 in practice
+    assert torch.allclose(products, x.float() @ dequantized.t(), rtol=1e-5, atol=4e-2)
+    assert torch.equal(FloatCodes(matrix, scale).matmul(x.float()), products)
 
 
-def test_sums_are_exact_where_they_are_largest(kernel):
-    assert is_exact.__wrapped__(torch.device("cpu"))
-    extreme = torch.full((33, 4096), -128, dtype=torch.int8)
-    assert bool((CodeMatrix(extreme[:8], torch.ones(())).matmul(extreme) == 128 * 128 * 4096).all())
+def test_the_kernel_that_is_used_is_exact_where_sums_are_largest(kernel):
+    """The integer kernel where it is exact, else floats, which hold sums of 1,024 products of the largest codes."""
+    kind, extreme = exact_kernel(CPU), torch.full((33, 1024), -128, dtype=torch.int8)
+    assert (kind is CodeMatrix) == is_exact(CPU)
+    assert bool((kind(extreme[:8], torch.ones(())).matmul(extreme.to(kind.dtype)) == 128 * 128 * 1024).all())
 
 
 def test_zeros_that_fill_up_rows_and_columns_are_left_out_again():

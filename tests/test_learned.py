@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,9 +53,21 @@ def test_the_choice_alone_is_trained(model, problem):
 
 
 def test_without_a_penalty_that_binds_precision_is_bought_where_it_helps(model, problem):
-    """A layer whose narrow weights are noise: its share of the wide ones grows."""
+    """A model whose wide layers give every answer and whose narrow ones add noise: the share of the wide ones grows."""
+    model.set_precision(8)
+    with torch.no_grad():
+        model.qa_outputs.weight.mul_(100)  # a sure model: its own answers cost it next to nothing
+    features = [answered_by(model, feature) for feature in FEATURES]
     for p in model.adapter_parameters(2):
-        torch.nn.init.normal_(p, std=3.0)
-    found = learn_allocation(model, FEATURES, problem, 8, **HOW, penalty=1)
-    assert found.metrics["span_loss"].tail(5).mean() < found.metrics["span_loss"].head(5).mean()
-    assert found.shares[:, 0].mean() > 0.6
+        torch.nn.init.normal_(p, std=0.1)
+    found = learn_allocation(model, features, problem, 8, **HOW, penalty=1)
+    assert found.metrics["span_loss"].iloc[-1] < found.metrics["span_loss"].iloc[0]
+    assert found.shares[:, 0].mean() > 0.6  # 0.5 to begin with; 0.80 to 0.99 with six seeds, on processors of two kinds
+
+
+def answered_by(model, feature):
+    """The feature with the model's own answer."""
+    with torch.no_grad():
+        output = model(torch.tensor([feature.input_ids]))
+    start, end = (int(logits[0, feature.context_start :].argmax()) + feature.context_start for logits in (output.start, output.end))
+    return replace(feature, start=start, end=end)

@@ -162,7 +162,7 @@ def test_merging_keeps_the_full_precision_function(tokens, switchable):
         torch.nn.init.normal_(layer.adapters["32"].lora_B, std=0.1)
     y = model(tokens).start
     model.merge_adapter()
-    assert not model.lora and torch.allclose(model(tokens).start, y, atol=1e-5)
+    assert not model.lora and torch.allclose(model(tokens).start, y, atol=1e-5)  # fp32's rounding is 1e-7 of 0.3
     with pytest.raises(ValueError, match="no adapter at 32 bits"):
         model.merge_adapter()
 

@@ -31,7 +31,7 @@ def test_a_shift_of_every_question_is_a_change_without_width():
     table = accuracy_table(BOTH, TEACHER, **OPTIONS).set_index(["model", "precision"])
     row = table.loc[("low", "4")]
     assert row["f1_change"] == pytest.approx(-10) and row["f1_change_low"] == pytest.approx(row["f1_change_high"])
-    assert row["f1_high"] - row["f1_low"] > 1
+    assert row["f1_high"] - row["f1_low"] > 1  # questions differ: 10 points
     assert table.loc[("low", "8")]["f1_kept"] == pytest.approx(100)
     assert (row["n"], row["paragraphs"]) == (24, 8)
 
@@ -51,7 +51,7 @@ def test_other_questions_are_no_pair():
 def test_gaps_are_at_shared_precisions_only():
     frame = pd.concat([BOTH, scores("other", "4", 5)], ignore_index=True)
     gaps = gap_table(frame, [("other", "low")], "f1", **OPTIONS)
-    assert gaps["precision"].tolist() == ["4"] and gaps["difference"].iloc[0] == pytest.approx(15, abs=0.5)
+    assert gaps["precision"].tolist() == ["4"] and gaps["difference"].iloc[0] == pytest.approx(15)
 
 
 def test_seeds_are_paired_with_their_own_or_with_the_only_one():
@@ -62,7 +62,7 @@ def test_seeds_are_paired_with_their_own_or_with_the_only_one():
     gap = gap_table(frame, [("b", "a")], "f1", **OPTIONS).iloc[0]
     assert gap["difference_low"] == pytest.approx(5) == gap["difference_high"] and gap["seeds"] == 3 and gap["n"] == 24
     table = accuracy_table(frame, TEACHER, **OPTIONS).set_index("model")
-    assert table.loc["a", "f1_change"] == pytest.approx(-10) and table.loc["a", "f1_change_low"] < -10.5
+    assert table.loc["a", "f1_change"] == pytest.approx(-10) and table.loc["a", "f1_change_low"] < -10.5  # −11.9
     assert table["seeds"].tolist() == [1, 3, 3]
 
 
@@ -117,7 +117,7 @@ def test_perplexities_of_several_seeds_are_paired_with_their_own_or_with_the_onl
     table = perplexity_table(frame, TEACHER, **OPTIONS).set_index("model")
     assert table["seeds"].to_dict() == {"teacher": 1, "a": 3, "b": 3} and set(table["tokens"]) == {14}
     assert table.loc["a", "perplexity_change"] == pytest.approx(100 * np.expm1(0.2))
-    assert table.loc["a", "perplexity_change_low"] < 100 * np.expm1(0.15)
+    assert table.loc["a", "perplexity_change_low"] < 100 * np.expm1(0.15)  # seeds differ: 0.3 %, and not 22 or 16
 
 
 def test_no_pair_of_models_is_an_empty_table():

@@ -52,7 +52,7 @@ def test_embedded_answers_survive_tokens_and_decoding(request, embedded, name, m
     check_features(embedded, features, tokenizer, max_length, stride)
     held = {feature.question for feature in features if feature.start >= 0}
     decoded = list(decode_the_truth(embedded, features))
-    assert len(held) > 0.5 * len(embedded)  # a narrow window may cut an answer in two
+    assert len(held) > 0.5 * len(embedded)  # a narrow window may cut an answer in two; 0.56 of 40 bytes' tokens, a count
     assert all(decoded[index][1] == embedded[index].answers[0].text for index in held)
 
 

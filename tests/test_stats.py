@@ -46,7 +46,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         groups = np.repeat(np.arange(60), 4)
         e = stats.mean(paragraph[groups] + rng.normal(size=240), groups, resamples=300)
         hits += e.low <= 0 <= e.high
-    assert 180 <= hits <= 199  # 95 % of 200 within sampling error
+    # 184 here, 183 to 191 with four other seeds. Without the clusters it is 150, and twice as wide an interval misses none.
+    assert 170 <= hits <= 199
 
 
 def test_questions_of_one_paragraph_are_worth_less_than_independent_ones():
@@ -55,6 +56,7 @@ def test_questions_of_one_paragraph_are_worth_less_than_independent_ones():
     values = rng.normal(size=30)[groups]
     clustered = stats.mean(values, groups, resamples=500)
     naive = stats.mean(values, np.arange(300), resamples=500)
+    # 10 questions of one paragraph are one: the root of 10 is 3.2. Here it is 3.0, with four other seeds 2.8 to 3.4.
     assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
 
 
@@ -76,7 +78,7 @@ def test_all_at_one_end_leaves_room_for_paragraphs_that_none_was_seen_of(cluster
 
 def test_no_difference_at_all_is_no_proof_of_none():
     e = stats.mean(np.zeros(60), np.arange(60), ends=(-100, 100))
-    assert e.low == pytest.approx(-5.96, abs=0.01) and e.high == -e.low and e.p == 1
+    assert e.low == pytest.approx(-5.96, abs=0.005) and e.high == -e.low and e.p == 1
 
 
 def test_perplexity_is_of_tokens_not_of_paragraphs():
@@ -98,7 +100,7 @@ def test_one_seed_is_scipys_bootstrap_of_the_clusters(seed):
     totals = rng.normal(size=40)
     ours = stats.mean(totals, np.arange(40), resamples=4000)
     theirs = bootstrap((totals,), np.mean, n_resamples=4000, method="percentile", rng=rng).confidence_interval
-    width = ours.high - ours.low
+    width = ours.high - ours.low  # 4000 draws leave 0.05 of it between the two at most, over all of these seeds
     assert abs(ours.low - theirs.low) < 0.1 * width and abs(ours.high - theirs.high) < 0.1 * width
 
 
@@ -109,8 +111,8 @@ def test_seeds_that_differ_widen_the_interval_and_do_not_multiply_the_questions(
     alike = stats.mean(np.tile(questions, 3), groups, seeds=seeds)
     apart = stats.mean(np.tile(questions, 3) + np.repeat([-1.0, 0, 1], 200), groups, seeds=seeds)
     alone = stats.mean(questions, np.arange(200) // 4)
-    assert alike.high - alike.low == pytest.approx(alone.high - alone.low, rel=0.1)
-    assert apart.high - apart.low > 3 * (alike.high - alike.low)
+    assert alike.high - alike.low == pytest.approx(alone.high - alone.low, rel=0.1)  # the same draws: equal
+    assert apart.high - apart.low > 3 * (alike.high - alike.low)  # 19 times; 15 to 21 with four other seeds of the questions
     assert (apart.n, apart.clusters, apart.seeds) == (200, 50, 3)
 
 
@@ -120,7 +122,8 @@ def test_where_seeds_alone_differ_the_interval_is_students(count):
     trained = rng.normal(size=count)
     e = stats.mean(np.repeat(trained, 20), np.tile(np.arange(20), count), seeds=np.repeat(np.arange(count), 20), resamples=40_000)
     half = t.ppf(0.975, count - 1) * np.std(trained, ddof=1) / np.sqrt(count)
-    assert (e.low, e.value, e.high) == pytest.approx((e.value - half, trained.mean(), e.value + half), rel=0.1)
+    # 40,000 draws leave 0.03 of the half, whatever the seed of the trainings. Its normal counterpart is 0.7 of it at most.
+    assert (e.low, e.value, e.high) == pytest.approx((e.value - half, trained.mean(), e.value + half), abs=0.1 * half)
 
 
 def test_intervals_over_three_trainings_cover_the_mean_of_all_of_them():
@@ -130,7 +133,7 @@ def test_intervals_over_three_trainings_cover_the_mean_of_all_of_them():
         questions, trained = rng.normal(size=40), rng.normal(size=3)
         e = stats.mean(questions[groups] + trained[seeds], groups, seeds=seeds, resamples=300)
         hits += e.low <= 0 <= e.high
-    assert hits >= 180
+    assert hits >= 180  # 196 here, 189 to 193 with four other seeds; 169 with the normal's 1.96 errors, 68 without seeds
 
 
 def test_seeds_must_have_answered_the_same():
@@ -140,10 +143,11 @@ def test_seeds_must_have_answered_the_same():
 
 def test_p_is_small_where_the_interval_excludes_zero_and_about_uniform_where_there_is_nothing():
     rng = np.random.default_rng(3)
-    for shift in (0.2, 0.5, 1):  # at the last two beyond what 2000 draws can count
+    for shift in (0.2, 0.5, 1):  # at the last two beyond what 2000 draws can count; 1.00 to 1.06, other seeds 0.92 to 1.08
         values = rng.normal(shift, 1, 100)
         assert 0.7 < np.log(stats.mean(values, np.arange(100)).p) / np.log(ttest_1samp(values, 0).pvalue) < 1.3
     nothing = [stats.mean(rng.normal(size=50), np.arange(50), resamples=300).p for _ in range(300)]
+    # 0.50 and 0.07 here, 0.47 to 0.52 and 0.06 to 0.07 with four other seeds; a one-sided p has 0.25 and 0.1.
     assert 0.4 < np.mean(nothing) < 0.6 and np.mean(np.array(nothing) < 0.05) < 0.1
 
 

@@ -61,10 +61,11 @@ def test_paragraphs_are_clusters_of_three_to_five_questions(questions):
 
 def test_contexts_and_answers_have_the_lengths_of_the_description(questions):
     words = [len(question.context.split()) for question in questions]
+    # Counts of a seed's questions, the same everywhere: 28 to 59 words, 40 on average; four other seeds 25 to 58, 40 to 42.
     assert all(20 <= n <= 70 for n in words) and 35 <= sum(words) / len(words) <= 60
     lengths = [len(question.answers[0].text.split()) for question in questions]
     shares = {n: lengths.count(n) / len(lengths) for n in (1, 2, 3, 4)}
-    assert all(shares[n] > 0.1 for n in (1, 2, 3)) and sum(shares.values()) > 0.99
+    assert all(shares[n] > 0.1 for n in (1, 2, 3)) and sum(shares.values()) > 0.99  # 0.14 at least; 1
 
 
 def test_neither_the_person_nor_the_relation_alone_gives_the_answer(questions):
@@ -84,7 +85,7 @@ def test_neither_the_person_nor_the_relation_alone_gives_the_answer(questions):
 def test_where_the_answer_stands_does_not_give_it_away(questions):
     """The answer is in each of the paragraph's sentences about equally often."""
     order = [question.context[: question.answers[0].start].count(".") for question in questions]
-    assert all(order.count(sentence) / len(order) > 0.1 for sentence in range(4))
+    assert all(order.count(sentence) / len(order) > 0.1 for sentence in range(4))  # 0.22 at least, for this seed and others 0.21
 
 
 def test_tokens_are_words_at_their_offsets_and_all_known(questions, tokenizer):

@@ -30,9 +30,9 @@ def test_draws(model):
     assert [widths(c) for c in static(PRECISIONS[1], model)(7)] == [{4}]
     assert [widths(c) for c in every(PRECISIONS, model)(7)] == [{8}, {4}, {2}]
     mixed = per_layer(PRECISIONS, model, 3, draws=20)(0)
-    assert len(mixed) == 20 and sum(len(widths(c)) > 1 for c in mixed) > 10
+    assert len(mixed) == 20 and sum(len(widths(c)) > 1 for c in mixed) > 10  # eight layers agree once in 2,187: all 20
     drawn = Counter(p.w_bits for c in mixed for p in c.values())
-    assert set(drawn) == {8, 4, 2} and min(drawn.values()) > sum(drawn.values()) / 5
+    assert set(drawn) == {8, 4, 2} and min(drawn.values()) > sum(drawn.values()) / 5  # 44 of 160; 53 ± 6
     assert per_layer(PRECISIONS, model, 3)(5) == per_layer(PRECISIONS, model, 3)(5) != per_layer(PRECISIONS, model, 3)(6)
 
 
@@ -56,7 +56,7 @@ def test_every_token_takes_one_of_the_layers_results(model):
     with torch.no_grad(), per_token(PRECISIONS, model, torch.Generator().manual_seed(0)):
         mixed = layer(x)
     taken = torch.stack([(mixed == r).all(-1) for r in results])
-    assert (taken.sum(0) == 1).all() and taken.flatten(1).sum(1).min() > 10
+    assert (taken.sum(0) == 1).all() and taken.flatten(1).sum(1).min() > 10  # 20 of 80; 27 ± 4
 
 
 def test_a_draw_follows_the_generator(model, tokens):

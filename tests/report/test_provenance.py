@@ -23,7 +23,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_says_what_is_needed_to_make_it_again(root: Path) -> None:
+    asked = datetime.now(UTC)
     found = provenance(root, "seed=3", train="00ff", validation=None)
+    longest = 5 + (datetime.now(UTC) - asked).total_seconds()
     assert json.loads(json.dumps(found)) == found
     assert (found["profile"], found["overrides"], found["seeds"]) == ("quick", ["seed=3"], [3])
     assert found["parameters"]["switchable"]["training"]["max_grad_norm"] == 1.0
@@ -31,7 +33,7 @@ def test_says_what_is_needed_to_make_it_again(root: Path) -> None:
     assert {"torch", "transformers", "numpy"} <= found["libraries"].keys()
     assert found["device"]["name"] and found["device"]["cores"] >= 1
     assert datetime.fromisoformat(found["started"]).tzinfo == UTC
-    assert found["duration_s"] == pytest.approx(5, abs=1)
+    assert 5 <= found["duration_s"] <= longest + 0.05  # rounded to tenths
 
 
 def test_the_seeds_are_those_of_the_stages_trainings(root: Path) -> None:

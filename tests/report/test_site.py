@@ -246,6 +246,7 @@ class TestFiles:
             site.render(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_without_network_shows_every_image_and_runs_no_script(report, tmp_path):
     """A copy of the page is allowed one script more, which writes down what the browser made of it."""
@@ -269,7 +270,7 @@ def test_a_browser_without_network_shows_every_image_and_runs_no_script(report, 
     flags += ["--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND"]
     address = (tmp_path / "probe.html").as_uri()
     command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", address]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout  # only a hang takes so long
     page = BeautifulSoup(dom, "html.parser")
     assert page.title.get_text().startswith("Title of 01_build")
     assert [int(width) for width in page.body["data-widths"].split()] == [40]
