@@ -1,4 +1,9 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share.
+
+What is compared to 1e-4, or to less, is compared up to the rounding of fp32: 6e-8 a product, some hundred products a sum,
+two blocks a model. A wrong scale, a wrong code or a forgotten term is at least a hundred times as far off. Every other
+margin has its reason beside it.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

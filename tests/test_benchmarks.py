@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version as installed
 
 import numpy as np
 import pandas as pd
@@ -41,12 +42,12 @@ def test_every_comparison_runs_and_is_written(tmp_path, capsys):
     bench.main(["--quick", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "bench.json").read_text())
     table = pd.read_csv(tmp_path / "bench.csv")
-    assert len(table) == len(written["rows"]) and written["environment"]["torch"] == torch.__version__
+    assert len(table) == len(written["rows"]) and written["environment"]["torch"] == installed("torch")
     groups = {"training step", "cyclic training", "attack", "peak memory of a step", "switching", "inference", "memory", "disk"}
     assert set(table["group"]) == groups and (table["ratio"] > 0).all()
     assert capsys.readouterr().out.count(" ratio ") == len(table)
     stored = table[table["ours"] == "all widths stored"]
-    assert stored["ratio"].item() < 1.3  # scales weigh more in a tiny model
+    assert stored["ratio"].item() < 1.3  # 1.18: scales weigh more in a tiny model
 
 
 def test_an_unknown_comparison_is_refused(capsys):

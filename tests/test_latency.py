@@ -56,4 +56,5 @@ def test_the_peak_is_of_what_lives_at_once():
         third = second + 1
         assert third.numel() == second.numel()
 
+    # Two of 4,000 bytes at a time; three together would be 12,000, and all that was ever allocated too.
     assert 8_000 <= latency.peak_bytes(work, torch.device("cpu")) < 9_000

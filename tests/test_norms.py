@@ -67,7 +67,7 @@ def test_the_gradient_passes_straight_through(model, tokens):
     embedded = m.lm.get_input_embeddings()(tokens).detach().requires_grad_()
     with quantized_norms(m, 4):
         m.lm(inputs_embeds=embedded).logits.square().mean().backward()
-    assert (embedded.grad != 0).float().mean() > 0.9
+    assert (embedded.grad != 0).float().mean() > 0.9  # all of them; rounding alone passes none
 
 
 def test_wrong_use_is_refused(model):

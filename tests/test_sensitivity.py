@@ -23,7 +23,10 @@ HOW = {"pad_id": 1, "batch_size": 5, "max_answer_tokens": 10}
 LOWERED = [Precision.parse(p) for p in (3, "w3a8", "w8a3")]
 
 
-@pytest.fixture(params=["gpt2", "llama", "gpt_neox", "phi", "opt"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt_neox", "phi", "opt")]
+
+
+@pytest.fixture(params=["gpt2", "llama", *SLOW])
 def model(request, tiny_lm):
     positions = {"n_positions": 96} if request.param == "gpt2" else {"max_position_embeddings": 96}
     model = SwitchableModel(tiny_lm(request.param, vocab_size=len(TOKENIZER), **positions))

@@ -375,6 +375,7 @@ def processes(tmp_path_factory) -> tuple[Path, Path]:
     return one, two
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_figures_and_weights_of_one(processes):
     one, two = processes
     expected, weights = pd.read_csv(one / "0.plain.csv"), load_file(one / "0.plain.weights")
@@ -387,6 +388,7 @@ def test_two_processes_train_to_the_figures_and_weights_of_one(processes):
         assert all(torch.allclose(found[name], weights[name], atol=1e-4) for name in weights)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_and_resume_to_the_last_bit(processes):
     for folder in processes:
         for suffix in ("csv", "weights"):
@@ -394,6 +396,7 @@ def test_two_processes_agree_and_resume_to_the_last_bit(processes):
             assert (folder / f"0.whole.{suffix}").read_bytes() != (folder / f"0.plain.{suffix}").read_bytes()  # dropout
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(processes):
     for name in ("scores.csv", "perplexity.csv"):
         found = [path.read_bytes() for folder in processes for path in sorted(folder.glob(f"?.{name}"))]
@@ -402,6 +405,7 @@ def test_two_processes_evaluate_as_one(processes):
     assert one == first + second and abs(first - second) <= 2  # 8 and 6: at most a batch apart in each of two evaluations
 
 
+@pytest.mark.slow
 def test_the_main_process_alone_writes(processes):
     for folder in processes:
         assert [len([*(folder / "logs" / run).iterdir()]) for run in ("plain", "whole", "broken")] == [1, 1, 2]

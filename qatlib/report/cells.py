@@ -153,11 +153,12 @@ def _anchor(soup: BeautifulSoup) -> list[Heading]:
 
 def _name_tables(soup: BeautifulSoup) -> frozenset[str]:
     """Give every table and figure with a file behind it an id after that file, for links to it; the first, where two have one."""
+    others = {str(tag["id"]) for tag in soup.find_all(id=True)}
     taken: set[str] = set()
     for figure in soup.select("figure.qat-table, figure.qat-figure"):
         link = figure.find("a", string="CSV", href=True)
         name = f"table-{Path(urlsplit(str(link['href'])).path).stem}" if link else ""
-        if name and name not in taken and soup.find(id=name) is None:
+        if name and name not in taken | others:
             figure["id"] = name
             taken.add(name)
     return frozenset(taken)

@@ -39,6 +39,7 @@ def test_in_expectation_nothing_is_rounded(make, how):
     rounded, source = layer(x), generator()
     with noisy_rounding(model, source):
         drawn = torch.stack([layer(x) for _ in range(300)])
+    # 300 draws leave 1/17 of a draw's own error, which is about twice that of rounding to the nearest: 0.07, rotated 0.15.
     assert (drawn.mean(0) - exact).norm() < 0.2 * (rounded - exact).norm()
     assert drawn.std(0).min() > 0 and layer.precision == Precision(4, 4)
 
@@ -54,7 +55,7 @@ def test_codes_are_whole_and_within_a_step(make):
     with noisy_rounding(model, generator()):
         seen = torch.linalg.lstsq(layer.oriented_weight.double(), layer(x).double().T).solution.T
     codes = seen / scale
-    assert (codes - codes.round()).abs().max() < 1e-3
+    assert (codes - codes.round()).abs().max() < 1e-3  # 1e-6; codes that are not whole are up to 0.5 off
     assert ((codes - x / scale).abs() < 1 + 1e-3).all() and (codes.round() != (x / scale).round()).any()
 
 

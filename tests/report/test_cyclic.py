@@ -102,8 +102,9 @@ def test_equal_bit_operations_are_equal_as_nearly_as_passes_allow(make, passes, 
             return abs(work.bitops(replace(dear, settings=at_budget(dear.settings, 1, passes))) / budget - 1)
 
         around = range(steps * 4 // 5, steps * 6 // 5 + 1)
+        # Whole cycles and whole passes miss the budget by 5 % at most here; 3 % is what no reader would mind.
         assert missed <= 0.03 or missed <= min(map(otherwise, around))
-        assert work.bitops(by_name[name]) < 0.8 * budget
+        assert work.bitops(by_name[name]) < 0.8 * budget  # 0.38 to 0.63: a pass at fewer bits is cheaper
 
 
 def test_progress_is_the_fall_from_the_first_window_to_the_last(make):

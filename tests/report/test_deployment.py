@@ -30,14 +30,15 @@ def model(study, base):
 def test_bytes_on_disk_are_those_of_the_formula_and_a_header(study, model):
     stored = deployment.stored_sizes(study, model).set_index("precision")
     header = stored["disk_bytes"] - stored["formula_bytes"]
-    assert (0 < header).all() and header.max() < 200 * len(model.infos)
+    assert (0 < header).all() and header.max() < 200 * len(model.infos)  # 189 a tensor
     assert (stored["directory_bytes"] > stored["disk_bytes"]).all() and stored["disk_bytes"]["2"] < stored["disk_bytes"]["8"]
 
 
 def test_the_deployed_model_gives_the_same_answers(study, model):
     found = deployment.agreement(study, model)
     assert found["precision"].tolist() == ["8", "2"] and found["same_answers"].tolist() == [100, 100]
-    assert found["loss_difference"].max() < 1e-3 and found["n"].tolist() == [10, 10]
+    assert found["n"].tolist() == [10, 10]
+    assert found["loss_difference"].max() < 1e-3  # 0 here: both sum the same integers
 
 
 def test_every_size_is_timed_for_every_model(study, model, base, monkeypatch):

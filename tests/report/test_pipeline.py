@@ -155,8 +155,9 @@ def test_second_make_does_nothing(finished: Path) -> None:
 
 def test_what_looks_whether_anything_is_to_do_never_waits_for_torch() -> None:
     code = "import sys, qatlib.report.pipeline as p; p.Run('smoke').keys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
-    assert "qatlib.report.pipeline" in loaded and not {"torch", "transformers", "pandas"} & {*loaded}
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = {*result.stdout.split()}
+    assert "qatlib.report.pipeline" in loaded and not loaded & {"torch", "transformers", "pandas"}
 
 
 def test_what_depends_on_what(root: Path) -> None:

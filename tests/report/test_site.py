@@ -278,10 +278,9 @@ def test_a_browser_without_network_shows_every_image_and_runs_no_script(report, 
 
 
 REPORTS = Path(__file__).parents[2] / "reports"
-COMMITTED = [name for name in ("embedded", "reference") if (REPORTS / name).is_dir()]
 
 
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("name", ["embedded", pytest.param("reference", marks=pytest.mark.slow)])
 def test_a_committed_report_is_what_its_own_files_make(name, tmp_path):
     """In a fresh clone, without a GPU, weights or data: `make html PROFILE=reference`."""
     committed = REPORTS / name

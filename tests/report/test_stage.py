@@ -43,6 +43,7 @@ def test_other_params_compute_anew_and_what_was_kept_is_found_again(root: Path) 
     assert computed == [1, 2, 3, 4, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [(1, 2), (2, 1)])
 @pytest.mark.parametrize("stop", range(7))  # of six moves none, one, … all are made
 def test_what_is_set_aside_survives_a_kill(root: Path, monkeypatch: pytest.MonkeyPatch, stop: int, then: tuple[int, int]) -> None:
