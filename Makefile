@@ -1,5 +1,5 @@
-# make help says what there is to do. The stages and their order are in qatlib/report/params.py; what a stage was made
-# from, and so whether it must run again, is in qatlib/report/keys.py.
+# make help says what there is to do. The stages and their order are in qatlib/run/stages.py; what a stage was made
+# from, and so whether it must run again, is in qatlib/run/keys.py.
 PROFILE ?= quick
 SET     ?=
 PYTHON  ?= python3
@@ -7,7 +7,7 @@ VENV    ?= .venv
 export PROFILE SET
 
 PY       := $(VENV)/bin/python
-PIPELINE := $(PY) -m qatlib.report.pipeline
+PIPELINE := $(PY) -m qatlib.run.pipeline
 PYTEST   := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 OPTIONS   = --profile "$$PROFILE" --set "$$SET"
 NAME     := $(patsubst %.yaml,%,$(patsubst %.yml,%,$(notdir $(PROFILE))))
@@ -61,11 +61,11 @@ $(KEYS):
 	@$(PIPELINE) keys $(OPTIONS)
 
 html: $(VENV)/ready
-	@$(PY) -m qatlib.report.site render reports/$(NAME)
+	@$(PY) -m qatlib.site.pages render reports/$(NAME)
 
 # RUNS: names in reports/, or paths of reports.
 compare: $(VENV)/ready
-	@$(PY) -m qatlib.report.compare $(foreach run,$(RUNS),$(if $(findstring /,$(run)),$(run),reports/$(run))) --out reports/compare.html
+	@$(PY) -m qatlib.site.compare $(foreach run,$(RUNS),$(if $(findstring /,$(run)),$(run),reports/$(run))) --out reports/compare.html
 
 test: $(VENV)/ready
 	$(PYTEST) -m 'not slow'

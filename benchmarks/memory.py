@@ -14,7 +14,7 @@ from benchmarks.models import WIDTHS, Settings, gpt2, switchable
 from qatlib.arguments import QuantizerArguments
 from qatlib.deploy import deploy, deploy_nested
 from qatlib.latency import in_turn
-from qatlib.toyqa import build_tokenizer
+from qatlib.qa.toyqa import build_tokenizer
 
 
 @torch.no_grad()

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from qatlib.evaluate import evaluate_spans
 from qatlib.model import SwitchableModel
-from qatlib.spans import Feature
-from qatlib.squad import Question
+from qatlib.qa.evaluate import evaluate_spans
+from qatlib.qa.spans import Feature
+from qatlib.qa.squad import Question
 
 
 def filter_normalized(weight: Tensor, generator: torch.Generator) -> Tensor:

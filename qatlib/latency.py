@@ -13,10 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 from qatlib.deploy import deploy
-from qatlib.evaluate import device_of
 from qatlib.integer import IntegerLinear
 from qatlib.model import SwitchableModel
-from qatlib.precision import Precision
+from qatlib.precision import Group, Precision
+from qatlib.qa.evaluate import device_of
 
 LEAST_SECONDS = 0.2
 """Least time that one latency is measured for; the median of its runs counts."""
@@ -36,7 +36,7 @@ def group_latencies(model: SwitchableModel, precisions: Sequence[Precision], tok
         ValueError: a width that has no adapter while others have one.
     """
     timed: dict[tuple[Any, ...], list[float]] = {}
-    groups: dict[tuple[int, str], NDArray[np.float64]] = {}
+    groups: dict[Group, NDArray[np.float64]] = {}
     for info, layer in zip(model.infos, model.layers, strict=True):
         ranks = tuple(lora.lora_A.shape[0] if (lora := layer.adapter(p.w_bits)) else 0 for p in precisions)
         shape = (layer.in_features, layer.out_features, layer.bias is None, ranks)

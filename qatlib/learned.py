@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qatlib.evaluate import device_of
 from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
 from qatlib.objectives import collate, span_nll
 from qatlib.precision import Precision
+from qatlib.qa.evaluate import device_of
+from qatlib.qa.spans import Feature
 from qatlib.search import Allocation
-from qatlib.spans import Feature
 
 
 @dataclass

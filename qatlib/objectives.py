@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qatlib.arguments import ObjectiveArguments
 from qatlib.model import Output, SwitchableModel
-from qatlib.spans import Feature
+from qatlib.qa.spans import Feature
 
 
 @dataclass

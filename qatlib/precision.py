@@ -84,9 +84,13 @@ class LayerInfo:
     """Output channels: one weight scale each under per-channel quantization."""
 
 
-def names_by_group(layers: Iterable[LayerInfo]) -> dict[tuple[int, str], list[str]]:
+Group = tuple[int, str]
+"""A block and a role: the layers that a sweep lowers and a search chooses for together."""
+
+
+def names_by_group(layers: Iterable[LayerInfo]) -> dict[Group, list[str]]:
     """Names of the layers of each block and role, in the model's order: a Llama's q, k and v are one `qkv`."""
-    found: dict[tuple[int, str], list[str]] = {}
+    found: dict[Group, list[str]] = {}
     for layer in layers:
         found.setdefault((layer.block, layer.role), []).append(layer.name)
     return found

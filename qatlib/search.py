@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, isotonic_regression, milp
 
-from qatlib.precision import Configuration, LayerInfo, Precision, names_by_group
+from qatlib.precision import Configuration, Group, LayerInfo, Precision, names_by_group
 
 Choice = NDArray[np.int64]
 """(groups,) indices into the precisions."""
@@ -36,7 +36,7 @@ class Allocation:
         ValueError: arrays of another shape, or with a number that is not finite.
     """
 
-    groups: tuple[tuple[int, str], ...]
+    groups: tuple[Group, ...]
     precisions: tuple[Precision, ...]
     loss: NDArray[np.float64]
     cost: NDArray[np.float64]
@@ -71,7 +71,7 @@ class Allocation:
         Raises:
             ValueError: a precision that is not among those of the problem, or two in one group.
         """
-        found: dict[tuple[int, str], Precision] = {}
+        found: dict[Group, Precision] = {}
         for layer in layers:
             p = configuration[layer.name]
             if found.setdefault((layer.block, layer.role), p) != p or p not in self.precisions:
@@ -111,7 +111,7 @@ def weight_bytes(
 
 
 def _summed(layers: Sequence[LayerInfo], cost: Callable[[LayerInfo], list[float]]) -> NDArray[np.float64]:
-    rows: dict[tuple[int, str], NDArray[np.float64]] = {}
+    rows: dict[Group, NDArray[np.float64]] = {}
     for layer in layers:
         rows[layer.block, layer.role] = rows.get((layer.block, layer.role), 0) + np.array(cost(layer))
     return np.stack([rows[group] for group in names_by_group(layers)])

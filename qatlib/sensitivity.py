@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from qatlib.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
 from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch
 from qatlib.precision import Precision, names_by_group
-from qatlib.spans import Feature
-from qatlib.squad import Question
+from qatlib.qa.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.qa.spans import Feature
+from qatlib.qa.squad import Question
 
 Reached = dict[bytes, tuple[int, Any]]
 """By the tokens of a batch, how many blocks it has been through and what came out of the last: a hidden state a window."""

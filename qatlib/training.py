@@ -22,12 +22,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qatlib import checkpoints
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
-from qatlib.evaluate import device_of
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch, added_term, collate, span_logits, task_loss
 from qatlib.precision import FULL, Configuration, Precision
+from qatlib.qa.evaluate import device_of
+from qatlib.qa.spans import Feature
 from qatlib.schedule import Schedule
-from qatlib.spans import Feature
 
 BF16 = "bf16"
 """The mixed precision that is one; `no` is none."""

@@ -5,17 +5,21 @@ two blocks a model. A wrong scale, a wrong code or a forgotten term is at least 
 margin has its reason beside it.
 """
 
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import settings
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from qatlib import squad, toyqa
-from qatlib.squad import Answer, Question
+from qatlib.params.load import load_params
+from qatlib.qa import squad, toyqa
+from qatlib.qa.squad import Answer, Question
 
 settings.register_profile("qatlib", deadline=None)  # how fast a machine is, no test may say
 settings.load_profile("qatlib")
@@ -94,3 +98,30 @@ def _tiny_lm(kind: str = "gpt2", **changes: int) -> PreTrainedModel:
 def tokens() -> torch.Tensor:
     """A batch of (3, 17) token ids."""
     return torch.randint(1, 97, (3, 17), generator=torch.Generator().manual_seed(1))
+
+
+class Desk:
+    """As much of a stage as a study needs: params, and a folder that remembers tables."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self.params, self.folder, self.computed = load_params("smoke", overrides), folder, []
+
+    def table(self, name, compute, published=True):
+        assert re.fullmatch(r"[a-z0-9_-]+", name), name  # as a stage's names
+        path = self.folder / f"{name}.csv"
+        if not path.is_file():
+            self.computed.append(name)
+            compute().to_csv(path, index=False)
+        return pd.read_csv(path)
+
+    def timed(self, name):
+        return nullcontext()
+
+    def checkpoints(self, name):
+        return self.folder / name
+
+
+@pytest.fixture(scope="session")
+def make_desk():
+    """Makes a `Desk` of the smoke params."""
+    return Desk

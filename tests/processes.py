@@ -10,13 +10,13 @@ from accelerate import notebook_launcher
 from safetensors.torch import save_file
 
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
-from qatlib.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
+from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
+from qatlib.qa.spans import featurize
+from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from qatlib.schedule import random_per_layer
-from qatlib.spans import featurize
-from qatlib.toyqa import build_model, build_tokenizer, generate
 from qatlib.training import fit
 
 WIDTHS = [Precision(8, 8), Precision(4, 4)]

@@ -7,12 +7,12 @@ import torch
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.deploy import DeployedModel, deploy, deploy_nested
-from qatlib.evaluate import evaluate_perplexity, evaluate_spans
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.pretrained import ModelError
-from qatlib.spans import featurize
-from qatlib.toyqa import build_model, build_tokenizer, generate
+from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans
+from qatlib.qa.spans import featurize
+from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 MIXED = [{"attn_bits": 3, "mlp_bits": 12}, {"attn_bits": 32, "mlp_bits": 5}]

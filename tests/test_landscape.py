@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from qatlib.landscape import filter_normalized, sharpness, weights_in_use
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
-from qatlib.spans import featurize
-from qatlib.toyqa import build_tokenizer, generate
+from qatlib.qa.spans import featurize
+from qatlib.qa.toyqa import build_tokenizer, generate
 
 TOKENIZER = build_tokenizer()
 QUESTIONS = generate(8, 0)

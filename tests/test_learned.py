@@ -12,9 +12,9 @@ from qatlib.layers import LoraSpec
 from qatlib.learned import learn_allocation
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision, names_by_group
+from qatlib.qa.spans import featurize
+from qatlib.qa.toyqa import build_tokenizer, generate
 from qatlib.search import Allocation, weight_bits
-from qatlib.spans import featurize
-from qatlib.toyqa import build_tokenizer, generate
 
 TOKENIZER = build_tokenizer()
 FEATURES = featurize(generate(12, 0), TOKENIZER, 96, 32)

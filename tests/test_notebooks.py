@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qatlib.report.params import STAGES
+from qatlib.run.stages import STAGES
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 25

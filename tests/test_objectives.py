@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qatlib.arguments import ObjectiveArguments
 from qatlib.model import Output, SwitchableModel
 from qatlib.objectives import added_term, collate, divergence, next_token_nll, span_logits, span_nll, task_loss
-from qatlib.spans import Feature
+from qatlib.qa.spans import Feature
 
 FEATURES = [
     Feature(0, (5, 6, 7, 8, 9), 2, ((0, 1), (2, 3), (4, 5)), 3, 4),

@@ -15,11 +15,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qatlib.attacks import checks
-from qatlib.attacks.scores import contrast
-from qatlib.report import ledger, site
-from qatlib.report.params import STAGES, load_params
-from qatlib.report.verdicts import cpt, robust
+from qatlib.judging import attack_rules as checks
+from qatlib.judging.attack_scores import contrast
+from qatlib.judging.claims import cpt, robust
+from qatlib.params.load import load_params
+from qatlib.run.stages import STAGES
+from qatlib.site import ledger, pages
 
 REPOSITORY = Path(__file__).parents[1]
 OPTIONS = {"resamples": 100, "confidence": 0.95}
@@ -77,7 +78,7 @@ def test_the_ledger_is_rebuilt_from_the_result_files(root: Path, tmp_path: Path)
     before = (report / "claims.json").read_bytes()
     for page in report.glob("claims.*"):
         page.unlink()
-    site.render(report)
+    pages.render(report)
     assert (report / "claims.json").read_bytes() == before
     effects = [(claim["id"], e) for claim in json.loads(before)["claims"] for e in claim["effects"]]
     assert len({name for name, _ in effects}) > 13  # of 26: what smoke leaves out has none

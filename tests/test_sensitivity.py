@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from qatlib.evaluate import evaluate_spans
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
+from qatlib.qa.evaluate import evaluate_spans
+from qatlib.qa.spans import featurize
+from qatlib.qa.toyqa import build_tokenizer, generate
 from qatlib.sensitivity import Reached, evaluate_changes, output_noise, sweep_block
-from qatlib.spans import featurize
-from qatlib.toyqa import build_tokenizer, generate
 
 TOKENIZER = build_tokenizer()
 QUESTIONS = generate(12, 0)

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.attacks.text import Span
-from qatlib.squad import DataError, Question
+from qatlib.qa.squad import DataError, Question
 
 Candidates = Callable[[Question, Span], list[str]]
 """A question and a word of its context → words for its place, the likeliest first; none where it should stay."""

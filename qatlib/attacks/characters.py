@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from qatlib.attacks.text import free_words, with_changes
-from qatlib.squad import Question
+from qatlib.qa.squad import Question
 
 Kind = Literal["typo", "swap", "homoglyph"]
 

@@ -57,3 +57,12 @@ def _token_by_token(layer: SwitchableLinear, precisions: Sequence[Precision], ge
     for i, y in enumerate(layer.at_each(precisions, x)):
         result = y if i == 0 else torch.where(choice == i, y, result)
     return result
+
+
+Set = tuple[Precision, ...]
+"""Precisions that random precision inference draws from, all equally likely."""
+
+
+def set_name(precisions: Sequence[Precision]) -> str:
+    """`{4, 8}`."""
+    return f"{{{', '.join(p.name for p in precisions)}}}"

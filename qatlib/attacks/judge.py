@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from qatlib.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch
 from qatlib.precision import Precision
-from qatlib.spans import Feature
-from qatlib.squad import Question
+from qatlib.qa.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.qa.spans import Feature
+from qatlib.qa.squad import Question
 
 Craft = Callable[[Batch], Tensor]
 """A batch → the embeddings (batch, tokens, width) that an attacker puts in place of its own."""
@@ -75,3 +75,10 @@ def _return_freed_memory() -> None:
     """
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+def averaged(frame: pd.DataFrame, answered: Sequence[str], name: str) -> pd.DataFrame:
+    """Each question's mean over some ways of answering, as one way of the given name."""
+    chosen = frame[frame["answered"].isin(answered)]
+    keys = [c for c in frame if c not in ("answered", "em", "f1", "loss")]
+    return chosen.groupby(keys, sort=False, as_index=False)[["em", "f1", "loss"]].mean().assign(answered=name)

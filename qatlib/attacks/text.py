@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from qatlib.squad import Question
+from qatlib.qa.squad import Question
 
 Span = tuple[int, int]
 """First and one past the last character in the context."""

@@ -17,12 +17,12 @@ import torch
 from qatlib.attacks.candidates import Candidates
 from qatlib.attacks.embedding import window_loss
 from qatlib.attacks.text import Span, free_words, with_changes
-from qatlib.evaluate import device_of, over_batches
 from qatlib.model import SwitchableModel
 from qatlib.objectives import Batch
 from qatlib.precision import Configuration
-from qatlib.spans import Feature
-from qatlib.squad import Question
+from qatlib.qa.evaluate import device_of, over_batches
+from qatlib.qa.spans import Feature
+from qatlib.qa.squad import Question
 
 Ranking = Literal["attention", "removal", "both"]
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 from qatlib.attacks import candidates
 from qatlib.attacks.text import free_words
 from qatlib.pretrained import load_pretrained
-from qatlib.squad import Answer, Question
+from qatlib.qa.squad import Answer, Question
 
 VOCABULARY = candidates.vocabulary([["red", "blue", "green"], ["fox", "hare"]], 3, 0)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatlib import toyqa
 from qatlib.attacks.characters import HOMOGLYPHS, KINDS, NEIGHBOURS, character_noise
 from qatlib.attacks.text import free_words
+from qatlib.qa import toyqa
 from tests.attacks.test_text import unchanged_where_it_must_be
 
 QUESTIONS = toyqa.generate(40, 1)

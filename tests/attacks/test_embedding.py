@@ -29,9 +29,9 @@ from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import Output, SwitchableModel
 from qatlib.objectives import Batch, collate
 from qatlib.precision import Precision
-from qatlib.spans import featurize
-from qatlib.squad import Answer
-from qatlib.toyqa import build_model, build_tokenizer, generate
+from qatlib.qa.spans import featurize
+from qatlib.qa.squad import Answer
+from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 
 WIDTH, TOKENS = 5, 6
 U, V = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(3))

@@ -6,12 +6,12 @@ import pandas as pd
 import torch
 
 from qatlib.attacks.judge import answers_at, judged
-from qatlib.evaluate import evaluate_spans
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
-from qatlib.spans import featurize
-from qatlib.toyqa import build_model, build_tokenizer, generate
+from qatlib.qa.evaluate import evaluate_spans
+from qatlib.qa.spans import featurize
+from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 
 TOKENIZER = build_tokenizer()
 QUESTIONS = generate(12, 0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatlib.attacks.text import free_words, with_changes
-from qatlib.squad import Answer, Question
+from qatlib.qa.squad import Answer, Question
 
 WORDS = st.text("abcde ', .é", max_size=8)
 

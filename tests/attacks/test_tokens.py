@@ -11,8 +11,8 @@ from qatlib.attacks.tokens import hotflip
 from qatlib.model import SwitchableModel
 from qatlib.objectives import collate
 from qatlib.precision import Precision
-from qatlib.spans import featurize
-from qatlib.toyqa import build_model, build_tokenizer, generate
+from qatlib.qa.spans import featurize
+from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from tests.attacks.test_embedding import Linear, U, V, linear_batch
 
 TOKENIZER = build_tokenizer()

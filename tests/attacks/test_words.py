@@ -11,9 +11,9 @@ from qatlib.attacks.words import WordAttack
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration
-from qatlib.spans import featurize
-from qatlib.squad import read_squad, write_squad
-from qatlib.toyqa import build_model, build_tokenizer, generate
+from qatlib.qa.spans import featurize
+from qatlib.qa.squad import read_squad, write_squad
+from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 
 TOKENIZER = build_tokenizer()
 QUESTIONS = generate(8, 0)

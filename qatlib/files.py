@@ -1,0 +1,42 @@
+"""Files that a reader, or a kill, finds whole; locks; hashes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, finds the old one or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8", newline="")
+    scratch.replace(path)
+
+
+def lock(path: Path, waiting: str) -> TextIO:
+    """Hold a lock until the returned file is closed or the process ends, however it ends; says so if it must wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(waiting, file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def hash_files(paths: Iterable[Path], base: Path) -> str:
+    """One SHA-256 over the names, relative to `base`, and contents of the files among `paths`, in any order."""
+    total = hashlib.sha256()
+    for path in sorted(set(paths)):
+        if path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{path.relative_to(base).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""From kept scores to tables and verdicts."""

@@ -1,0 +1,186 @@
+"""Scores under attack: one row an attack, a way of answering and a question; means over draws and minima over attacks.
+
+Columns: `attack` (`none` for clean input), `answered`, `id`, `paragraph`, `em` and `f1` in percent, `loss` in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from qatlib.attacks.defence import Set, set_name
+from qatlib.attacks.judge import averaged
+from qatlib.judging import results, stats
+from qatlib.judging.results import interval
+from qatlib.judging.stats import Estimate
+
+FLOOR = 10.0
+"""Percent of F1 under attack below which nothing is left to defend: there differences between defences say nothing."""
+
+
+def with_rpi(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
+    """The frame with RPI over one precision for all layers among the answers, exactly: `averaged` over each set's precisions.
+
+    It answers by the name `RPI {4, 8}`.
+    """
+    drawn = (averaged(frame, [p.name for p in s], f"RPI {set_name(s)}") for s in sets)
+    return pd.concat([frame, *drawn], ignore_index=True)
+
+
+def worst_over(frame: pd.DataFrame, attacks: Sequence[str], name: str = "worst") -> pd.DataFrame:
+    """For each question and way of answering the lowest F1 over some attacks: the mean of minima, not the minimum of means."""
+    chosen = frame[frame["attack"].isin(attacks)]
+    keys = [c for c in frame if c not in ("attack", "em", "f1", "loss")]
+    low = chosen.groupby(keys, sort=False, as_index=False).agg({"em": "min", "f1": "min", "loss": "max"})
+    return low.assign(attack=name)
+
+
+def drops(frame: pd.DataFrame) -> pd.DataFrame:
+    """F1 and EM lost to each attack by each way of answering, against the same way without one, as rows a question."""
+    keys = [c for c in frame if c not in ("attack", "em", "f1", "loss")]
+    clean = frame.loc[frame["attack"] == "none", [*keys, "em", "f1"]]
+    both = frame[frame["attack"] != "none"].merge(clean, on=keys, suffixes=("", "_clean"))
+    lost = {f"{metric}_drop": both[f"{metric}_clean"] - both[metric] for metric in ("f1", "em")}
+    return both[[*keys, "attack", "f1", "f1_clean"]].assign(**lost)
+
+
+def successes(frame: pd.DataFrame, ways: Mapping[str, Sequence[str]], over: Sequence[str] = ()) -> pd.DataFrame:
+    """How often an attack makes an answer wrong, of the questions that every draw answers all right without one.
+
+    A question counts by the percentage of the draws whose answer is no longer all right: what RPI loses lies between what
+    its precisions lose.
+
+    Args:
+        frame: answers at single precisions.
+        ways: by the name of a way of answering the precisions that it draws from; one alone is static.
+        over: attacks whose strongest for each question is added as `worst`; the attacker chooses before the draw.
+
+    Returns:
+        `answered`, `attack`, `id`, `paragraph`, `success` in percent.
+    """
+    keys, parts = ["id", "paragraph"], []
+    for name, drawn in ways.items():
+        mine = frame[frame["answered"].isin(drawn)]
+        lowest = mine[mine["attack"] == "none"].groupby("id")["f1"].min()
+        mine = mine[(mine["attack"] != "none") & mine["id"].isin(lowest.index[lowest == 100])]
+        wrong = mine.assign(success=100.0 * (mine["f1"] < 100))
+        found = wrong.groupby(["attack", *keys], sort=False, as_index=False)["success"].mean()
+        strongest = found[found["attack"].isin(over)].groupby(keys, sort=False, as_index=False)["success"].max()
+        parts += [part.assign(answered=name) for part in (found, strongest.assign(attack="worst")) if len(part)]
+    columns = ["answered", "attack", *keys, "success"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def success_table(found: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """`successes` as rates with intervals, and of how many questions; none of questions of a single paragraph.
+
+    Returns:
+        `answered`, `attack`, `success` with `_low` and `_high` in percent, `right_at_first`.
+    """
+    rows = []
+    for (answered, attack), mine in found.groupby(["answered", "attack"], sort=False):
+        if mine["paragraph"].nunique() > 1:
+            rate = mean_of(mine, "success", **options)
+            rows.append({"answered": answered, "attack": attack, **interval("success", rate), "right_at_first": rate.n})
+    return pd.DataFrame(rows, columns=["answered", "attack", "success", "success_low", "success_high", "right_at_first"])
+
+
+def attacked(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
+    """The frame with RPI over each set among the answers, and with `worst`: of each question the worst gradient attack."""
+    both = with_rpi(frame, *sets)
+    return pd.concat([both, worst_over(both, gradient_attacks(both))], ignore_index=True)
+
+
+def gradient_attacks(frame: pd.DataFrame) -> list[str]:
+    """The attacks in a frame that follow a gradient: PGD at one precision, and over the draws of RPI (EOT)."""
+    return [a for a in frame["attack"].unique() if a.startswith(("PGD", "EOT"))]
+
+
+def best_static(frame: pd.DataFrame, precisions: Set, among: Sequence[str]) -> str:
+    """What RPI over a set is held against: of some static precisions the one with the highest F1 under `worst`.
+
+    It is one of those whose clean F1 is at most a point below RPI's; if there is none, the best without an attack.
+
+    Args:
+        frame: of `attacked`.
+    """
+    least = select(frame, f"RPI {set_name(precisions)}", "none")["f1"].mean() - 1
+    clean = {name: select(frame, name, "none")["f1"].mean() for name in among}
+    good = [name for name in among if clean[name] >= least] or [max(clean, key=clean.__getitem__)]
+    return max(good, key=lambda name: select(frame, name, "worst")["f1"].mean())
+
+
+def gains(frame: pd.DataFrame, by: Sequence[str], precisions: Set, among: Sequence[str]) -> pd.DataFrame:
+    """What RPI over a set has beyond `best_static`, both under the worst attack of each question, in every group of rows.
+
+    Args:
+        frame: answers at single precisions.
+        by: columns that make the groups.
+        among: the static precisions.
+
+    Returns:
+        The columns of `by`, `static`, `id`, `paragraph`, `clean_f1` of RPI, `static_f1` and `rpi_f1` under attack in percent,
+        `gain`, their difference in points.
+    """
+    rpi, keys, parts = f"RPI {set_name(precisions)}", ["id", "paragraph"], []
+    for group, mine in frame.groupby([*by]):
+        found = attacked(mine, precisions)
+        static = best_static(found, precisions, among)
+        pair = {"clean_f1": (rpi, "none"), "static_f1": (static, "worst"), "rpi_f1": (rpi, "worst")}
+        columns = [select(found, *what).set_index(keys)["f1"].rename(name) for name, what in pair.items()]
+        rows = pd.concat(columns, axis=1).reset_index().assign(gain=lambda x: x["rpi_f1"] - x["static_f1"])
+        named: dict[str, Any] = dict(zip(by, group, strict=True))
+        parts.append(rows.assign(**named, static=static))
+    return pd.concat(parts, ignore_index=True)[[*by, "static", *keys, *pair, "gain"]]
+
+
+def gain_table(found: pd.DataFrame, by: Sequence[str], **options: Any) -> pd.DataFrame:
+    """`gains` as means with intervals.
+
+    Returns:
+        The columns of `by`, `static`, `clean_f1`, `static_f1`, `rpi_f1` and `gain` (each with `_low` and `_high`), `n`.
+    """
+    rows = []
+    for group, mine in found.groupby([*by, "static"]):
+        means = {name: mean_of(mine, name, **options) for name in ("clean_f1", "static_f1", "rpi_f1", "gain")}
+        rows.append(dict(zip([*by, "static"], group, strict=True)) | results.intervals(means) | {"n": len(mine)})
+    return pd.DataFrame(rows)
+
+
+def select(frame: pd.DataFrame, answered: str, attack: str) -> pd.DataFrame:
+    """The rows of one way of answering under one attack.
+
+    Raises:
+        KeyError: there are none.
+    """
+    rows = frame[(frame["answered"] == answered) & (frame["attack"] == attack)]
+    if rows.empty:
+        raise KeyError(f"no answers by {answered} under {attack}")
+    return rows
+
+
+def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
+    """Mean of a − b over the questions that both have (and the seeds, where there are), bootstrapped by paragraph.
+
+    Args:
+        options: of `stats.cluster_bootstrap`.
+    """
+    keys = [c for c in ("seed", "id", "paragraph") if c in a and c in b]
+    pair = a[[*keys, metric]].merge(b[[*keys, metric]], on=keys, suffixes=("", "_b"))
+    seeds = {"seeds": pair["seed"]} if "seed" in keys else {}
+    apart = results.ends(metric, difference=True) if a is not b else None
+    return stats.mean(pair[metric] - pair[f"{metric}_b"], pair["paragraph"], ends=apart, **seeds, **options)
+
+
+def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
+    """Mean over the questions, bootstrapped by paragraph."""
+    return stats.mean(a[metric], a["paragraph"], ends=results.ends(metric), **options)
+
+
+def mean_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
+    """`results.mean_table` of every way of answering under every attack, which `answered` and `attack` name."""
+    back = {"model": "answered", "precision": "attack"}
+    scores = frame.rename(columns={name: column for column, name in back.items()}).assign(seed=0)
+    return results.mean_table(scores, metrics, **options).rename(columns=back)

@@ -1,0 +1,40 @@
+"""C07 and C08: kinds of scales, on a model that nothing was trained for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from qatlib.judging import results
+from qatlib.judging.claims import Effect, verdict_table
+from qatlib.precision import Precision
+
+CRUCIAL_AT = (4, 5, 6)
+"""Weight bits that C07 speaks of."""
+
+
+def verdicts(weights: pd.DataFrame, activations: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """C07 and C08.
+
+    Args:
+        weights, activations: scores of `qatlib.studies.scales.weight_scales` and `.activation_scales`.
+
+    Returns:
+        As `verdict_table`; effects in points of F1.
+    """
+    channel = [
+        Effect(f"a scale a channel over one a matrix at {p}", gap, "weight_scales_gap")
+        for p, gap in results.gaps(weights, "per_channel", "per_tensor", "f1", **options)
+        if Precision.parse(p).w_bits in CRUCIAL_AT
+    ]
+    own = [
+        Effect(f"calibrated at {p} bits over carried over from others", gap, "calibration_gap")
+        for p, gap in results.gaps(activations, "calibrated", "carried_over", "f1", **options)
+    ]
+    own += [
+        Effect(f"calibrated over uncalibrated at {p} bits", gap, "calibration_gap")
+        for p, gap in results.gaps(activations, "calibrated", "uncalibrated", "f1", **options)
+    ]
+    untested = "no bit-width of this run is among those it speaks of"
+    return verdict_table({"C07": channel or untested, "C08": own or untested})

@@ -1,0 +1,102 @@
+"""Tables of what trainings became: equal answers, returns of a cycle, flatness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from qatlib.judging import results, rule
+
+CYCLING = ("cpt separate", "cpt shared", "pattern shared", "two-phase", "cpt reversed", "cpt all weights")
+"""The methods that go through cycles; a shuffled one has none."""
+
+
+NATS = 0.02
+"""A difference in the rise of the loss that would matter."""
+
+
+FLATTER: Mapping[rule.Verdict, str] = {
+    "reproduced": "flatter",
+    "not reproduced": "not flatter",
+    "undecided": "undecided at this size",
+}
+"""What a verdict says of a minimum that is claimed to be flatter than another."""
+
+
+def agreement(scores: pd.DataFrame) -> pd.DataFrame:
+    """Whether each question got the same answer from one model at two precisions.
+
+    Args:
+        scores: with `prediction`.
+
+    Returns:
+        One row a model, pair of precisions, seed and question: `model`, `precision` (as `8 and 4`), `seed`, `id`,
+        `paragraph`, `same` (percent: 0 or 100).
+    """
+    parts = []
+    for model in scores["model"].unique():
+        rows = scores[scores["model"] == model]
+        for a, b in combinations(rows["precision"].unique(), 2):
+            pair = rows[rows["precision"] == a].merge(
+                rows[rows["precision"] == b], on=["seed", "id", "paragraph"], suffixes=("", "_b")
+            )
+            same = 100.0 * (pair["prediction"].fillna("") == pair["prediction_b"].fillna(""))
+            parts.append(pair[["seed", "id", "paragraph"]].assign(model=model, precision=f"{a} and {b}", same=same))
+    return pd.concat(parts, ignore_index=True)
+
+
+def returns(curves: pd.DataFrame) -> pd.DataFrame:
+    """The training loss at every return of a cycle to the highest precision that the training takes.
+
+    Args:
+        curves: `model`, `seed`, `step`, `w_bits`, `span_loss`; methods that are not `CYCLING` are left out.
+
+    Returns:
+        One row a method and return, means of its trainings: `model`, `cycle` (from 1), `w_bits` and `steps` there (with
+        those of a second phase at these bits), `loss` of these, `way` (of the lower steps since the last return, nats),
+        `change` of `loss` from the last return; and in how many of `seeds` trainings it was `below_way` and `below_last`.
+    """
+    rows = curves[curves["model"].isin(CYCLING)]
+    training = [rows["model"], rows["seed"]]
+    top = rows["w_bits"] == rows["w_bits"].groupby(training).transform("max")
+    arrives = top & ~top.groupby(training).shift(fill_value=False)
+    cycle = arrives.groupby(training).cumsum() + ~top  # the way to a return is of its cycle
+    loss = rows["span_loss"]
+    rows = rows.assign(cycle=cycle, steps=top, loss=loss.where(top), way=loss.where(~top))
+    how = {"w_bits": "max", "steps": "sum", "loss": "mean", "way": "mean"}
+    found = rows.groupby(["model", "seed", "cycle"], sort=False, as_index=False).agg(how)
+    found = found[found["steps"] > 0]
+    change = found.groupby(["model", "seed"])["loss"].diff()
+    found = found.assign(change=change, below_way=found["loss"] < found["way"], below_last=change < 0, seeds=1)
+    how = {"w_bits": "max", "steps": "max", **dict.fromkeys(("loss", "way", "change"), "mean")}
+    how |= dict.fromkeys(("below_way", "below_last", "seeds"), "sum")
+    return found.groupby(["model", "cycle"], sort=False, as_index=False).agg(how)
+
+
+def mean_rise(sharpness: pd.DataFrame) -> pd.DataFrame:
+    """The rise in loss and the change in F1 of each question, mean of all directions and of radii that `precision` has not."""
+    keys = ["model", "precision", "seed", "id", "paragraph"]
+    return sharpness.groupby(keys, sort=False, as_index=False)[["loss_change", "f1_change"]].mean()
+
+
+def flatness(sharpness: pd.DataFrame, model: str, others: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Whether a method's minimum is flatter than others' at the same precision, by the interval of the rise in loss.
+
+    Args:
+        sharpness: of `Cyclic.trained`; its radii are taken together.
+        options: of `qatlib.judging.results.paired`.
+
+    Returns:
+        One row another method and precision: `model`, `over`, `precision`, `difference` in rise (nats, with `_low`, `_high`;
+        below 0: flatter), `n`, `seeds`, `minimum` (of `FLATTER`, by the rule of `qatlib.judging.rule.verdict`).
+    """
+    risen, rows = mean_rise(sharpness), []
+    for over in others:
+        for precision, gap in results.gaps(risen, model, over, "loss_change", **options):
+            row = {"model": model, "over": over, "precision": precision, **results.interval("difference", gap)}
+            rows.append(row | {"n": gap.n, "seeds": gap.seeds, "minimum": FLATTER[rule.verdict([gap.below(0)], margin=NATS)]})
+    columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "n", "seeds", "minimum"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,57 @@
+"""Accuracy against cost: F1 for each bit, and the line through configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qatlib.judging import stats
+
+
+def per_bit(costs: pd.DataFrame, accuracy: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:
+    """`cost_table` with a metric beside it, and that metric for each average weight bit.
+
+    Args:
+        accuracy: `results.accuracy_table`, its `precision` the configurations' names.
+
+    Returns:
+        The rows of `costs` with `f1` and `f1_per_bit`, each with `_low` and `_high`.
+
+    Raises:
+        KeyError: a configuration without a score.
+    """
+    scored = accuracy.set_index("precision").loc[costs["configuration"]].reset_index(drop=True)
+    table = costs.copy()
+    for side in ("", "_low", "_high"):
+        table[f"{metric}{side}"] = scored[f"{metric}{side}"]
+        table[f"{metric}_per_bit{side}"] = scored[f"{metric}{side}"] / costs["w_bits"]
+    return table
+
+
+def linear_trend(
+    scores: pd.DataFrame, bits: Mapping[str, float], metric: str = "f1", **options: Any
+) -> tuple[stats.Estimate, stats.Estimate]:
+    """The least-squares line of a metric over the average bits of configurations (S4's figure 2), bootstrapped over these.
+
+    Args:
+        scores: `scores` rows of one model (`qatlib.judging.results`), every configuration on the same questions.
+        bits: average bits of each configuration, by the name in `precision`: at least three, not all equal.
+        options: of `stats.over_pairs`.
+
+    Returns:
+        The slope in points a bit, and R², the share of the configurations' variance that the line explains.
+
+    Raises:
+        ValueError: the configurations answer different questions.
+    """
+    answers = scores.pivot(index="id", columns="precision", values=metric)[list(bits)]
+    if answers.isna().any(axis=None):
+        raise ValueError("the configurations answer different questions: no line through their scores")
+    points = list(bits.values()), answers.mean().to_numpy()
+    return (
+        stats.over_pairs(lambda x, y: np.cov(x, y)[0, 1] / np.var(x, ddof=1), *points, **options),
+        stats.over_pairs(lambda x, y: np.cov(x, y)[0, 1] ** 2 / (np.var(x, ddof=1) * np.var(y, ddof=1)), *points, **options),
+    )

@@ -1,0 +1,109 @@
+"""A profile's params file with its overrides, checked before anything starts, and which stage depends on what of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qatlib.params.errors import complaint
+from qatlib.params.schema import Params
+from qatlib.params.sections import ROOT
+from qatlib.params.yaml import ParamsError, given, read_yaml
+
+
+def profile_path(profile: str, root: Path = ROOT) -> Path:
+    """The params file of a profile: `quick` for `params/quick.yaml`, or a path; its stem names the run."""
+    names = _names(root)
+    allowed = f"allowed is one of {', '.join(names)}, or the path of a .yaml file"
+    if not profile.endswith((".yaml", ".yml")):
+        if profile not in names:
+            raise ParamsError(f"PROFILE: {given(profile)} is not a profile; {allowed}")
+        return root / "params" / f"{profile}.yaml"
+    path = root / profile
+    if not path.is_file():
+        raise ParamsError(f"PROFILE: {given(profile)} is not a file; {allowed}")
+    if not re.fullmatch(r"[\w.-]+", path.stem) or re.search(r"\s", profile):
+        raise ParamsError(f"PROFILE: {given(profile)} can't name a run; allowed are letters, digits, '.', '_' and '-'")
+    if path.stem in names and path.resolve() != (root / "params" / f"{path.stem}.yaml").resolve():
+        raise ParamsError(f"PROFILE: {given(profile)} has the name of params/{path.stem}.yaml; allowed is any other name")
+    return path
+
+
+def _names(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "params").glob("*.yaml"))
+
+
+def load_params(profile: str, overrides: Sequence[str] = (), root: Path = ROOT) -> Params:
+    """Read a profile's params file, apply overrides such as `data.stride=64`, check everything.
+
+    A file that says `extends: quick` has that profile's values where it gives none: of a section key by key.
+
+    Raises:
+        ParamsError: in one sentence, the file or `SET`, the dotted key, what was given and what is allowed.
+    """
+    path = profile_path(profile, root)
+    shown = _shown(path, root)
+    values = _read(path, root)
+    if "extends" in values:
+        values = _extended(values, shown, root)
+    changed = [_override(values, text) for text in overrides]
+    try:
+        return Params.model_validate_json(json.dumps(values), strict=True, context={"root": root})
+    except ValidationError as error:
+        key, sentence = complaint(error, Params)
+        touched = [c for c in changed if f"{key}.".startswith((f"{c}.", f"{c}[")) or c.startswith(f"{key}.")]
+        raise ParamsError(f"{'SET' if touched else shown}: {sentence}") from None
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _read(path: Path, root: Path) -> dict[str, Any]:
+    """What a params file holds, as it stands there."""
+    shown = _shown(path, root)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ParamsError(f"{shown}: is not UTF-8 text; allowed is YAML in UTF-8") from None
+    values = read_yaml(text, shown)
+    if not isinstance(values, dict):
+        raise ParamsError(f"{shown}: holds {given(values)}; allowed is a mapping with {', '.join(Params.model_fields)}")
+    values = json.loads(json.dumps(values))  # an alias becomes a copy, so that overriding one leaves the other
+    return dict(values)
+
+
+def _extended(values: dict[str, Any], shown: str, root: Path) -> dict[str, Any]:
+    """`values` over those of the profile that their `extends` names."""
+    name, names = values.pop("extends"), _names(root)
+    extended = _read(root / "params" / f"{name}.yaml", root) if name in names else None
+    if extended is None or "extends" in extended:
+        allowed = f"one of {', '.join(names)} that extends no other"
+        raise ParamsError(f"{shown}: extends is {given(name)}; allowed is {allowed}")
+    for key, value in values.items():
+        inner = extended.get(key)
+        extended[key] = inner | value if isinstance(inner, dict) and isinstance(value, dict) else value
+    return extended
+
+
+def _override(values: dict[str, Any], text: str) -> str:
+    """Set one `dotted.key=YAML value` in place; returns the key."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ParamsError(f"SET: {given(text)} is no override; allowed is dotted.key=value")
+    *parents, last = key.split(".")
+    section = values
+    for depth, name in enumerate(parents):
+        if section.get(name) is None:
+            section[name] = {}
+        section = section[name]
+        if not isinstance(section, dict):
+            inner = ".".join(parents[: depth + 1])
+            raise ParamsError(f"SET: {key} is {given(value)}; allowed is {inner} itself, which has no keys inside")
+    section[last] = read_yaml(value, f"SET: {key}")
+    return key

@@ -1,0 +1,241 @@
+"""The sections of a params file and what each of their values may be. Free of torch, quick to import."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import ValidationInfo as Info
+from pydantic import field_validator as check
+from pydantic_core import PydanticCustomError
+
+from qatlib.arguments import (
+    AttackArguments,
+    ObjectiveArguments,
+    PrecisionField,
+    QuantizerArguments,
+    ScheduleArguments,
+    TrainingArguments,
+)
+from qatlib.params.yaml import given
+from qatlib.precision import FULL_PRECISION, Precision
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository: relative paths in params files and overrides start here, whatever the working directory."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def placed(value: str, info: Info) -> str | None:
+    """`dir:PATH`, made absolute, or `hub:ID`; None for what is neither. Raises ValueError saying what is allowed."""
+    kind, _, rest = value.partition(":")
+    if kind == "dir" and rest:
+        path: Path = (info.context or {}).get("root", ROOT) / rest
+        if not path.is_dir():
+            raise ValueError("a directory that exists after 'dir:'")
+        return f"dir:{path.resolve()}"
+    if kind == "hub" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
+        raise ValueError("'hub:NAME' or 'hub:OWNER/NAME'")
+    return value if kind == "hub" else None
+
+
+def _source(value: Any, info: Info) -> Any:
+    """Check a data or model source and make its paths absolute; raises ValueError saying what is allowed."""
+    root: Path = (info.context or {}).get("root", ROOT)
+    files = info.field_name != "source"
+    kinds = _SOURCES if files else _SOURCE
+    if isinstance(value, str) and (found := placed(value, info)):
+        return found
+    if value == "embedded" or (value == "pip:smollm2-135m" and not files):
+        return value
+    if not files or not isinstance(value, list) or not value:
+        raise ValueError(kinds)
+    paths = []
+    for item in value:
+        if not isinstance(item, str) or not item.endswith((".json", ".json.gz")):
+            raise ValueError(f"a list of files named .json or .json.gz, which {given(item)} is not")
+        if not (root / item).is_file():
+            raise ValueError(f"a list of files that exist, which {given(item)} does not")
+        paths.append(str((root / item).resolve()))
+    if len(set(paths)) < len(paths):
+        raise ValueError("a list that names no file twice")
+    return tuple(paths)
+
+
+_SOURCE = "'embedded', 'hub:ID', 'dir:PATH' or 'pip:smollm2-135m'"
+_SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.json, .json.gz)"
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+_Source = Annotated[str, PlainValidator(_source), WithJsonSchema({"description": _SOURCE})]
+Sources = Annotated[
+    str | tuple[str, ...],
+    PlainValidator(_source),
+    PlainSerializer(lambda source: source if isinstance(source, str) else list(source)),
+    WithJsonSchema({"description": _SOURCES}),
+]
+
+
+class Model(Section):
+    """Where the weights come from; a shape and a pre-training for the embedded model, which starts from nothing."""
+
+    source: _Source
+    """`embedded`, `hub:ID`, `dir:PATH` or `pip:smollm2-135m`."""
+    n_layer: Annotated[Count | None, Field(validate_default=True)] = None
+    n_head: Annotated[Count | None, Field(validate_default=True)] = None
+    n_embd: Annotated[Count | None, Field(validate_default=True)] = None
+    pretraining: Annotated[TrainingArguments | None, Field(validate_default=True)] = None
+
+    @check("n_layer", "n_head", "n_embd", "pretraining")
+    @classmethod
+    def _embedded_only(cls, value: Any, info: Info) -> Any:
+        source = info.data.get("source")
+        if source == "embedded" and value is None:
+            what = "a section of training arguments" if info.field_name == "pretraining" else "an integer of at least 1"
+            raise ValueError(f"{what}, because model.source is 'embedded'")
+        if source not in (None, "embedded") and value is not None:
+            raise ValueError(f"null, because model.source is {source!r} and brings its own")
+        if info.field_name == "n_embd" and value and (heads := info.data.get("n_head")) and value % heads:
+            raise ValueError(f"a multiple of model.n_head ({heads})")
+        return value
+
+
+class Data(Section):
+    """Questions to train on and to be judged by, and how they are cut into windows."""
+
+    train: Sources
+    """`embedded`, `hub:ID`, `dir:PATH` (the hub's layout), or absolute paths of SQuAD JSON files."""
+    validation: Sources
+    train_questions: Annotated[Count | None, Field(validate_default=True)] = None
+    """At most this many, drawn with the seed; null for all. For `embedded`: how many are generated."""
+    validation_questions: Annotated[Annotated[int, Field(ge=10)] | None, Field(validate_default=True)] = None
+    max_length: Annotated[int, Field(ge=16)]
+    """Tokens a window."""
+    stride: Annotated[int, Field(ge=0)]
+    """Tokens that neighbouring windows of a long paragraph share."""
+    perplexity_paragraphs: Annotated[int, Field(ge=2)]
+    """Validation paragraphs that perplexity is measured on, spread evenly over them."""
+
+    @check("validation")
+    @classmethod
+    def _apart(cls, value: Any, info: Info) -> Any:
+        if isinstance(value, tuple) and (shared := set(value) & set(info.data.get("train") or ())):
+            raise ValueError(f"files that are not in data.train, which {given(Path(min(shared)).name)} is")
+        return value
+
+    @check("train_questions", "validation_questions")
+    @classmethod
+    def _generated(cls, value: Any, info: Info) -> Any:
+        of = str(info.field_name).removesuffix("_questions")
+        if value is None and info.data.get(of) == "embedded":
+            raise ValueError(f"an integer of at least 1, because data.{of} is 'embedded'")
+        return value
+
+    @check("stride")
+    @classmethod
+    def _short(cls, value: int, info: Info) -> int:
+        if (length := info.data.get("max_length")) and value >= length / 2:
+            raise ValueError(f"an integer from 0 to less than half of data.max_length ({length})")
+        return value
+
+
+class Lora(Section):
+    """One adapter a precision: its rank, alpha and dropout, in the order of `precisions`."""
+
+    ranks: tuple[Count, ...]
+    alphas: tuple[Annotated[float, Field(gt=0)], ...]
+    dropouts: tuple[Share, ...]
+
+
+class Teacher(Section):
+    """The same model fine-tuned at full precision, all weights and LoRA; `base` is the one later stages build on."""
+
+    base: Literal["full", "lora"]
+    full: TrainingArguments
+    lora: TrainingArguments
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Share
+
+
+class Comparison(Section):
+    """Size of the comparisons of quantizers, which take many evaluations."""
+
+    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)]
+    questions: Annotated[int, Field(ge=10)]
+    """So many of the validation questions, spread evenly over them."""
+    paragraphs: Annotated[int, Field(ge=2)]
+    """So many of the perplexity paragraphs, likewise."""
+
+    @check("bits")
+    @classmethod
+    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if twice := sorted({b for b in value if value.count(b) > 1}):
+            raise ValueError(f"a list with each bit-width once, which {twice[0]} is not")
+        return value
+
+
+class PostTraining(Section):
+    """Precisions the teacher is evaluated at without further training."""
+
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
+    comparison: Comparison
+
+    @check("precisions")
+    @classmethod
+    def _once(cls, value: tuple[Precision, ...]) -> tuple[Precision, ...]:
+        if twice := [p.name for p in value if value.count(p) > 1 or p == FULL_PRECISION]:
+            raise ValueError(f"a list with each precision once and without 32, the teacher's own, unlike {given(twice[0])}")
+        return value
+
+
+def _dynamic(quantizer: QuantizerArguments | None) -> QuantizerArguments | None:
+    if quantizer is not None and quantizer.activations != "per_token":
+        allowed = "'per_token': static scales are compared in 01_build, and nothing calibrates them elsewhere"
+        raise PydanticCustomError("inner", "{key}", {"key": "activations", "given": quantizer.activations, "allowed": allowed})
+    return quantizer
+
+
+DynamicQuantizer = Annotated[QuantizerArguments, AfterValidator(_dynamic)]
+
+
+Adapters = Literal["separate", "shared", "none"]
+
+
+class Switchable(Section):
+    """Training of the switchable model: which configurations a step sees, what it minimises, and how fast it learns."""
+
+    schedule: ScheduleArguments
+    objective: ObjectiveArguments
+    adapters: Adapters = "separate"
+    """One adapter a weight bit-width; one for all of them, with the first rank, alpha and dropout of `lora`; or none: all
+    weights are trained in their place."""
+    quantizer: DynamicQuantizer | None = None
+    """Of the switchable model; null for the `quantizer` that the teacher is quantized with."""
+    learning_rate_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Factors on the learning rate, one for each of `precisions`; null for none."""
+    adversary: AttackArguments | None = None
+    """Who perturbs every training batch at the very configuration it is trained at; null for nobody."""
+    training: TrainingArguments
+
+
+class Evaluation(Section):
+    """How answers are decoded and how sure the scores are."""
+
+    batch_size: Count
+    max_answer_tokens: Count
+    resamples: Annotated[int, Field(ge=100)]
+    """Bootstrap resamples, drawn by paragraph."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Compute(Section):
+    """Arithmetic, CPU threads (null leaves their number to torch), and who follows a training."""
+
+    mixed_precision: Literal["no", "bf16"]
+    threads: Count | None = None
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+    """Where training metrics go beside their files."""

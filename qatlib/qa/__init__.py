@@ -1,0 +1,1 @@
+"""Extractive question answering, the task: data, windows, spans, scores."""

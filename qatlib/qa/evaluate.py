@@ -1,0 +1,232 @@
+"""A model at a configuration on data: per-question scores, per-paragraph perplexity, calibration of static scales.
+
+Under `accelerate launch` or `notebook_launcher` the processes share the batches out, and every one returns all figures:
+those of one process, since the batches are the same ones. All must ask for the same things in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from qatlib.model import SwitchableModel
+from qatlib.objectives import Batch, collate, span_nll
+from qatlib.precision import FULL
+from qatlib.qa.spans import Feature, best_spans
+from qatlib.qa.squad import Question, exact_match, f1
+from qatlib.quantizer import ClipObserver, EMAObserver, activation_grid
+
+T = TypeVar("T")
+
+
+def over_batches(
+    features: Sequence[Feature],
+    batch_size: int,
+    pad_id: int,
+    device: torch.device,
+    measure: Callable[[Batch], T],
+    description: str | None = None,
+) -> list[tuple[list[int], T]]:
+    """Indices of the features of every batch, and what `measure` (on the CPU) makes of the batch.
+
+    Longest first: little padding, and a memory that is too small shows at once.
+    """
+    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
+    starts = range(0, len(order), batch_size)
+    rank, processes = _processes(device)
+    found = []
+    for start in tqdm(starts[rank::processes], desc=description, mininterval=5, disable=description is None or rank > 0):
+        indices = order[start : start + batch_size]
+        found.append((start, indices, measure(collate([features[i] for i in indices], pad_id, device))))
+    if processes > 1:
+        found = sorted(gather_object(found), key=lambda item: item[0])
+    return [(indices, figures) for _, indices, figures in found]
+
+
+def _processes(device: torch.device) -> tuple[int, int]:
+    """This process's number among those a launcher started, and how many there are."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1  # and leave accelerate's state alone: notebook_launcher's processes would inherit it
+    state = PartialState(cpu=device.type == "cpu")
+    return state.process_index, state.num_processes
+
+
+def device_of(model: SwitchableModel) -> torch.device:
+    """Where a model's inputs must be."""
+    return model.qa_outputs.weight.device
+
+
+@torch.no_grad()
+def evaluate_spans(
+    model: SwitchableModel,
+    questions: Sequence[Question],
+    features: Sequence[Feature],
+    *,
+    pad_id: int,
+    batch_size: int,
+    max_answer_tokens: int,
+    description: str | None = None,
+) -> pd.DataFrame:
+    """Answer every question at the model's present configuration.
+
+    Returns:
+        One row a question, in order: `id`, `paragraph` (the bootstrap's cluster), `em` and `f1` in percent,
+        `loss` (span NLL in nats, mean over the windows that hold the answer; NaN where none does), `prediction`.
+    """
+    model.eval()
+    found = over_batches(features, batch_size, pad_id, device_of(model), partial(span_figures, model), description)
+    return answers(questions, features, found, max_answer_tokens)
+
+
+SpanFigures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of a batch of windows: span NLL (batch,), start and end logits (batch, tokens), fp32 on the CPU."""
+
+
+def span_figures(model: SwitchableModel, batch: Batch, inputs_embeds: torch.Tensor | None = None) -> SpanFigures:
+    """What answers are made of, at the model's present configuration; from other embeddings than the tokens', if given."""
+    output = model(batch.input_ids) if inputs_embeds is None else model(inputs_embeds=inputs_embeds)
+    return span_nll(output, batch).cpu(), output.start.float().cpu(), output.end.float().cpu()
+
+
+def answers(
+    questions: Sequence[Question],
+    features: Sequence[Feature],
+    found: Sequence[tuple[list[int], SpanFigures]],
+    max_answer_tokens: int,
+) -> pd.DataFrame:
+    """What `evaluate_spans` returns, from the figures of all batches with the indices of their windows."""
+    start: list[torch.Tensor] = [torch.empty(0)] * len(features)
+    end, loss = list(start), np.full(len(features), np.nan)
+    for indices, (losses, starts, ends) in found:
+        loss[indices] = losses.numpy()
+        for row, index in enumerate(indices):
+            tokens = len(features[index].input_ids)
+            start[index], end[index] = starts[row, :tokens], ends[row, :tokens]
+    spans = best_spans(features, start, end, len(questions), max_answer_tokens)
+    by_question = pd.Series(loss).groupby([f.question for f in features]).mean()
+    rows = []
+    for i, (question, (a, b)) in enumerate(zip(questions, spans, strict=True)):
+        prediction = question.context[a:b]
+        place = {"id": question.id, "paragraph": question.paragraph}
+        scores = {"em": 100 * exact_match(prediction, question.answers), "f1": 100 * f1(prediction, question.answers)}
+        rows.append(place | scores | {"loss": by_question[i], "prediction": prediction})
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def mean_span_loss(model: SwitchableModel, features: Sequence[Feature], *, pad_id: int, batch_size: int) -> float:
+    """Mean span NLL in nats over the windows that hold their answer: a quick look during training."""
+    was_training = model.training
+    model.eval()
+    found = over_batches(features, batch_size, pad_id, device_of(model), lambda b: span_nll(model(b.input_ids), b).cpu())
+    model.train(was_training)
+    return float(torch.cat([losses for _, losses in found]).nanmean())
+
+
+@torch.no_grad()
+def evaluate_perplexity(
+    model: SwitchableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    paragraphs: Sequence[str],
+    *,
+    pad_id: int,
+    max_length: int,
+    batch_size: int,
+    description: str | None = None,
+) -> pd.DataFrame:
+    """Next-token loss of plain paragraphs at the model's present configuration.
+
+    Each paragraph stands alone, after the tokenizer's beginning-of-text token where it has one, cut at `max_length`
+    tokens; the first token of all is not predicted.
+
+    Returns:
+        One row a paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (predicted ones),
+        `correct` (tokens that were the most probable). Perplexity is exp(Σ nll / Σ tokens), token accuracy
+        Σ correct / Σ tokens.
+    """
+    model.eval()
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    features, keys = [], []
+    for text in paragraphs:
+        ids = bos + tokenizer(text, add_special_tokens=False)["input_ids"]
+        features.append(Feature(0, tuple(ids[:max_length]), 0, (), -1, -1))
+        keys.append(Question("", "", text, "", ()).paragraph)
+    figures = np.zeros((len(features), 2))
+    measure = partial(_next_token_figures, model)
+    for indices, sums in over_batches(features, batch_size, pad_id, device_of(model), measure, description):
+        figures[indices] = sums.numpy()
+    tokens = [len(f.input_ids) - 1 for f in features]
+    return pd.DataFrame({"paragraph": keys, "nll": figures[:, 0], "tokens": tokens, "correct": figures[:, 1].astype(int)})
+
+
+def _next_token_figures(model: SwitchableModel, batch: Batch) -> torch.Tensor:
+    """(batch, 2) in fp64: summed next-token NLL in nats, and tokens predicted right, from one pass through model and head."""
+    logits = model.next_token_logits(model(batch.input_ids).hidden[:, :-1]).float()
+    target, real = batch.input_ids[:, 1:], batch.real[:, 1:]
+    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * real
+    correct = (logits.argmax(-1) == target) & real
+    return torch.stack([nll.double().sum(1), correct.double().sum(1)], 1).cpu()
+
+
+@torch.no_grad()
+def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: float = 0.9) -> None:
+    """A calibration pass for static activation scales, at the model's present configuration.
+
+    Every layer's EMA observer starts anew and sees the windows one by one, in the order given, so that no padding is
+    observed. Activations are left unquantized meanwhile, weights are at their width: what is observed is what the
+    layers of this profile are given, free of a scale yet unknown.
+    """
+    model.eval()
+    set_static_range(model, None, momentum)
+    for layer in model.layers:
+        layer.observing = True
+    before = model.configuration
+    model.set_precision({name: {"w_bits": p.w_bits, "a_bits": 32} for name, p in before.items()})
+    for feature in features:
+        model(torch.tensor([feature.input_ids], device=device_of(model)))
+    model.set_precision(before)
+    for layer in model.layers:
+        layer.observing = False
+
+
+@torch.no_grad()
+def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits: Sequence[int]) -> None:
+    """Find, for every layer and activation bit-width, the share of a token's largest magnitude with least squared error.
+
+    Every layer sees the windows one by one at full precision. One share a layer serves all its tokens, so that at run
+    time a clipped scale costs what a min-max scale does (`QuantizerArguments.clipping`).
+    """
+    model.eval()
+    kept = [layer.observer for layer in model.layers]
+    grid = activation_grid(model.quantizer.grid)
+    for layer in model.layers:
+        layer.observer, layer.observing = ClipObserver(a_bits, grid), True
+    with model.at(FULL):
+        for feature in features:
+            model(torch.tensor([feature.input_ids], device=device_of(model)))
+    for layer, observer in zip(model.layers, kept, strict=True):
+        found = layer.observer
+        assert isinstance(found, ClipObserver)
+        for bits in a_bits:
+            clip = torch.tensor(found.best(bits), device=layer.weight.device).log()
+            layer.clips[str(bits)] = torch.nn.Parameter(clip, requires_grad=False)
+        layer.observer, layer.observing = observer, False
+
+
+def set_static_range(model: SwitchableModel, absmax: float | None, momentum: float = 0.9) -> None:
+    """Give every layer a new observer that has seen nothing (None), or starts at one magnitude."""
+    for layer in model.layers:
+        layer.observer = EMAObserver(momentum)
+        if absmax is not None:
+            layer.observer.absmax = torch.tensor(absmax, device=layer.weight.device)

@@ -1,0 +1,163 @@
+"""Questions -> windows of tokens, and logits over the windows -> answer spans in characters."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from qatlib.qa.squad import DataError, Question
+
+# The question comes first: a causal model's context token only attends to what stands before it. The line ends after
+# "Context:" so that a byte-level tokenizer meets the context's first word at the start of a line.
+PREFIX = "Question: {question}\nContext:\n"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One window: a question and as much of its context as fits.
+
+    Attributes:
+        question: index into the list of questions.
+        input_ids: bos (where the tokenizer has one), the question, then a run of context tokens, which end it.
+        context_start: position in `input_ids` of the first context token.
+        offsets: (first, one past the last) character in the context, whitespace excluded at both ends, of every
+            context token in order; both equal for a token of whitespace only.
+        start, end: positions in `input_ids` of the first answer's first and last token, or both -1 when this window
+            does not hold all of it.
+        gold: first and last position of the tokens of every given answer, as far as they are in this window.
+    """
+
+    question: int
+    input_ids: tuple[int, ...]
+    context_start: int
+    offsets: tuple[tuple[int, int], ...]
+    start: int
+    end: int
+    gold: tuple[tuple[int, int], ...] = ()
+
+
+def _strip(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without whitespace at both ends; a span of whitespace only shrinks to its end."""
+    kept_start = end - len(text[start:end].lstrip())
+    return kept_start, max(kept_start, start + len(text[start:end].rstrip()))
+
+
+def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
+    """The first token that ends after a character."""
+    return bisect_right(offsets, character, key=lambda span: span[1])
+
+
+def _last_before(offsets: Sequence[tuple[int, int]], character: int) -> int:
+    """The last token that starts before a character."""
+    return bisect_left(offsets, character, key=lambda span: span[0]) - 1
+
+
+def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> list[Feature]:
+    """Cut every question into windows of at most `max_length` tokens that overlap by `stride` context tokens.
+
+    At least half a window, and more than `stride` tokens, is context: a question too long for the rest keeps its
+    first part. The tokenizer must be a fast one, as offsets are needed. A character that is several byte-level tokens
+    gives each of them the whole character, and an answer runs from the first token over its first character to the
+    last token over its last one.
+
+    Raises:
+        DataError: `max_length` leaves no room for a token of the question and `stride + 1` of the context.
+    """
+    before, after = PREFIX.split("{question}")
+
+    def encode(texts: list[str], **options: bool) -> Any:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
+
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    marker = encode([after])["input_ids"][0]
+    question_room = max_length - max(max_length // 2, stride + 1) - len(bos) - len(marker)
+    if stride < 0 or question_room < 1:
+        raise DataError(
+            f"max_length {max_length} with stride {stride}: there is no room for a question and for stride + 1 tokens "
+            "of its context; allowed is a larger max_length or a smaller stride of at least 0."
+        )
+    if not questions:
+        return []
+    # Questions share contexts, so each distinct one is tokenized once.
+    contexts = list(dict.fromkeys(question.context for question in questions))
+    encoded = encode(contexts, return_offsets_mapping=True)
+    tokens = {
+        context: (ids, [_strip(context, *span) for span in spans])
+        for context, ids, spans in zip(contexts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    }
+    heads = encode([before + question.question for question in questions])["input_ids"]
+
+    features = []
+    for index, (question, head) in enumerate(zip(questions, heads, strict=True)):
+        prefix = [*bos, *head[:question_room], *marker]
+        ids, offsets = tokens[question.context]
+        spans = [_strip(question.context, answer.start, answer.start + len(answer.text)) for answer in question.answers]
+        runs = [(_token_at(offsets, first_char), _last_before(offsets, past_char)) for first_char, past_char in spans]
+        first, last = runs[0]
+
+        room = max_length - len(prefix)
+        for begin in range(0, max(1, len(ids) - stride), room - stride):
+            shift = len(prefix) - begin
+            whole, past = begin <= first <= last < begin + room, min(begin + room, len(ids))
+            inside = [(max(a, begin) + shift, min(b, past - 1) + shift) for a, b in runs if a < past and b >= begin]
+            features.append(
+                Feature(
+                    question=index,
+                    input_ids=(*prefix, *ids[begin : begin + room]),
+                    context_start=len(prefix),
+                    offsets=tuple(offsets[begin : begin + room]),
+                    start=first + shift if whole else -1,
+                    end=last + shift if whole else -1,
+                    gold=tuple(dict.fromkeys(inside)),
+                )
+            )
+    return features
+
+
+def best_spans(
+    features: Sequence[Feature],
+    start_logits: Sequence[Any],
+    end_logits: Sequence[Any],
+    n_questions: int,
+    max_answer_tokens: int,
+) -> list[tuple[int, int]]:
+    """Each question's best span in characters of its context, over all its windows.
+
+    The span maximises start logit + end logit among runs of 1 to `max_answer_tokens` context tokens; of equal ones the
+    first window's, then the one that starts, then ends, first wins. A token of whitespace is neither start nor end.
+
+    Args:
+        features: the windows, in any number per question.
+        start_logits, end_logits: for each window a 1-D tensor or array of `len(input_ids)` floats.
+        n_questions: the length of the result; a question with no window gets the empty span (0, 0).
+
+    Raises:
+        ValueError: logits of the wrong length, or not a number.
+    """
+    best = [(-torch.inf, (0, 0))] * n_questions
+    for feature, starts, ends in zip(features, start_logits, end_logits, strict=True):
+        start, end = (torch.as_tensor(logits).detach().float().cpu() for logits in (starts, ends))
+        if start.shape != (len(feature.input_ids),) or end.shape != start.shape:
+            raise ValueError(
+                f"question {feature.question}: logits of shape {tuple(start.shape)} and {tuple(end.shape)} for "
+                f"{len(feature.input_ids)} tokens; there must be one for each."
+            )
+        blank = torch.tensor([first == past for first, past in feature.offsets], dtype=torch.bool)
+        start = start[feature.context_start :].masked_fill(blank, -torch.inf)
+        end = end[feature.context_start :].masked_fill(blank, -torch.inf)
+        # scores[i, k] is the span from token i to token i + k: a band of the outer sum, never the whole of it.
+        past_the_end = end.new_full((max_answer_tokens - 1,), -torch.inf)
+        scores = start[:, None] + torch.cat([end, past_the_end]).unfold(0, max_answer_tokens, 1)
+        flat = int(scores.argmax())
+        score = float(scores.flatten()[flat])
+        if score != score:
+            raise ValueError(f"question {feature.question}: a logit is not a number.")
+        if score > best[feature.question][0]:
+            i, k = divmod(flat, max_answer_tokens)
+            best[feature.question] = (score, (feature.offsets[i][0], feature.offsets[i + k][1]))
+    return [span for _, span in best]

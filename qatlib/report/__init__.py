@@ -1,1 +1,0 @@
-"""From a params file to an HTML report: the schema, the pipeline, provenance, figures, pages."""

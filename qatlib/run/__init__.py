@@ -1,0 +1,1 @@
+"""The engine: stages, keys, provenance, papermill."""

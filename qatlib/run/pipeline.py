@@ -1,0 +1,164 @@
+"""The engine of a report: what `make` calls to run stages by papermill, and to publish them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qatlib.files import lock, write_atomic
+from qatlib.params.yaml import ParamsError
+from qatlib.run.keys import Run
+from qatlib.run.provenance import portable
+from qatlib.run.sources import PipelineError
+from qatlib.run.stage import EXECUTING
+from qatlib.run.stages import STAGES, UPSTREAM
+
+
+def execute(run: Run, stage: str) -> None:
+    """Run a stage's notebook, and those upstream of it, unless they are done.
+
+    Raises:
+        PipelineError: the notebook failed; it is left as `executed.failed.ipynb`.
+    """
+    if upstream := UPSTREAM[stage]:
+        execute(run, upstream)
+    with lock(run.directory / ".lock", f"waiting for the other run of {run.name} to end"):
+        if not run.is_done(stage):
+            _execute(run, stage)
+
+
+def _execute(run: Run, stage: str) -> None:
+    import papermill
+    import zmq
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets import default
+
+    class OwnKernel(AsyncKernelManager):
+        """A kernel of this very Python, whatever kernels the machine has registered."""
+
+        @default("kernel_spec_manager")
+        def _only_native(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])
+
+        @default("transport_encryption")
+        def _private(self) -> str:
+            return "auto" if zmq.has("curve") else "disabled"
+
+    directory = run.directory / stage
+    executing, failed = directory / ".executing.ipynb", directory / "executed.failed.ipynb"
+    (directory / "done").unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"{stage} ({run.name})", file=sys.stderr, flush=True)
+    os.environ |= {EXECUTING: "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # glibc: large pages for large tensors, which spares page faults; an attack's pass of SmolLM2 took 7.5 s in place of 9
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    try:
+        papermill.execute_notebook(
+            str(run.notebook(stage)),
+            str(executing),
+            parameters={"profile": run.profile, "overrides": run.overrides},
+            cwd=str(run.root),
+            stderr_file=sys.stderr,  # the notebook's own progress bars
+            kernel_manager_class=OwnKernel,
+        )
+    except (PapermillExecutionError, DeadKernelError) as error:
+        executing.replace(failed)
+        name, text = getattr(error, "ename", "the kernel died"), getattr(error, "evalue", str(error))
+        last = " ".join(text.strip().splitlines()[-3:])
+        where = failed.relative_to(run.root)
+        raise PipelineError(f"{stage} failed: {name}: {last} (the notebook so far: {where})") from None
+    if not run.is_prepared(stage):
+        raise PipelineError(f"{stage}: code, params or data changed while it ran, or its notebook made no Stage")
+    failed.unlink(missing_ok=True)
+    _make_portable(executing, run.root)
+    executing.replace(directory / "executed.ipynb")
+    run.mark_done(stage)
+
+
+def _make_portable(notebook: Path, root: Path) -> None:
+    """Take the machine's paths out of a notebook that papermill wrote: parameters, where files lay, warnings that name one."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    content["metadata"]["papermill"] |= {
+        "input_path": f"notebooks/{notebook.parent.name}.ipynb",
+        "output_path": "executed.ipynb",
+    }
+    given = content["metadata"]["papermill"]["parameters"]
+    given["profile"] = portable(given["profile"], root)
+    given["overrides"] = [portable(text, root) for text in given["overrides"]]
+    for cell in content["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = portable("".join(cell["source"]), root)
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "stream":
+                text = "".join(output["text"])
+                output["text"] = text.replace(f"{root}/", "").replace(f"{sys.prefix}/", ".venv/")
+    write_atomic(notebook, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def publish(run: Run) -> None:
+    """Render the report of a run whose stages are all done.
+
+    Raises:
+        PipelineError: a stage is not done.
+    """
+    if waiting := [stage for stage in STAGES if not run.is_done(stage)]:
+        raise PipelineError(f"{run.name}: no report before {', '.join(waiting)} ran to the end")
+    from qatlib.site import pages  # here, since it takes longer to import than the rest to run
+
+    pages.publish(run.directory, run.report)
+    run.mark_published()
+    print(f"report written: {run.report.relative_to(run.root)}/index.html")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line that `make` uses; returns the exit status: 1 a stage failed, 2 input that can't be used."""
+    parser = argparse.ArgumentParser(prog="python -m qatlib.run.pipeline", description="Run the stages of a report.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in {
+        "check": "check the params",
+        "keys": "bring the keys that make looks at up to date",
+        "run": "run one stage, and those upstream of it that are not done",
+        "publish": "render the report of a run that is done",
+        "keep": "say that what a stage keeps is what the changed code, params or data would make",
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name in ("run", "keep"):
+            command.add_argument("stage", choices=STAGES)
+        if name == "keep":
+            command.add_argument("--why", required=True, help="one sentence for the page's provenance")
+        command.add_argument("--profile", default="quick", help="a name in params/, or the path of a params file")
+        command.add_argument("--set", default="", help="overrides: 'dotted.key=value other.key=value'")
+    given = parser.parse_args(arguments)
+    try:
+        try:
+            overrides = shlex.split(given.set)
+        except ValueError as error:
+            raise ParamsError(f"SET: {given.set!r} can't be split ({error}); allowed is key=value key=value") from None
+        run = Run(given.profile, overrides)
+        if given.command == "keys":
+            run.sync()
+        elif given.command == "run":
+            execute(run, given.stage)
+        elif given.command == "keep":
+            run.keep(given.stage, given.why)
+        elif given.command == "publish":
+            publish(run)
+    except (ParamsError, PipelineError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, ParamsError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

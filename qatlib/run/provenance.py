@@ -1,0 +1,119 @@
+"""Where a stage's figures come from: what is needed to make them again, and nothing about whose machine it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qatlib.files import hash_files
+from qatlib.params.schema import Params
+from qatlib.params.sections import ROOT
+from qatlib.run.stages import SEEDED
+
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas", "pydantic")
+
+
+def collect(
+    params: Params,
+    profile: str,
+    overrides: Sequence[str],
+    data_hashes: Mapping[str, str | None],
+    started: datetime,
+    root: Path = ROOT,
+    stage: str = "",
+) -> dict[str, Any]:
+    """Everything a reader needs to make the figures again, ready for JSON.
+
+    Args:
+        stage: whose trainings' seeds are named beside the params' own.
+        data_hashes: SHA-256 of the data, by a file's path or a name; None where only the name is known.
+        started: when the stage began, with its time zone.
+    """
+    return {
+        "profile": portable(profile, root),
+        "overrides": [portable(text, root) for text in overrides],
+        "seeds": sorted({params.seed, *(getattr(params, SEEDED[stage]).seeds if stage in SEEDED else ())}),
+        "code": _code(root),
+        "data": [_data(portable(name, root), digest) for name, digest in data_hashes.items()],
+        "device": _device(),
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        **taken(started),
+        "parameters": _portable_values(params.model_dump(mode="json"), root),
+    }
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """The commit that the code at `root` is of; None outside git."""
+    return _git(root, "rev-parse", "HEAD")
+
+
+def taken(started: datetime) -> dict[str, Any]:
+    """`started`, ISO 8601 in UTC to the second, and `duration_s`, the seconds since."""
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    return {"started": started.astimezone(UTC).isoformat(timespec="seconds"), "duration_s": round(seconds, 1)}
+
+
+def portable(text: str, root: Path = ROOT) -> str:
+    """`text` with paths under `root` relative to it, and of any other absolute path the file's name only."""
+    text = text.replace(f"{root}/", "")
+    return re.sub(r"(?<![\w./-])/(?:[^\s/,\]\"']+/)*([^\s/,\]\"']+)", r"…/\1", text)
+
+
+def _portable_values(value: Any, root: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _portable_values(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable_values(item, root) for item in value]
+    return portable(value, root) if isinstance(value, str) else value
+
+
+def _data(name: str, digest: str | None) -> dict[str, str]:
+    return {"name": name} if digest is None else {"name": name, "sha256": digest}
+
+
+def _code(root: Path) -> dict[str, Any]:
+    head = commit(root)
+    package = root / "qatlib"
+    return {
+        "version": metadata.version("qatlib"),
+        "commit": head,
+        "dirty": None if head is None else _git(root, "status", "--porcelain", "--", ".", ":!reports") != "",
+        "library_sha256": hash_files(package.rglob("*.py"), package),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says of the repository at `root`; None where there is none, or no git."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _device() -> dict[str, Any]:
+    """Processor, cores this process may use, and, where the stage has loaded torch, its threads and its GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device: dict[str, Any] = {"name": _processor(), "cores": cores}
+    if torch := sys.modules.get("torch"):
+        device["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            device |= {"name": torch.cuda.get_device_name(), "processor": device["name"]}
+    return device
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,109 @@
+"""What source code means to a result: the modules it imports, and their syntax without words. Torch-free."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class PipelineError(RuntimeError):
+    """A stage that can't run or did not: one sentence."""
+
+
+class Cell(NamedTuple):
+    """A notebook's cell: its source, its tags in order, and `code` or `markdown`."""
+
+    source: str
+    tags: tuple[str, ...]
+    kind: str
+
+
+def read_cells(notebook: Path) -> list[Cell]:
+    """The cells of a notebook.
+
+    Raises:
+        PipelineError: a file that is not a notebook.
+    """
+    try:
+        found = json.loads(notebook.read_bytes())["cells"]
+    except (ValueError, KeyError):
+        raise PipelineError(f"notebooks/{notebook.name}: is not a notebook") from None
+    return [Cell("".join(c["source"]), tuple(sorted(c.get("metadata", {}).get("tags", []))), c["cell_type"]) for c in found]
+
+
+@functools.cache
+def meaning(source: str) -> str:
+    """Python code without comments, layout, docstrings and a notebook's magics: what is left decides what it computes.
+
+    Raises:
+        PipelineError: a source that is not Python.
+    """
+    tree = _parsed(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def hash_code(paths: Iterable[Path], base: Path) -> str:
+    """One SHA-256 over the names, relative to `base`, and the meanings of Python files, in any order."""
+    total = hashlib.sha256()
+    for path in sorted(set(paths)):
+        total.update(f"{path.relative_to(base).as_posix()}\0{meaning(path.read_text(encoding='utf-8'))}\0".encode())
+    return total.hexdigest()
+
+
+def imported(sources: Iterable[str], package: Path, aside: Iterable[Path] = ()) -> set[Path]:
+    """The modules of a package that Python sources import, at any depth of their code, and those that these import in turn.
+
+    Args:
+        sources: code; a notebook's magics are no part of it.
+        package: the package's directory; its imports are absolute ones.
+        aside: modules that are left out with what only they import.
+
+    Raises:
+        PipelineError: a source that is not Python.
+    """
+    left_out, found = set(aside), set[Path]()
+    waiting = list(sources)
+    while waiting:
+        for name in _imports(waiting.pop()):
+            first, *rest = name.split(".")
+            if first == package.name:
+                files = _module_files(package, rest) - left_out - found
+                found |= files
+                waiting += [path.read_text(encoding="utf-8") for path in files]
+    return found
+
+
+def _parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(re.sub(r"(?m)^\s*[%!].*", "", source))
+    except SyntaxError as error:
+        raise PipelineError(f"a notebook's cell or a module is not Python: {error}") from None
+
+
+def _is_text(line: ast.stmt) -> bool:
+    """Whether a statement is a string alone: a docstring, of a module, class, function or attribute."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+
+
+@functools.cache
+def _imports(source: str) -> set[str]:
+    """The dotted names of what code imports: modules, and what may be a module or something in one."""
+    nodes = list(ast.walk(_parsed(source)))
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return whole | {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+
+
+def _module_files(package: Path, names: Sequence[str]) -> set[Path]:
+    """What Python runs on the import of `package.a.b`: every package on the way and the module, where the last is one."""
+    places = [package.joinpath(*names[:depth]) for depth in range(len(names) + 1)]
+    candidates = [place / "__init__.py" for place in places] + [place.with_suffix(".py") for place in places[1:]]
+    return {path for path in candidates if path.is_file()}

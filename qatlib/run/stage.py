@@ -1,0 +1,251 @@
+"""What a notebook holds of its run: params, directories, results that survive a kill, what its page shows.
+
+runs/<profile>/<stage>/
+    memo/             what `table` and `record` computed, kept while the results key stands
+    checkpoints/      likewise, what training wrote
+    results/          tables (CSV), records (JSON) and figures (SVG) of the latest execution, for the report
+    timing/           seconds and memory: the only results that differ between equal runs
+    headlines.json, provenance.json, executed.ipynb
+    computed.json     which executions computed what is kept: a page may be made again from it much later
+    key, results.key, done, kept.json
+    .superseded/      what other code, params or data made, the latest two sets
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qatlib.files import lock, write_atomic
+from qatlib.params.sections import ROOT
+from qatlib.run.frames import read_table, to_csv, write_table
+from qatlib.run.keys import Run
+from qatlib.run.provenance import collect, commit, taken
+from qatlib.run.sources import PipelineError
+from qatlib.run.stages import UPSTREAM
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from qatlib.site.show import Format
+
+EXECUTING = "QATLIB_EXECUTING"
+"""Set in kernels that the pipeline starts."""
+
+
+class Stage:
+    """One notebook's hold on its run: params, directories, results that survive a kill.
+
+    Creating it checks the params, runs the upstream stage if that is not done, and drops what older code or params
+    left. The notebook's headlines and shown results start anew; what `table`, `record` and checkpoints keep stays.
+
+    Args:
+        name: the notebook's name, `01_build`.
+        profile: a name in params/, or the path of a params file.
+        overrides: `dotted.key=YAML value`.
+
+    Raises:
+        ParamsError: params that can't be used.
+        PipelineError: an upstream stage that failed.
+    """
+
+    def __init__(self, name: str, profile: str, overrides: Sequence[str] = (), root: Path = ROOT) -> None:
+        self.started = datetime.now(UTC)
+        self.name, self.run = name, Run(profile, overrides, root)
+        self.params = self.run.params
+        self.directory = self.run.directory / name
+        self.results = self.directory / "results"
+        if EXECUTING in os.environ:  # the kernel of a run that was killed may live for a moment more
+            self._lock = lock(self.directory / ".lock", f"{name}: waiting for its last execution to end")
+        if (upstream := UPSTREAM[name]) and not self.run.is_done(upstream):
+            if EXECUTING in os.environ:
+                raise PipelineError(f"{upstream} is no longer done: code, params or data changed; run {name} again")
+            print(f"{name} needs {upstream}, which is not done for {self.run.name}: running it first …", flush=True)
+            _execute_elsewhere(self.run, upstream)
+        self.run.prepare(name)
+        self._earlier = self.run.computed(name)
+        self._headlines: list[dict[str, str | bool | None]] = []
+        self._write_headlines()
+
+    def checkpoints(self, name: str) -> Path:
+        """The path of one training's checkpoints; its parent exists."""
+        path = self.directory / "checkpoints" / _checked(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def upstream(self, stage: str) -> Path:
+        """Another stage's directory in the same run."""
+        return self.run.directory / stage
+
+    def upstream_table(self, stage: str, name: str) -> pd.DataFrame:
+        """What `table(name, …)` returned in another stage of the same run."""
+        return read_table(self.upstream(stage) / "memo" / _checked(name))
+
+    def table(self, name: str, compute: Callable[[], pd.DataFrame], published: bool = True) -> pd.DataFrame:
+        """The frame that `compute` returns, computed once: from then on it is read from disk, with the same dtypes.
+
+        The index must be the default one and the columns of integers, floats, booleans or text, in which a missing
+        value is an empty string.
+
+        Args:
+            published: also written as `results/<name>.csv`; False where other tables have the same rows.
+
+        Raises:
+            TypeError: another index or another kind of column.
+        """
+        memo = self.directory / "memo" / _checked(name)
+        if not memo.with_suffix(".dtypes").is_file():
+            write_table(memo, compute())
+            self._computed()
+        if published:
+            write_atomic(self.results / f"{name}.csv", memo.with_suffix(".csv").read_bytes().decode())
+        return read_table(memo)
+
+    def record(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The JSON value that `compute` returns, computed once; also written as `results/<name>.json`."""
+        memo = self.directory / "memo" / f"{_checked(name)}.json"
+        if not memo.is_file():
+            write_atomic(memo, json.dumps(compute(), indent=1, allow_nan=False) + "\n")
+            self._computed()
+        text = memo.read_text(encoding="utf-8")
+        write_atomic(self.results / f"{name}.json", text)
+        return json.loads(text)
+
+    def measured(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Like `table`, for what is measured of the machine: kept as `timing/<name>.csv`, since equal runs differ in it."""
+        import pandas as pd
+
+        path = self.directory / "timing" / f"{_checked(name)}.csv"
+        if not path.is_file():
+            write_atomic(path, to_csv(compute()))
+            self._computed()
+        return pd.read_csv(path)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Time a block into `timing/<name>.json`, with the process's peak memory so far; the first time is kept."""
+        path = self.directory / "timing" / f"{_checked(name)}.json"
+        start = time.perf_counter()
+        yield
+        if not path.is_file():
+            unit = 2**20 if sys.platform == "darwin" else 2**10
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+            seconds = time.perf_counter() - start
+            write_atomic(path, json.dumps({"seconds": round(seconds, 3), "peak_rss_mb": round(peak, 1)}) + "\n")
+            self._computed()
+
+    def show(
+        self,
+        frame: pd.DataFrame,
+        name: str,
+        caption: str,
+        formats: Mapping[str, Format] | None = None,
+        shown: pd.DataFrame | None = None,
+        measured: bool = False,
+    ) -> None:
+        """Display a table, and write it as `results/<name>.csv`.
+
+        Args:
+            shown: what the page has in place of `frame`: the same, made readable. The file has all of `frame`.
+            measured: `frame` comes of what `measured` returned, and stands beside it as `timing/<name>.csv`.
+        """
+        from IPython.display import display
+
+        from qatlib.site.show import table_html
+
+        kind = "timing" if measured else "results"
+        write_atomic(self.directory / kind / f"{_checked(name)}.csv", to_csv(frame))
+        href = self._href(name, kind)
+        display(table_html(frame if shown is None else shown, caption, href, formats))
+
+    def figure(self, fig: Figure, name: str, frame: pd.DataFrame, alt: str, caption: str) -> None:
+        """Display a figure, write it as `results/figures/<name>.svg` and the numbers in it as `results/<name>.csv`."""
+        from IPython.display import display
+
+        from qatlib.site.show import figure_html
+
+        self._write_csv(frame, name)
+        svg = self.results / "figures" / f"{_checked(name)}.svg"
+        display(figure_html(fig, svg, alt, caption, self._href(name)))
+
+    def headline(self, text: str, table: str | None = None, brief: bool = False) -> None:
+        """Put a finding on the report's first page, linked to the table `results/<table>.csv`.
+
+        Args:
+            brief: whether it is among the few that a busy reader is shown first.
+        """
+        self._headlines.append({"text": text, "table": table, "brief": brief})
+        self._write_headlines()
+
+    @property
+    def headlines(self) -> list[str]:
+        """The findings so far."""
+        return [str(line["text"]) for line in self._headlines]
+
+    def provenance(self, origin: Mapping[str, Any] | None = None) -> None:
+        """Write where this run's figures come from, for the head of the page; call it last.
+
+        Args:
+            origin: what the params can't say of models and data, such as `Study.origin`.
+        """
+        from IPython.display import Markdown, display
+
+        run = self.run
+        found = collect(self.params, run.profile, run.overrides, run.data_hashes, self.started, run.root, self.name)
+        found |= {**(origin or {}), "computed": run.computed(self.name), "kept": run.kept(self.name)}
+        write_atomic(self.directory / "provenance.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        rows = {
+            "profile": " ".join([self.run.name, *found["overrides"]]),
+            "code": (found["code"]["commit"] or found["code"]["library_sha256"])[:10],
+            "device": found["device"]["name"],
+            "seconds": found["duration_s"],
+        }
+        display(Markdown(" · ".join(f"**{key}** {value}" for key, value in rows.items())))
+
+    @cached_property
+    def _commit(self) -> str | None:
+        return commit(self.run.root)
+
+    def _computed(self) -> None:
+        """Write down that this execution computed something that is kept, and how far it has come."""
+        now = {"commit": self._commit, **taken(self.started)}
+        write_atomic(self.directory / "computed.json", json.dumps([*self._earlier, now], indent=1) + "\n")
+
+    def _write_csv(self, frame: pd.DataFrame, name: str) -> None:
+        write_atomic(self.results / f"{_checked(name)}.csv", to_csv(frame))
+
+    def _href(self, name: str, kind: str = "results") -> str:
+        return f"{kind}/{self.name}/{name}.csv"
+
+    def _write_headlines(self) -> None:
+        write_atomic(self.directory / "headlines.json", json.dumps(self._headlines, indent=1, ensure_ascii=False) + "\n")
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ValueError(f"{name!r} can't name a result: allowed are lower-case letters, digits, '_' and '-'")
+    return name
+
+
+def _execute_elsewhere(run: Run, stage: str) -> None:
+    """Run a stage in a process of its own, since a kernel can't well run another; its progress is in the terminal."""
+    command = [sys.executable, "-m", "qatlib.run.pipeline", "run", stage, "--profile", run.profile]
+    environment = {key: value for key, value in os.environ.items() if key != EXECUTING}
+    result = subprocess.run(
+        [*command, "--set", shlex.join(run.overrides)], cwd=run.root, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    if result.returncode:
+        raise PipelineError(result.stderr.strip().splitlines()[-1])

@@ -1,0 +1,30 @@
+"""The stages: their order, what each reads of the params, and what it follows. Nothing else lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+STAGES = ("01_build", "02_switchable_train", "03_sensitivity_heatmaps", "04_cpt", "05_adversarial")
+
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "01_build": ("seed", "model", "data", "quantizer", "teacher", "post_training", "evaluation", "compute"),
+    "02_switchable_train": ("precisions", "lora", "switchable", "comparisons", "configurations", "deployment", "generative"),
+    "03_sensitivity_heatmaps": ("sensitivity", "search"),
+    "04_cpt": ("precisions", "lora", "switchable", "cpt"),
+    "05_adversarial": ("precisions", "lora", "switchable", "adversarial"),
+}
+"""The parts of the params that a stage's results depend on, beside those of its upstream stages."""
+
+
+UPSTREAM: Mapping[str, str | None] = {
+    "01_build": None,
+    "02_switchable_train": "01_build",
+    "03_sensitivity_heatmaps": "02_switchable_train",
+    "04_cpt": "01_build",
+    "05_adversarial": "01_build",
+}
+
+
+SEEDED = {"02_switchable_train": "comparisons", "04_cpt": "cpt", "05_adversarial": "adversarial"}
+"""The section of the params that names the seeds of a stage's trainings."""

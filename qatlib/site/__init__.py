@@ -1,0 +1,1 @@
+"""Pages: notebooks and tables as HTML."""

@@ -1,0 +1,195 @@
+"""The claims ledger: what the studies claim, what they measured, and what a report's own result files say of it.
+
+Made from `results/<stage>/claims.csv` (and `timing/<stage>/claims_cost.csv`, where a claim is about time) and the tables those
+rows name; nothing is computed that does not stand there.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qatlib.judging.claims.catalog import CLAIMS, Claim
+from qatlib.judging.rule import MARGIN, SEEDS, Verdict, combined
+from qatlib.judging.stats import with_interval
+
+RULE = (
+    "A claim is taken as one or several figures, each of which it says lies above a bound, or below one. Reproduced: the "
+    "intervals of all lie wholly on the claim's side of it. Not reproduced: an interval does not, and ends less than the margin "
+    "beyond the bound on the claim's side, so that what it leaves possible would not matter. Undecided at this size: anything "
+    f"else, and a claim about a training with fewer than {SEEDS} trainings. The margin is {MARGIN:g} point of F1 or percent, and "
+    "0.02 nats of loss for a layer (a choice: of twenty layers so lowered it makes two fifths of a nat), unless the table names "
+    "another. Intervals are of 95 % unless the parameters say otherwise: bootstraps of whole paragraphs, joined by Student's t "
+    "of the trainings where there are several; of configurations where n counts these; by F for a ratio of spreads; of times, "
+    "quartiles. One figure refutes a claim of several, each at its own level, uncorrected for their number."
+)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A figure that a verdict rests on."""
+
+    effect: str
+    must_be: str
+    """What the claim says of it, such as `> 95`."""
+    value: float
+    low: float
+    high: float
+    margin: float
+    n: int
+    seeds: int
+    stage: str
+    href: str
+    """Of the table behind it, relative to the report."""
+    source: str = ""
+    """Of the file that has the figure itself, likewise."""
+
+    @property
+    def anchor(self) -> str:
+        """Its id on the stage's page."""
+        return f"table-{Path(self.href).stem}"
+
+    @property
+    def interval(self) -> str:
+        """As a page shows it."""
+        if math.isnan(self.value):
+            return "no figure"
+        triple = self.value, self.low, self.high
+        return with_interval(*triple, "z.3f" if max(map(abs, triple)) < 1 else "z.1f")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One claim with what this report has to say of it."""
+
+    id: str
+    claim: Claim
+    verdict: Verdict | None
+    """None where it could not be tested."""
+    effects: tuple[Effect, ...]
+    why: str
+    """Why it was not tested, or not in full."""
+
+    @property
+    def said(self) -> str:
+        """The verdict in words."""
+        return "undecided at this size" if self.verdict == "undecided" else self.verdict or "not tested"
+
+    def over_all(self, name: str) -> str:
+        """`n` or `seeds` of its effects, from the fewest to the most."""
+        found = sorted({getattr(e, name) for e in self.effects})
+        return "–".join(map(str, found if len(found) < 3 else (found[0], found[-1])))
+
+
+def read_ledger(report: Path) -> list[Entry]:
+    """The ledger of a report's folder, all claims in order."""
+    return [_entry(report, name, claim) for name, claim in CLAIMS.items()]
+
+
+def _entry(report: Path, name: str, claim: Claim) -> Entry:
+    verdicts: list[Verdict] = []
+    effects: list[Effect] = []
+    missing: list[str] = []
+    for stage in claim.stages:
+        rows = [row for row in claim_rows(report, stage) if row["claim"] == name]
+        found = [row for row in rows if int(row["n"]) > 0]
+        if found:
+            verdicts.append(_verdict(found[0]["verdict"]))
+            effects += [_effect(report, stage, row) for row in found]
+        else:
+            missing.append(rows[0]["effect"] if rows else f"{stage.replace('_', ' ')} has not come to it")
+    if verdicts and missing:
+        verdicts.append("undecided")
+    trainings = min((e.seeds for e in effects), default=SEEDS)
+    if claim.about_training and trainings < SEEDS:
+        missing.append(f"rests on {trainings} of the {SEEDS} trainings that it takes")
+    if verdicts and claim.attacked and (failed := failed_checks(report)):
+        missing.append(f"of the attacks {', '.join(failed)}")
+    if any("perplexity" in e.effect for e in effects):
+        missing += _worn(report)
+    verdict = combined(verdicts) if verdicts else None
+    return Entry(name, claim, verdict, tuple(effects), "; ".join(dict.fromkeys(missing)))
+
+
+def claims_behind(entries: Sequence[Entry], stage: str) -> dict[str, list[str]]:
+    """Which claims rest on which table of a stage's page, by the table's anchor."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        for anchor in {e.anchor: None for e in entry.effects if e.stage == stage}:
+            found.setdefault(anchor, []).append(entry.id)
+    return found
+
+
+def _worn(report: Path) -> list[str]:
+    """What fine-tuning made of the language model that perplexities are of, where it is another by more than a tenth."""
+    at = {r["model"]: float(r["perplexity"]) for r in table(report, "01_build", "teacher_perplexity")}
+    start = at.pop("pretrained", math.nan)
+    said = [f"{name.replace('_', ' ')} {end:.0f}" for name, end in at.items() if end > 1.1 * start]
+    return [f"in perplexity, which fine-tuning for answers alone took from {start:.0f} up ({', '.join(said)})"] if said else []
+
+
+def failed_checks(report: Path) -> list[str]:
+    """The checks of the attacks that failed, in words."""
+    rows = table(report, "05_adversarial", "attack_checks")
+    return [f"check {r['check']} failed ({r['what']} {interval(r, 'value')})" for r in rows if r["holds"] == "FAIL"]
+
+
+def _verdict(text: str) -> Verdict:
+    for known in ("reproduced", "not reproduced", "undecided"):
+        if text == known:
+            return known
+    raise ValueError(f"{text!r} in a claims.csv is no verdict")
+
+
+def _effect(report: Path, stage: str, row: Mapping[str, str]) -> Effect:
+    places = (f"results/{stage}/{row['table']}.csv", f"timing/{stage}/{row['table']}.csv")
+    href = next((place for place in places if (report / place).is_file()), f"results/{stage}/claims.csv")
+    value, low, high, margin = (number(row[key]) for key in ("value", "value_low", "value_high", "margin"))
+    return Effect(
+        row["effect"], row["must_be"], value, low, high, margin, int(row["n"]), int(row["seeds"]), stage, href, row["source"]
+    )
+
+
+def number(text: str) -> float:
+    """A figure of a CSV file."""
+    return float(text) if text else math.nan  # of a score of 0 no share is kept
+
+
+def claim_rows(report: Path, stage: str) -> list[dict[str, str]]:
+    """What a stage says of claims, an effect a row, with `source`, the file that it stands in."""
+    files = {f"results/{stage}/claims.csv": ("claims", "results"), f"timing/{stage}/claims_cost.csv": ("claims_cost", "timing")}
+    return [row | {"source": path} for path, (name, kind) in files.items() for row in table(report, stage, name, kind)]
+
+
+def table(report: Path, stage: str, name: str, kind: str = "results") -> list[dict[str, str]]:
+    """The rows of a result table; none where the stage has not written it."""
+    path = report / kind / stage / f"{name}.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def interval(row: Mapping[str, str], name: str) -> str:
+    """A row's figure with its interval, as a sentence has it; one that may be of either side with its sign."""
+    value, low, high = (number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    sign = "+" if name in ("difference", "f1_change", "gain") else ""
+    return "no figure" if math.isnan(value) else with_interval(value, low, high, f"{sign}z.1f")
+
+
+def _plain(effect: Effect) -> dict[str, Any]:
+    """Without what JSON has no word for."""
+    return {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in asdict(effect).items()}
+
+
+def as_json(entries: Sequence[Entry], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The ledger as `claims.json` holds it."""
+    claims = [
+        {"id": e.id, **asdict(e.claim), "verdict": e.said, "why": e.why, "effects": [_plain(effect) for effect in e.effects]}
+        for e in entries
+    ]
+    return {"rule": RULE, **about, "claims": claims}

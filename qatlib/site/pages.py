@@ -1,0 +1,330 @@
+"""The stand-alone HTML report of a run.
+
+`publish` copies what a run left behind into the report's folder; `render` makes every page from that folder alone, so
+a fresh clone rebuilds the committed report with `python -m qatlib.site.pages render reports/<profile>`, without a
+model, data or a kernel. The pages hold no script and load nothing: a content security policy in each enforces it.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+
+from qatlib.files import write_atomic
+from qatlib.run.stages import STAGES
+from qatlib.site import ledger
+from qatlib.site.answers import answers
+from qatlib.site.cells import TEMPLATES, Cells, read_cells
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class File:
+    """A result file; `href` is relative to the report."""
+
+    name: str
+    href: str
+    contents: str
+
+
+@dataclass
+class Stage:
+    """One notebook as the report shows it; without `cells` it has not run."""
+
+    name: str
+    cells: Cells | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    headlines: list[dict[str, Any]] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def tables(self) -> list[File]:
+        return [file for file in self.files if file.href.startswith("results/") and file.name.endswith(".csv")]
+
+    @property
+    def summary(self) -> list[tuple[str, str]]:
+        rows = [(label, "; ".join(values)) for label, values in _summary(self.provenance)]
+        return [*rows, ("Started", self.started), ("Took", self.took)]
+
+    @property
+    def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The whole provenance as titled blocks of rows; what is a single value stands in the block "run"."""
+        blocks: dict[str, list[tuple[str, str]]] = {"run": []}
+        for key, value in self.provenance.items():
+            rows = flatten(value)
+            if rows[0][0]:
+                blocks[key] = rows
+            else:
+                blocks["run"] += [(key, rows[0][1])]
+        return [block for block in blocks.items() if block[1]]
+
+    @property
+    def started(self) -> str:
+        """When the first execution began that computed what is shown."""
+        return next((_moment(execution) for execution in _executions(self.provenance)), "")
+
+    @property
+    def took(self) -> str:
+        """All of them together, and the last, that made the page."""
+        executions = _executions(self.provenance)
+        several = f" in {len(executions)} executions" if len(executions) > 1 else ""
+        return _duration(sum(e["duration_s"] for e in executions)) + several if executions else ""
+
+
+def publish(run_dir: str | os.PathLike[str], report_dir: str | os.PathLike[str]) -> None:
+    """Replace `report_dir` by the report of the run in `run_dir`: every stage that has an `executed.ipynb`.
+
+    The new report is built beside the old one and swapped in whole, so nothing stale stays and a failure leaves the
+    old one as it was. FileNotFoundError if no stage has run.
+    """
+    run, report = Path(run_dir).resolve(), Path(report_dir).resolve()
+    stages = sorted(path.parent for path in run.glob("*/executed.ipynb"))
+    if not stages:
+        raise FileNotFoundError(f"no <stage>/executed.ipynb in {run}")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=report.parent, prefix=f".{report.name}.") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        for stage in stages:
+            _copy(stage / "executed.ipynb", new / "notebooks" / f"{stage.name}.ipynb")
+            for kind in ("provenance", "headlines"):
+                _copy(stage / f"{kind}.json", new / kind / f"{stage.name}.json")
+            for kind in ("results", "timing"):
+                if (stage / kind).is_dir():
+                    shutil.copytree(stage / kind, new / kind / stage.name)
+        _render(new, profile=report.name)
+        if report.exists():
+            report.rename(old)
+        try:
+            new.rename(report)
+        except OSError:
+            if old.exists():
+                old.rename(report)
+            raise
+
+
+def render(report_dir: str | os.PathLike[str]) -> None:
+    """Make every HTML page of `report_dir` from the notebooks and files in it; pages of stages no longer there go.
+
+    FileNotFoundError if there is no notebook in it.
+    """
+    report = Path(report_dir).resolve()
+    _render(report, profile=report.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _render(report: Path, profile: str) -> None:
+    found = {path.stem for path in report.glob("notebooks/*.ipynb")}
+    if not found:
+        raise FileNotFoundError(f"no notebooks/*.ipynb in {report}")
+    entries = ledger.read_ledger(report)
+    stages = [_read_stage(report, name, found, entries) if name in found else Stage(name) for name in sorted(found | {*STAGES})]
+    shown = [stage for stage in stages if stage.cells]
+
+    env = environment()
+    common = {
+        "profile": profile,
+        "nav": [("index", f"{profile} report"), ("claims", "claims ledger")] + [(stage.name, stage.label) for stage in shown],
+        "css": page_style(),
+    }
+    overview = _overview(stages)
+    said = Counter(entry.said for entry in entries)
+    pages = {"index.html": env.get_template("index.html.j2").render(common, here="index", said=said, **overview)}
+    for i, stage in enumerate(shown):
+        previous = (shown[i - 1].name, shown[i - 1].label) if i else None
+        following = (shown[i + 1].name, shown[i + 1].label) if i + 1 < len(shown) else None
+        pages[f"{stage.name}.html"] = env.get_template("page.html.j2").render(
+            common, here=stage.name, stage=stage, previous=previous, next=following
+        )
+    about = {"profile": profile, "run": dict(overview["summary"])}
+    write_atomic(report / "claims.json", json.dumps(ledger.as_json(entries, about), indent=1, ensure_ascii=False) + "\n")
+    pages["claims.html"] = env.get_template("claims.html.j2").render(
+        common,
+        here="claims",
+        entries=entries,
+        answers=answers(report, entries),
+        rule=ledger.RULE,
+        summary=overview["summary"],
+        anchors={stage.name: stage.cells.anchors for stage in shown if stage.cells},
+    )
+    for name, page in pages.items():
+        write_atomic(report / name, page)
+    for path in report.glob("*.html"):
+        if path.name not in pages:
+            path.unlink()
+
+
+def environment() -> Environment:
+    """What every page is made with: everything put into a template is escaped."""
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def page_style() -> Markup:
+    """The style sheet that every page holds."""
+    highlight = "\n".join(HtmlFormatter(style="default").get_token_style_defs(".highlight"))
+    return Markup((TEMPLATES / "report.css").read_text("utf-8") + highlight)
+
+
+def _overview(stages: list[Stage]) -> dict[str, Any]:
+    """What the index shows of all stages together; a provenance value the stages share is given once."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for stage in stages:
+        for label, values in _summary(stage.provenance):
+            for value in values:
+                found.setdefault(label, {}).setdefault(value, []).append(stage.name[:2])
+    run = [stage for stage in stages if stage.provenance]
+    hashes = {(stage.provenance.get("code") or {}).get("library_sha256") for stage in run}
+    return {
+        "stages": stages,
+        "summary": [
+            (label, "; ".join(value if len(at) == len(run) else f"{', '.join(at)}: {value}" for value, at in values.items()))
+            for label, values in found.items()
+        ],
+        "mixed_code": len(hashes) > 1,
+        "brief": [line for stage in stages for line in stage.headlines if line["brief"]],
+        "headlines": [(stage, stage.headlines) for stage in stages if stage.headlines],
+        "files": [(stage, file) for stage in stages for file in stage.files],
+    }
+
+
+def _read_stage(report: Path, name: str, stages: set[str], entries: Sequence[ledger.Entry]) -> Stage:
+    cells = read_cells(report, name, stages, ledger.claims_behind(entries, name))
+    stage = Stage(name, cells, read_json(report / f"provenance/{name}.json", {}))
+    stage.files = [_describe(report, path) for kind in ("results", "timing") for path in _files(report / kind / name)]
+    tables = {Path(file.name).stem: file.href for file in stage.tables}
+    for headline in read_json(report / f"headlines/{name}.json", []):
+        table = str(headline.get("table") or "").removesuffix(".csv")
+        if table and table not in tables:
+            log.warning("%s: a headline names the table %s, which is not in results/%s", name, table, name)
+        line = {"text": headline["text"], "href": tables.get(table, ""), "brief": headline.get("brief", False)}
+        stage.headlines.append(line)
+
+    return stage
+
+
+def read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.exists() else default
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in {".csv", ".json"})
+
+
+def _describe(report: Path, path: Path) -> File:
+    href = path.relative_to(report).as_posix()
+    contents = "times and memory" if href.startswith("timing/") else "JSON"
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            columns = len(next(rows, []))
+            contents = f"{sum(1 for _ in rows):,} rows × {columns} columns"
+    return File(path.name, quote(href), contents)
+
+
+def _executions(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that computed what is kept and the one that made the page, which may be among them; the oldest first."""
+    page = {"commit": (provenance.get("code") or {}).get("commit")} | {k: provenance.get(k) for k in ("started", "duration_s")}
+    earlier = [e for e in provenance.get("computed", []) if e["started"] != page["started"]]
+    return [e for e in (*earlier, page) if e["started"] and e["duration_s"] is not None]
+
+
+def _moment(execution: dict[str, Any]) -> str:
+    return re.sub(r"T(\d\d:\d\d)[\d:.]*", r" \1 ", str(execution["started"])).strip()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _summary(provenance: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """One line of a provenance file, each label with its values; empty if there is none."""
+    if not provenance:
+        return []
+    code, device, data = (provenance.get(key) or {} for key in ("code", "device", "data"))
+    commit = str(code.get("commit") or "unknown")[:10] + (" and uncommitted changes" if code.get("dirty") else "")
+    earlier = [f"{_moment(e)} by {str(e['commit'])[:10]}, {_duration(e['duration_s'])}" for e in _executions(provenance)[:-1]]
+    if isinstance(device, dict):
+        device = device.get("name") or device.get("type") or _plain(device)
+    if isinstance(data, list):
+        counts = [f" ({item['questions']:,} questions)" if item.get("questions") else "" for item in data]
+        data = [f"{item.get('name', '')}{count}" for item, count in zip(data, counts, strict=True)]
+    rows = {
+        "Profile": provenance.get("profile"),
+        "Commit": commit,
+        "Computed earlier": earlier,
+        "Library": " ".join(str(code[key])[:10] for key in ("version", "library_sha256") if code.get(key)),
+        "Device": device,
+        "Model": _model((provenance.get("parameters") or {}).get("model") or {}, provenance.get("model_version")),
+        "Data": _plain(data),
+        "Seeds": _plain(provenance.get("seeds")),
+        "Overrides": _plain(provenance.get("overrides")) or "none",
+        "Kept over changes": list(dict.fromkeys(why.rstrip(".") for why in provenance.get("kept", []))),
+    }
+    return [(label, value if isinstance(value, list) else [str(value)]) for label, value in rows.items() if value]
+
+
+def _model(section: dict[str, Any], version: str | None) -> str:
+    """Where the weights come from and in which version, and the shape of a model that brings none."""
+    about = [version] if version else []
+    about += [f"{section[key]} {word}" for key, word in (("n_layer", "blocks"), ("n_embd", "wide")) if section.get(key)]
+    return str(section.get("source", "")) + (f" ({', '.join(about)})" if about else "")
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{key} {item}".strip() for key, item in flatten(value)) if value else ""
+
+
+def flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """Nested dicts and lists as rows (dotted key, text); a scalar or a list of scalars is one row."""
+    if isinstance(value, dict) and value:
+        return [row for name, item in value.items() for row in flatten(item, f"{key}.{name}".lstrip("."))]
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        names = [item.get("name", i) if isinstance(item, dict) else i for i, item in enumerate(value)]
+        return [row for name, item in zip(names, value, strict=True) for row in flatten(item, f"{key}[{name}]")]
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value in (None, {}) else str(value)
+    return [(key, text)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m qatlib.site.pages", description="Make the HTML report.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("render", help="make the pages again from what stands in a report's folder")
+    command.add_argument("report_dir", type=Path)
+    command = commands.add_parser("publish", help="replace a report by that of a run")
+    command.add_argument("run_dir", type=Path)
+    command.add_argument("report_dir", type=Path)
+    given = parser.parse_args(arguments)
+    if given.command == "render":
+        render(given.report_dir)
+    else:
+        publish(given.run_dir, given.report_dir)
+    print((given.report_dir / "index.html").resolve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is computed and kept: trainings, scores, attacks, sweeps."""

@@ -1,0 +1,109 @@
+"""Who attacks a model in notebook 5: from a run's params and what is drawn to attacks on a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from qatlib.arguments import AttackArguments
+from qatlib.attacks.defence import Draws, Set, per_token, static
+from qatlib.attacks.embedding import attack_embeddings, own_seed, random_noise, random_search
+from qatlib.attacks.judge import Craft
+from qatlib.attacks.rounding import noisy_rounding
+from qatlib.attacks.tokens import hotflip
+from qatlib.model import SwitchableModel
+from qatlib.objectives import Batch
+from qatlib.precision import Precision
+from qatlib.qa.evaluate import device_of
+from qatlib.studies.study import Study
+
+Randomness = Callable[[torch.Generator], AbstractContextManager[None]]
+"""A generator → a block in which passes draw from it."""
+
+SEARCHED = 10
+"""How many times the passes of the attack a random search has, which should not win all the same."""
+
+
+class Attackers:
+    """Everybody who attacks one model.
+
+    Attributes:
+        attack: the params' own.
+        seed: of whatever is drawn.
+    """
+
+    def __init__(self, study: Study, model: SwitchableModel) -> None:
+        self.study, self.model = study, model
+        self.attack, self.seed = study.params.adversarial.attack, study.params.seed
+
+    def pgd(self, draws: Draws, attack: AttackArguments | None = None) -> Craft:
+        """PGD on the mean loss over what is drawn."""
+        return lambda batch: attack_embeddings(self.model, batch, attack or self.attack, draws, self.seed)[0]
+
+    def pgd_drawn(self, drawn: Callable[[int], Draws]) -> Craft:
+        """PGD on what is drawn at random, anew for every batch and step, and the same in every run.
+
+        Args:
+            drawn: a seed → draws.
+        """
+        return lambda batch: self.pgd(drawn(own_seed(batch, self.seed)))(batch)
+
+    def pgd_noisy(self, precision: Precision, draws: int) -> Craft:
+        """PGD on the mean loss over so many draws of noisy rounding at one precision."""
+        return self._pgd_within(partial(noisy_rounding, self.model), precision, draws)
+
+    def pgd_by_token(self, precisions: Set, draws: int) -> Craft:
+        """PGD on the mean loss over so many draws a step of a precision for every token, whatever all layers stand at."""
+        return self._pgd_within(partial(per_token, precisions, self.model), precisions[0], draws)
+
+    def _pgd_within(self, randomly: Randomness, precision: Precision, draws: int) -> Craft:
+        repeated = [*static(precision, self.model)(0)] * draws
+
+        def craft(batch: Batch) -> torch.Tensor:
+            with randomly(generator(batch, self.seed, draws)):  # answers have the numbers below
+                return self.pgd(lambda query: repeated)(batch)
+
+        return craft
+
+    def in_fp32(self, craft: Craft) -> Craft:
+        """The same without the params' mixed precision."""
+
+        def crafted(batch: Batch) -> torch.Tensor:
+            with torch.autocast(batch.input_ids.device.type, enabled=False):
+                return craft(batch)
+
+        return crafted
+
+    def searched(self, draws: Draws) -> Craft:
+        """Random search with `SEARCHED` times the passes of PGD."""
+        long = replace(self.attack, restarts=SEARCHED * self.attack.restarts)
+        return lambda batch: random_search(self.model, batch, long, draws, self.seed)[0]
+
+    def noise(self) -> Craft:
+        """A random point on the border of the attack's ball."""
+        return lambda batch: random_noise(self.model, batch, self.attack, self.seed)
+
+    def flipped(self, draws: Draws) -> Craft:
+        """HotFlip over all tokens but special ones."""
+        vocabulary = self.model.lm.get_input_embeddings().weight.shape[0]
+        allowed = torch.ones(vocabulary, dtype=torch.bool, device=device_of(self.model))
+        allowed[self.study.tokenizer.all_special_ids] = False
+
+        def craft(batch: Batch) -> torch.Tensor:
+            with torch.no_grad():
+                return self.model.embed(hotflip(self.model, batch, self.study.params.adversarial.flips, draws, allowed)[0])
+
+        return craft
+
+    def nobody(self) -> Craft:
+        """No attack."""
+        return lambda batch: self.model.embed(batch.input_ids).detach()
+
+
+def generator(batch: Batch, seed: int, draw: int) -> torch.Generator:
+    """Of one of several draws for a batch."""
+    return torch.Generator().manual_seed(own_seed(batch, seed + 1000 * draw))

@@ -1,0 +1,107 @@
+"""The switchable model on integer storage and kernels: bytes on disk, the same answers, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from qatlib.deploy import deploy
+from qatlib.latency import in_turn, peak_bytes
+from qatlib.layers import multiplied_as_floats
+from qatlib.model import Output, SwitchableModel
+from qatlib.precision import Configuration
+from qatlib.qa.evaluate import evaluate_spans
+from qatlib.studies.study import Study, spread
+
+SECONDS = 1.0
+"""Least time that each of the models compared is timed for."""
+
+
+def stored_sizes(study: Study, model: SwitchableModel) -> pd.DataFrame:
+    """Bytes of the switchable weights with their scales, by formula and as they lie on disk, and of the whole directory.
+
+    Returns:
+        One row a precision or configuration that is deployed: `precision`, `formula_bytes`, `disk_bytes`, `directory_bytes`
+        (everything a user needs: embeddings, norms, adapters, tokenizer too).
+    """
+    rows = []
+    for name, spec in study.params.deployed.items():
+        folder = study.stage.checkpoints(f"deployed_{name}")
+        deploy(model, spec).save(folder, study.tokenizer)
+        formula = Configuration.resolve(spec, model.infos).storage_bytes(model.infos, model.quantizer.scale_group)
+        on_disk = {"disk_bytes": _bytes(folder / "weights.safetensors"), "directory_bytes": sum(map(_bytes, folder.iterdir()))}
+        rows.append({"precision": name, "formula_bytes": formula} | on_disk)
+    return pd.DataFrame(rows, columns=["precision", "formula_bytes", "disk_bytes", "directory_bytes"])
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size
+
+
+def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
+    """The same questions for the simulation, codes multiplied as floats, and the deployed model, at every deployed precision.
+
+    Returns:
+        One row a precision: `precision`, `f1` and `deployed_f1` in percent, `same_answers` in percent of the questions,
+        `loss_difference` (largest, nats), `n`.
+    """
+    params = study.params
+    questions = spread(study.validation, params.deployment.questions)
+    features = study.featurize(questions)
+
+    def ask(answering: Any, name: str) -> pd.DataFrame:
+        return evaluate_spans(answering, questions, features, **study.answering, description=name)
+
+    rows = []
+    for name, spec in params.deployed.items():
+        with model.at(spec), multiplied_as_floats(model.layers):
+            simulated = ask(model, f"simulated at {name}")
+        real = ask(deploy(model, spec), f"deployed at {name}")
+        rows.append(
+            {
+                "precision": name,
+                "f1": simulated["f1"].mean(),
+                "deployed_f1": real["f1"].mean(),
+                "same_answers": 100 * (simulated["prediction"] == real["prediction"]).mean(),
+                "loss_difference": (simulated["loss"] - real["loss"]).abs().max(),
+                "n": len(questions),
+            }
+        )
+    return pd.DataFrame(rows, columns=["precision", "f1", "deployed_f1", "same_answers", "loss_difference", "n"])
+
+
+@torch.inference_mode()
+def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
+    """A forward pass of the span model: the teacher in fp32 and bf16, and the deployed models with their adapters, in turn.
+
+    Returns:
+        One row a model, batch size and length: `model`, `batch`, `tokens` (of each window), `milliseconds` (median),
+        `iqr_milliseconds`, `tokens_per_second`, `peak_megabytes` (of tensors that a pass adds to the model's own), and
+        `speedup` over fp32, the median of the rounds' ratios with their quartiles `speedup_low` and `speedup_high`; `rounds`.
+    """
+    teacher, sizes = study.saved_model(base), study.params.deployment
+    contestants: dict[str, Callable[[torch.Tensor], Output]] = {
+        "fp32": teacher,
+        "bf16": study.saved_model(base).bfloat16(),
+        **{f"deployed {name}": deploy(model, spec) for name, spec in study.params.deployed.items()},
+    }
+    rows = []
+    for batch in sizes.batch_sizes:
+        for tokens in sizes.lengths:
+            ids = torch.randint(1, teacher.lm.config.vocab_size, (batch, tokens), device=study.device)
+            works = {name: partial(contestant, ids) for name, contestant in contestants.items()}
+            times = in_turn(works, SECONDS * len(works), study.device, least=3)
+            for name, series in times.items():
+                first, median, third = np.percentile(series, [25, 50, 75])
+                slow, speedup, fast = np.percentile(times["fp32"] / series, [25, 50, 75])
+                row = {"model": name, "batch": batch, "tokens": tokens, "milliseconds": 1e3 * median}
+                row |= {"iqr_milliseconds": 1e3 * (third - first), "tokens_per_second": batch * tokens / median}
+                row |= {"peak_megabytes": peak_bytes(works[name], study.device) / 1e6}
+                rows.append(row | {"speedup": speedup, "speedup_low": slow, "speedup_high": fast, "rounds": len(series)})
+    return pd.DataFrame(rows)

@@ -1,0 +1,152 @@
+"""What the first half of notebook 3 is made of: the sweep over layers, and effects of role and depth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property, partial
+
+import pandas as pd
+
+from qatlib.model import SwitchableModel
+from qatlib.precision import Precision, names_by_group
+from qatlib.qa.evaluate import evaluate_spans
+from qatlib.qa.spans import Feature
+from qatlib.qa.squad import Question
+from qatlib.sensitivity import Reached, evaluate_changes, output_noise, sweep_block
+from qatlib.studies.study import Study, spread
+
+NOISE_WINDOWS = 16
+"""Training windows that output noise is measured on."""
+
+TIMED_BLOCKS, TIMED_QUESTIONS = 6, 16
+"""Blocks at most, and questions, that the sweep is timed on against evaluating every cell from the start."""
+
+
+class Layerwise:
+    """The sweep over one run's switchable model, and what searches start from.
+
+    Attributes:
+        seen, held_out: questions for the search, and for judging what it found; no paragraph is in both.
+    """
+
+    def __init__(self, study: Study, model: SwitchableModel) -> None:
+        self.study, self.model, self.params = study, model, study.params
+        self.groups = names_by_group(model.infos)
+        paragraphs = list(dict.fromkeys(q.paragraph for q in study.validation))
+        searched = set(paragraphs[::2])
+        self.seen = spread([q for q in study.validation if q.paragraph in searched], self.params.sensitivity.questions)
+        self.held_out = spread([q for q in study.validation if q.paragraph not in searched], self.params.search.questions)
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """Windows of `seen`."""
+        return self.study.featurize(self.seen)
+
+    @property
+    def base(self) -> Precision:
+        """What the search starts from."""
+        return self.params.bases[0]
+
+    def lowered(self, base: Precision) -> pd.DataFrame:
+        """What of a layer is lowered, and to how many bits: `lowered`, `bits`, `precision` (the name of what it is at then).
+
+        Both are lowered to a precision that was trained. Activations alone stay where that has them as they are.
+        """
+        rows = []
+        for bits in self.params.lowered_to(base):
+            both = self.params.at_bits(bits)
+            at = {"both": both, "weights": Precision(bits, base.a_bits), "activations": Precision(base.w_bits, both.a_bits)}
+            rows += [(part, bits, at[part].name) for part in self.params.sensitivity.lowered if at[part] != base]
+        return pd.DataFrame(rows, columns=["lowered", "bits", "precision"])
+
+    def candidates(self, base: Precision) -> tuple[Precision, ...]:
+        """What a search from a base may choose: the base, and all it is lowered to in both weights and activations."""
+        return (base, *map(self.params.at_bits, self.params.lowered_to(base)))
+
+    # -- the sweep ------------------------------------------------------------------------------------------------
+
+    def base_scores(self, base: Precision) -> pd.DataFrame:
+        """Scores of the searched questions with every layer at the base."""
+        return self.study.scores(self.model, f"all_at_{base.name}", [base], self.seen)
+
+    def sweep(self, base: Precision) -> pd.DataFrame:
+        """Every block × role alone at every precision, as changes against the base; one file a block, so that a kill costs one.
+
+        Returns:
+            One row a block, role, precision and question: `base`, `block`, `role`, `precision`, `lowered` (`both`,
+            `weights` or `activations`), `bits`, `id`, `paragraph`, `loss_change` (nats), `f1_change`, `em_change` (points).
+        """
+        kinds = self.lowered(base)
+        precisions = [Precision.parse(name) for name in kinds["precision"].unique()]
+        parts, reached = [], Reached()
+        with self.model.at(base):
+            for block in range(len(self.model.blocks)):
+                how = self.study.answering | {"description": f"block {block} from {base.name}", "reached": reached}
+                compute = partial(sweep_block, self.model, self.seen, self.features, block, precisions, **how)
+                parts.append(self.study.stage.table(f"sweep_{base.name}_block_{block}", compute, published=False))
+        found = pd.concat(parts, ignore_index=True)
+        changes = against(found, self.base_scores(base)).assign(precision=found["precision"].astype(str), base=base.name)
+        return changes.merge(kinds, on="precision")
+
+    def noise(self, base: Precision) -> pd.DataFrame:
+        """`output_noise` of what the sweep lowers, with the columns `base`, `lowered` and `bits` beside it."""
+        kinds, windows = self.lowered(base), spread(self.study.train_features, NOISE_WINDOWS)
+        with self.model.at(base):
+            found = output_noise(self.model, windows, [Precision.parse(name) for name in kinds["precision"].unique()])
+        return found.assign(base=base.name).merge(kinds, on="precision")
+
+    def reuse(self) -> pd.DataFrame:
+        """Seconds of the same cells by the sweep and by whole passes, in turn, and whether the results are equal to the last bit.
+
+        Returns:
+            One row a block, of a few from the first to the last: `block`, `cells`, `questions`, `sweep_seconds`,
+            `whole_seconds`, `equal`.
+        """
+        questions = spread(self.seen, TIMED_QUESTIONS)
+        features = self.study.featurize(questions)
+        precisions = [Precision.parse(name) for name in self.lowered(self.base)["precision"].unique()]
+        rows, reached = [], Reached()
+        with self.model.at(self.base):
+            for p in (*precisions, self.base):  # codes are computed before anything is timed
+                with self.model.at(p):
+                    evaluate_spans(self.model, questions[:1], self.study.featurize(questions[:1]), **self.study.answering)
+            for i, block in enumerate(spread(range(len(self.model.blocks)), TIMED_BLOCKS)):
+                roles = [role for at, role in self.groups if at == block]
+                how = {**self.study.answering, "reached": reached}
+                if block:  # where the sweep has come to when it gets here
+                    evaluate_changes(self.model, questions, features, block - 1, {"none": {}}, **how)
+                ways = {
+                    "sweep": partial(sweep_block, self.model, questions, features, block, precisions, **how),
+                    "whole": partial(self._from_the_start, block, roles, precisions, questions, features),
+                }
+                row: dict[str, float] = {"block": block, "cells": len(roles) * len(precisions), "questions": len(questions)}
+                found = {}
+                for name in [*ways][:: -1 if i % 2 else 1]:  # neither has the warmer machine
+                    start = time.perf_counter()
+                    found[name] = ways[name]()[["id", "em", "f1", "loss"]]
+                    row[f"{name}_seconds"] = time.perf_counter() - start
+                rows.append(row | {"equal": found["sweep"].equals(found["whole"])})
+        return pd.DataFrame(rows)
+
+    def _from_the_start(
+        self,
+        block: int,
+        roles: Sequence[str],
+        precisions: Sequence[Precision],
+        questions: Sequence[Question],
+        features: Sequence[Feature],
+    ) -> pd.DataFrame:
+        found = []
+        for role in roles:
+            for p in precisions:
+                with self.model.at(dict.fromkeys(self.groups[block, role], p)):
+                    found.append(evaluate_spans(self.model, questions, features, **self.study.answering))
+        return pd.concat(found, ignore_index=True)
+
+
+def against(found: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """Changes of `loss`, `f1` and `em` against the base's, question by question, in place of the three."""
+    at_base = base.set_index("id")[["loss", "f1", "em"]].reindex(found["id"]).reset_index(drop=True)
+    changes = {f"{name}_change": found[name].reset_index(drop=True) - at_base[name] for name in at_base}
+    return found.reset_index(drop=True).drop(columns=["loss", "f1", "em"]).assign(**changes)

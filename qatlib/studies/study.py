@@ -1,0 +1,349 @@
+"""From a run's params to models, data and scores: what the notebooks share."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qatlib.arguments import TrainingArguments
+from qatlib.layers import LoraSpec
+from qatlib.model import SwitchableModel
+from qatlib.params.schema import Params
+from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
+from qatlib.pretrained import ModelError, load_pretrained, version_of
+from qatlib.qa import toyqa
+from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
+from qatlib.qa.generate import evaluate_answers
+from qatlib.qa.spans import Feature, featurize
+from qatlib.qa.squad import Question, load_questions, sample
+from qatlib.schedule import Schedule
+from qatlib.training import fit
+
+T = TypeVar("T")
+
+
+class Keeper(Protocol):
+    """What a study keeps its results in; `qatlib.run.stage.Stage` is one."""
+
+    params: Params
+
+    def table(self, name: str, compute: Callable[[], pd.DataFrame], published: bool = True) -> pd.DataFrame:
+        """The frame that `compute` returns, computed once."""
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Times a block."""
+
+    def checkpoints(self, name: str) -> Path:
+        """The path of one training's checkpoints."""
+
+
+PROBE_WINDOWS = 32
+"""Validation windows on which the loss of every bit-width is looked at while training."""
+
+
+def spread(items: Sequence[T], n: int | None) -> list[T]:
+    """`n` items at equal distances (all if there are no more): neighbours in SQuAD's files are of one article."""
+    if n is None or n >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, n).astype(int)]
+
+
+class Study:
+    """One run's data, models and evaluations; whatever is finished is read from the stage's directory.
+
+    Args:
+        stage: what keeps the results: the notebook's stage.
+
+    Attributes:
+        train, validation: questions.
+        device: the GPU where there is one.
+    """
+
+    def __init__(self, stage: Keeper) -> None:
+        self.stage, self.params = stage, stage.params
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one of its own for each process that accelerate launches
+        self.device = torch.device(gpu if torch.cuda.is_available() else "cpu")
+        if self.params.compute.threads:
+            torch.set_num_threads(self.params.compute.threads)
+        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads memory that it did not write
+        self.train = self._questions("train")
+        self.validation = self._questions("validation")
+
+    def _questions(self, part: str) -> list[Question]:
+        data, seed = self.params.data, self.params.seed
+        source, n = getattr(data, part), getattr(data, f"{part}_questions")
+        if source == "embedded":
+            return toyqa.generate(n, seed=2 * seed + (part == "validation"))
+        return sample(load_questions(source, part), n, seed)
+
+    @property
+    def sizes(self) -> pd.DataFrame:
+        """Questions, paragraphs and windows of both parts."""
+        parts = {"train": (self.train, self.train_features), "validation": (self.validation, self.validation_features)}
+        rows = []
+        for name, (questions, features) in parts.items():
+            tokens = [len(f.input_ids) for f in features]
+            row = {"part": name, "questions": len(questions), "paragraphs": len({q.paragraph for q in questions})}
+            rows.append(row | {"windows": len(features), "mean tokens": np.mean(tokens), "longest": max(tokens)})
+        return pd.DataFrame(rows)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What params do not say of where models and data come from, for the provenance.
+
+        Returns:
+            `questions_sha256`, over the questions of each part as they were used, and `model_version` where the source has one.
+        """
+        parts = {"train": self.train, "validation": self.validation}
+        hashes = {name: hashlib.sha256(repr(questions).encode()).hexdigest() for name, questions in parts.items()}
+        version = version_of(self.params.model.source)
+        return {"questions_sha256": hashes} | ({"model_version": version} if version else {})
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _source(self) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase]:
+        if self.params.model.source == "embedded":
+            return None, toyqa.build_tokenizer()
+        return load_pretrained(self.params.model.source)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._source[1]
+
+    @property
+    def pad_id(self) -> int:
+        """What batches are padded with: under a causal mask any token does, and transformers warns of its own."""
+        return int(self.tokenizer.pad_token_id == 0)
+
+    def pretrained_model(self) -> SwitchableModel:
+        """A fresh copy of the model before fine-tuning: the weights of `model.source`, or the embedded one, pre-trained here."""
+        model, source = self.params.model, self._source[0]
+        if source is not None:
+            return self._switchable(copy.deepcopy(source))
+        assert model.n_layer and model.n_head and model.n_embd and model.pretraining
+        fresh = self._switchable(toyqa.build_model(model.n_layer, model.n_head, model.n_embd, self.params.seed))
+        fresh.unfreeze_base()
+        self.fit(fresh, model.pretraining, "pretraining")
+        fresh.freeze_base()
+        return fresh
+
+    def teacher(self, kind: str) -> tuple[SwitchableModel, pd.DataFrame]:
+        """The model fine-tuned at full precision, `full` (all weights) or `lora` (adapters), and its training metrics."""
+        model, settings = self.pretrained_model(), self.params.teacher
+        if kind == "full":
+            model.unfreeze_base()
+        else:
+            torch.manual_seed(self.params.seed)
+            model.add_adapters({FULL: LoraSpec(settings.rank, settings.alpha, settings.dropout)})
+        metrics = self.fit(model, getattr(settings, kind), f"teacher_{kind}")
+        model.freeze_base()
+        return model, metrics
+
+    def _switchable(self, lm: PreTrainedModel) -> SwitchableModel:
+        torch.manual_seed(self.params.seed)
+        return self._placed(SwitchableModel(lm, self.params.quantizer))
+
+    def saved_model(self, path: Path) -> SwitchableModel:
+        """A model from a directory that `SwitchableModel.save` wrote."""
+        return self._placed(SwitchableModel.load(path)[0])
+
+    def _placed(self, model: SwitchableModel) -> SwitchableModel:
+        positions = getattr(model.lm.config, "max_position_embeddings", None)
+        if positions and self.params.data.max_length > positions:
+            raise ModelError(f"data.max_length is {self.params.data.max_length}; this model has {positions} positions")
+        for key, quantizer in self.params.quantizers.items():  # before hours of training, not after them
+            model.check_quantizer(quantizer, key)
+        return model.to(self.device).eval()
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def train_features(self) -> list[Feature]:
+        """Training windows."""
+        return self.featurize(self.train)
+
+    @cached_property
+    def validation_features(self) -> list[Feature]:
+        """Validation windows."""
+        return self.featurize(self.validation)
+
+    def featurize(self, questions: Sequence[Question]) -> list[Feature]:
+        """Windows of any questions, cut as the params say."""
+        return featurize(questions, self.tokenizer, self.params.data.max_length, self.params.data.stride)
+
+    def full_precision(self, model: SwitchableModel) -> Schedule:
+        """The schedule of unquantized training."""
+        configuration = Configuration.uniform(FULL, model.infos)
+        return lambda step: [configuration]
+
+    def fit(
+        self,
+        model: SwitchableModel,
+        args: TrainingArguments,
+        name: str,
+        schedule: Schedule | None = None,
+        precisions: Sequence[Precision] = (FULL_PRECISION,),
+        seed: int | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Train under `name`, from its checkpoint if there is one; every checkpoint probes the loss at `precisions`.
+
+        Args:
+            schedule: unquantized training if left out.
+            seed: of the order of the data and of dropout; the params' own if left out.
+            options: further arguments of `qatlib.training.fit`.
+
+        Returns:
+            The metrics of `qatlib.training.fit`, also written to the results; probes are in columns `loss@<precision>`.
+        """
+        with self.stage.timed(f"fit_{name}"):
+            metrics = fit(
+                model,
+                self.train_features,
+                args,
+                schedule or self.full_precision(model),
+                pad_id=self.pad_id,
+                seed=self.params.seed if seed is None else seed,
+                checkpoint=self.stage.checkpoints(name) / "checkpoint.safetensors",
+                mixed_precision=self.params.compute.mixed_precision,
+                trackers=self.params.compute.trackers,
+                log_dir=self.stage.checkpoints("logs"),
+                probe=lambda: self.probe(model, precisions),
+                description=name,
+                **options,
+            )
+        return self.stage.table(f"training_{name}", lambda: metrics)
+
+    def probe(self, model: SwitchableModel, precisions: Sequence[Precision]) -> dict[str, float]:
+        """Mean span loss of a few validation windows at each precision, in `loss@<precision>`."""
+        windows = spread([f for f in self.validation_features if f.start >= 0], PROBE_WINDOWS)
+        losses = {}
+        for p in precisions:
+            with model.at(p):
+                loss = mean_span_loss(model, windows, pad_id=self.pad_id, batch_size=self.params.evaluation.batch_size)
+            losses[f"loss@{p.name}"] = loss
+        return losses
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        """The validation paragraphs that perplexity is measured on."""
+        unique = list(dict.fromkeys(q.context for q in self.validation))
+        return spread(unique, self.params.data.perplexity_paragraphs)
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """How `evaluate_spans` and what is built on it answer questions in this run."""
+        settings = self.params.evaluation
+        sizes = {"batch_size": settings.batch_size, "max_answer_tokens": settings.max_answer_tokens}
+        return {"pad_id": self.pad_id, **sizes}
+
+    def scores(
+        self,
+        model: SwitchableModel,
+        label: str,
+        at: Sequence[Precision] | Mapping[str, Any],
+        questions: int | Sequence[Question] | None = None,
+        published: bool = True,
+        predictions: bool = False,
+    ) -> pd.DataFrame:
+        """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
+
+        Args:
+            label: what the model is called in the result files.
+            at: precisions, or anything that `Configuration.resolve` reads, by the name that `precision` shall have.
+            questions: so many of the validation questions, or these; all of them if left out.
+            published: as in `Stage.table`.
+            predictions: whether the answers stay, as `prediction`.
+        """
+        chosen = questions if isinstance(questions, Sequence) else spread(self.validation, questions)
+        features = self.featurize(chosen) if questions else self.validation_features
+
+        def measure(name: str) -> pd.DataFrame:
+            frame = evaluate_spans(
+                model,
+                chosen,
+                features,
+                **self.answering,
+                description=f"{label} at {name}",
+            )
+            return frame if predictions else frame.drop(columns="prediction")
+
+        return self._each(model, f"scores_{label}", label, at, measure, published)
+
+    def perplexity(self, model: SwitchableModel, texts: Sequence[str], description: str | None = None) -> pd.DataFrame:
+        """`evaluate_perplexity` of some texts as this run measures it."""
+        return evaluate_perplexity(
+            model,
+            self.tokenizer,
+            texts,
+            pad_id=self.pad_id,
+            max_length=self.params.data.max_length,
+            batch_size=self.params.evaluation.batch_size,
+            description=description,
+        )
+
+    def perplexities(
+        self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], paragraphs: int | None = None
+    ) -> pd.DataFrame:
+        """Per-paragraph figures at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`, `correct`."""
+
+        def measure(name: str) -> pd.DataFrame:
+            return self.perplexity(model, spread(self.paragraphs, paragraphs), f"perplexity of {label} at {name}")
+
+        return self._each(model, f"perplexity_{label}", label, at, measure)
+
+    def answers(self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any]) -> pd.DataFrame:
+        """Scores of greedy answers to prompts, in the columns of `scores`; the params must have a `generative` section."""
+        asked = self.params.generative
+        assert asked is not None
+        questions = spread(self.validation, asked.questions)
+
+        def measure(name: str) -> pd.DataFrame:
+            frame = evaluate_answers(
+                model,
+                self.tokenizer,
+                questions,
+                pad_id=self.pad_id,
+                max_length=self.params.data.max_length,
+                batch_size=self.params.evaluation.batch_size,
+                max_answer_tokens=asked.max_answer_tokens,
+                description=f"answers of {label} at {name}",
+            )
+            return frame.drop(columns="prediction")
+
+        return self._each(model, f"answers_{label}", label, at, measure)
+
+    def _each(
+        self,
+        model: SwitchableModel,
+        file: str,
+        label: str,
+        at: Sequence[Precision] | Mapping[str, Any],
+        measure: Callable[[str], pd.DataFrame],
+        published: bool = True,
+    ) -> pd.DataFrame:
+        """One result file a precision, so that a killed run has lost one evaluation at most; all of them in one frame."""
+        parts = []
+        for name, spec in (at if isinstance(at, Mapping) else {p.name: p for p in at}).items():
+            with model.at(spec):
+                part = self.stage.table(f"{file}_{name.lower()}", partial(measure, name), published)
+            for column, value in (("seed", self.params.seed), ("precision", name), ("model", label)):
+                part.insert(0, column, value)
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,136 @@
+"""Attacks on the text itself, and questions from elsewhere: answered at every precision, as notebook 5 shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+from transformers import AutoModelForMaskedLM
+
+from qatlib.attacks import candidates
+from qatlib.attacks.characters import character_noise
+from qatlib.attacks.defence import Set, set_name
+from qatlib.attacks.judge import answers_at
+from qatlib.attacks.words import WordAttack
+from qatlib.files import write_atomic
+from qatlib.model import SwitchableModel
+from qatlib.precision import FULL_PRECISION, Configuration, Precision
+from qatlib.pretrained import load_pretrained
+from qatlib.qa import toyqa
+from qatlib.qa.squad import Question, load_questions, write_squad
+from qatlib.studies.attackers import Attackers
+from qatlib.studies.robustness import Robustness
+from qatlib.studies.study import spread
+
+
+class Textual:
+    """Attacked text for one model.
+
+    Attributes:
+        passes: by attack on words the windows that it passed through the model, a question; after `worded`.
+    """
+
+    def __init__(self, work: Robustness, model: SwitchableModel) -> None:
+        self.work, self.model, self.study, self.section = work, model, work.study, work.section
+        self.widths: list[Precision] = list(dict.fromkeys((FULL_PRECISION, *work.sets[0])))
+        self.passes: dict[str, float] = {}
+
+    def answered(self, name: str, questions: Sequence[Question]) -> pd.DataFrame:
+        """Scores of questions as they are, at every precision of the first set and at 32 bits.
+
+        A question of the validation set keeps its paragraph, whatever an attack has made of the context.
+        """
+        nobody, ways = Attackers(self.study, self.model).nobody(), answers_at(self.model, self.widths)
+        found = self.work.judged(name, self.model, nobody, ways, questions)
+        known = {q.id: q.paragraph for q in self.study.validation}
+        return found.assign(paragraph=[known.get(i, p) for i, p in zip(found["id"], found["paragraph"], strict=True)])
+
+    # -- characters -----------------------------------------------------------------------------------------------
+
+    def noisy(self) -> pd.DataFrame:
+        """Clean questions, and the same with character noise: `attack` is `none` or `characters`."""
+        rate, seed = self.section.noise_rate, self.study.params.seed
+        noisy = [character_noise(q, rate, seed) for q in self.work.fewer]
+        parts = {"none": self.answered("characters_none", self.work.fewer), "characters": self.answered("characters", noisy)}
+        return pd.concat([part.assign(attack=name) for name, part in parts.items()], ignore_index=True)
+
+    def perplexities(self) -> pd.DataFrame:
+        """What perplexity is made of, on clean and on noisy paragraphs, noisy as a question's context is.
+
+        Returns:
+            `precision`, `paragraph`, `nll`, `tokens`, `noisy_nll`, `noisy_tokens`, `noisy_unknown`, how many of these are
+            unknown to the tokenizer; `RPI {4, 8}` has the mean of its set's.
+        """
+        rate, seed = self.section.noise_rate, self.study.params.seed
+        texts = {"": self.study.paragraphs}
+        asked = [Question(str(i), "", text, "", ()) for i, text in enumerate(self.study.paragraphs)]
+        texts["noisy_"] = [character_noise(q, rate, seed).context for q in asked]
+        ids = [self.study.tokenizer(text)["input_ids"] for text in texts["noisy_"]]
+        unknown = [tokens.count(self.study.tokenizer.unk_token_id) for tokens in ids]
+        parts = []
+        for p in self.widths:
+            columns: dict[str, pd.Series] = {}
+            for prefix, written in texts.items():
+                with self.model.at(p):
+                    found = self.study.perplexity(self.model, written)
+                columns |= {f"{prefix}nll": found["nll"], f"{prefix}tokens": found["tokens"]}
+            where = [q.paragraph for q in asked]  # of the clean text, both times
+            parts.append(pd.DataFrame({"precision": p.name, "paragraph": where} | columns | {"noisy_unknown": unknown}))
+        frame = pd.concat(parts, ignore_index=True)
+        first = frame[frame["precision"].isin([p.name for p in self.work.sets[0]])]
+        figures = ["nll", "tokens", "noisy_nll", "noisy_tokens", "noisy_unknown"]
+        mean = first.groupby("paragraph", sort=False, as_index=False)[figures].mean()
+        return pd.concat([frame, mean.assign(precision=f"RPI {set_name(self.work.sets[0])}")], ignore_index=True)
+
+    # -- words ----------------------------------------------------------------------------------------------------
+
+    def candidates(self) -> candidates.Candidates:
+        """The source of words that the params name."""
+        settings = self.section.words
+        assert settings
+        if settings.candidates == "synonyms":
+            return candidates.synonyms
+        if settings.candidates == "vocabulary":
+            kinds = [words for words in toyqa.WORDS.values() if words[0].islower()]  # the others are names
+            return candidates.vocabulary(kinds, settings.count, self.study.params.seed)
+        lm, tokenizer = load_pretrained(settings.candidates, AutoModelForMaskedLM, "adversarial.words.candidates")
+        return candidates.masked_lm(lm.to(self.study.device).eval(), tokenizer, settings.count)
+
+    def worded(self) -> pd.DataFrame:
+        """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere.
+
+        The attacked questions of each are kept as a SQuAD file among the stage's checkpoints, `words_0/attacked.json` and so on.
+        """
+        settings = self.section.words
+        assert settings
+        questions = spread(self.study.validation, settings.questions)
+        parts = [self.answered("words_none", questions).assign(attack="none")]
+        aims: dict[str, Set] = {f"words at {p.name}": (p,) for p in self.widths}
+        aims[f"words EOT {set_name(self.work.sets[0])}"] = self.work.sets[0]
+        for i, (name, aim) in enumerate(aims.items()):
+            path = self.study.stage.checkpoints(f"words_{i}") / "attacked.json"
+            cost = path.with_name("passes.json")
+            if not (path.is_file() and cost.is_file()):
+                configurations = [Configuration.uniform(p, self.model.infos) for p in aim]
+                options = {"pad_id": self.study.pad_id, "batch_size": self.study.params.evaluation.batch_size}
+                attacker = WordAttack(self.model, self.study.featurize, configurations, self.candidates(), **options)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_squad(attacker.attack(questions, settings.ranking, settings.most), path)
+                write_atomic(cost, json.dumps(attacker.passed / len(questions)))
+            self.passes[name] = float(json.loads(cost.read_text()))
+            attacked = {q.id: q for q in load_questions([path], "validation")}
+            parts.append(self.answered(f"words_{i}", [attacked[q.id] for q in questions]).assign(attack=name))
+        return pd.concat(parts, ignore_index=True)
+
+    # -- elsewhere ------------------------------------------------------------------------------------------------
+
+    def shifted(self) -> pd.DataFrame:
+        """The questions that the params name as shifted, `questions` at most, answered as they are; `attack` is `none`."""
+        source = self.section.shifted
+        assert source
+        if source == "embedded":  # other questions than those of training and validation
+            found = toyqa.generate(self.section.questions, seed=2 * self.study.params.seed + 1_000_003)
+        else:
+            found = spread(load_questions(source, "validation"), self.section.questions)
+        return self.answered("shifted", found).assign(attack="none")

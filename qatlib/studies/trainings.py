@@ -1,0 +1,193 @@
+"""Trainings of switchable models on one base: the run's own, and variations of it side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from qatlib.arguments import ObjectiveArguments, QuantizerArguments, ScheduleArguments
+from qatlib.attacks.embedding import attack_embeddings
+from qatlib.layers import SHARED, LoraSpec
+from qatlib.model import SwitchableModel
+from qatlib.params.experiments import Method
+from qatlib.params.sections import Switchable
+from qatlib.precision import FULL, LayerInfo, Precision, widest_first
+from qatlib.qa.evaluate import calibrate_clips
+from qatlib.schedule import Schedule, at_passes, make_schedule
+from qatlib.studies.study import Study, spread
+from qatlib.training import Adversary
+
+CALIBRATION_WINDOWS = 16
+"""Training windows that clipping ratios of activations are sought on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training of a switchable model."""
+
+    name: str
+    """What the model is called in result files."""
+    precisions: tuple[Precision, ...]
+    settings: Switchable
+    seed: int
+    judged: tuple[Precision, ...] = ()
+    """Precisions that it is judged at beside those it is trained at: their inputs are clipped alike."""
+
+
+class Trainings:
+    """Trains models on the saved teacher of a study.
+
+    Args:
+        base: the directory of the saved teacher: what every training starts from, and what `distillation` learns from.
+    """
+
+    def __init__(self, study: Study, base: Path) -> None:
+        self.study, self.params, self.base = study, study.params, base
+        self._last: tuple[QuantizerArguments, tuple[Precision, ...], SwitchableModel] | None = None
+
+    @property
+    def own(self) -> Recipe:
+        """The training that the params' `switchable` describes."""
+        return Recipe("switchable", self.params.precisions, self.params.switchable, self.params.seed)
+
+    def variations(self, methods: Sequence[Method]) -> list[Recipe]:
+        """A training for each method and seed, at the passes of `comparisons`."""
+        precisions = self.params.precisions
+        applied = [(m.name, m.applied(self.params.switchable)) for m in methods]
+        return [
+            Recipe(name, precisions, at_budget(settings, len(precisions), self.params.comparisons.passes), seed)
+            for name, settings in applied
+            for seed in self.params.comparisons.seeds
+        ]
+
+    def specialists(self) -> list[Recipe]:
+        """The first method's training for one precision alone, at some of them and with each seed, with the whole budget."""
+        comparisons = self.params.comparisons
+        first = comparisons.methods[0].applied(self.params.switchable)
+        alone = first.model_copy(update={"schedule": ScheduleArguments("all"), "learning_rate_factors": None})
+        settings = at_budget(alone, 1, comparisons.passes)
+        narrowest_first = widest_first(self.params.specialized)[::-1]
+        chosen = widest_first(spread(narrowest_first, comparisons.specialists))
+        return [Recipe("specialist", (p,), settings, seed) for p in chosen for seed in comparisons.seeds]
+
+    def plain(self, schedule: ScheduleArguments, precisions: int, passes: int, **changes: Any) -> Switchable:
+        """The settings of `switchable` with another schedule, the average loss and one learning rate for all, at a budget."""
+        update = {"schedule": schedule, "objective": ObjectiveArguments("average"), "learning_rate_factors": None} | changes
+        return at_budget(self.params.switchable.model_copy(update=update), precisions, passes)
+
+    def quantizer(self, settings: Switchable) -> QuantizerArguments:
+        """The quantizer of `settings`, or the run's."""
+        return settings.quantizer or self.params.quantizer
+
+    def prepared(self, recipe: Recipe) -> SwitchableModel:
+        """The teacher with the recipe's quantizer and fresh adapters, or with all weights to train; not trained yet.
+
+        An adapter's rank, alpha and dropout are those of its precision in the params; of the first, for others.
+        """
+        lora, quantizer = self.params.lora, self.quantizer(recipe.settings)
+        model = self._quantized(quantizer, tuple(dict.fromkeys((*recipe.precisions, *recipe.judged))))
+        columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
+        specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
+        first = next(iter(specs.values()))
+        torch.manual_seed(recipe.seed)
+        match recipe.settings.adapters:
+            case "none":
+                model.unfreeze_base()
+            case "shared":
+                model.add_adapters({SHARED: first})
+            case "separate":
+                model.add_adapters({p.w_bits: specs.get(p, first) for p in recipe.precisions})
+        if quantizer.learned_steps:
+            model.learn_steps(recipe.precisions)
+        return model
+
+    def _quantized(self, quantizer: QuantizerArguments, precisions: tuple[Precision, ...]) -> SwitchableModel:
+        """The teacher with a quantizer, its codes and clips found: of SmolLM2 they take minutes, so the last is kept to copy."""
+        if self._last is None or self._last[:2] != (quantizer, precisions):
+            model = self.study.saved_model(self.base)
+            model.set_quantizer(quantizer)
+            for layer in model.layers:
+                for w_bits in {p.w_bits for p in precisions} - {FULL}:
+                    layer.codes(w_bits)
+            if quantizer.clipping == "mse":
+                clipped = sorted({p.a_bits for p in precisions} - {FULL})
+                calibrate_clips(model, spread(self.study.train_features, CALIBRATION_WINDOWS), clipped)
+            self._last = quantizer, precisions, model
+        return copy.deepcopy(self._last[2])
+
+    @staticmethod
+    def schedule(recipe: Recipe, layers: Sequence[LayerInfo]) -> Schedule:
+        """The schedule that a recipe trains on."""
+        steps = recipe.settings.training.steps
+        return make_schedule(recipe.settings.schedule, recipe.precisions, layers, seed=recipe.seed, steps=steps)
+
+    def passes(self, recipe: Recipe, layers: Sequence[LayerInfo]) -> dict[Precision, float]:
+        """In how many passes of its training a layer stands at each precision, mean of the layers."""
+        schedule, steps = self.schedule(recipe, layers), range(recipe.settings.training.steps)
+        stood = Counter(p for step in steps for configuration in schedule(step) for p in configuration.values())
+        return {p: stood[p] / len(layers) for p in recipe.precisions}
+
+    def fit(self, model: SwitchableModel, recipe: Recipe, probed: bool = True) -> pd.DataFrame:
+        """Train a prepared model; its metrics, as `Study.fit`.
+
+        Args:
+            probed: whether checkpoints look at the validation loss at every precision.
+        """
+        settings, precisions = recipe.settings, recipe.precisions
+        factors = settings.learning_rate_factors
+        metrics = self.study.fit(
+            model,
+            settings.training,
+            file_name(recipe),
+            self.schedule(recipe, model.infos),
+            precisions if probed else (),
+            seed=recipe.seed,
+            objective=settings.objective,
+            teacher=self.study.saved_model(self.base) if settings.objective.name == "distillation" else None,
+            learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
+            adversary=self._adversary(model, recipe),
+        )
+        model.freeze_base()
+        return metrics
+
+    def _adversary(self, model: SwitchableModel, recipe: Recipe) -> Adversary | None:
+        attack = recipe.settings.adversary
+        if attack is None:
+            return None
+        return lambda batch, at: attack_embeddings(model, batch, attack, lambda query: [at], recipe.seed)[0]
+
+    def compared(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
+        """Train every recipe and ask all of them the questions of `comparisons`, each at the precisions it was trained for.
+
+        Returns:
+            Scores in the schema of `qatlib.judging.results`.
+        """
+        found = []
+        for recipe in recipes:
+            model = self.prepared(recipe)
+            self.fit(model, recipe, probed=False)
+            label = file_name(recipe)
+            scores = self.study.scores(model, label, recipe.precisions, self.params.comparisons.questions)
+            found.append(scores.assign(model=recipe.name, seed=recipe.seed))
+        return pd.concat(found, ignore_index=True)
+
+
+def at_budget(settings: Switchable, precisions: int, passes: int) -> Switchable:
+    """The same settings with as many steps as a budget of passes pays for."""
+    training = at_passes(settings.training, settings.schedule, precisions, passes)
+    return settings.model_copy(update={"training": training})
+
+
+def file_name(recipe: Recipe) -> str:
+    """What the files of a training are called."""
+    if recipe.name == "switchable":
+        return recipe.name
+    alone = f"_{recipe.precisions[0].name}" if len(recipe.precisions) == 1 else ""
+    return f"{recipe.name}{alone}_seed{recipe.seed}".replace(" ", "_")

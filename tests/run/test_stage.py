@@ -1,0 +1,108 @@
+"""What a notebook keeps between executions, without one."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qatlib.run.keys import Run
+from qatlib.run.sources import PipelineError
+from qatlib.run.stage import Stage
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """This repository with runs of its own."""
+    for name in ("qatlib", "notebooks", "params", "constraints.txt"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    return tmp_path
+
+
+def test_other_params_compute_anew_and_what_was_kept_is_found_again(root: Path) -> None:
+    computed: list[int] = []
+
+    def table(seed: int) -> int:
+        stage = Stage("01_build", "smoke", [f"seed={seed}"], root)
+
+        def compute() -> pd.DataFrame:
+            computed.append(seed)
+            stage.checkpoints("a").write_text(str(seed))
+            return pd.DataFrame({"x": [seed]})
+
+        found = int(stage.table("t", compute).x[0])
+        assert stage.checkpoints("a").read_text() == str(found)
+        return found
+
+    Stage("01_build", "smoke", ["seed=9"], root)  # nothing is computed: nothing of it is set aside
+    assert [table(seed) for seed in (1, 2, 1, 3, 2)] == [1, 2, 1, 3, 2]
+    assert computed == [1, 2, 3]
+    assert [table(seed) for seed in (4, 1)] == [4, 1]  # 1 was set aside longest ago, behind 2 and 3
+    assert computed == [1, 2, 3, 4, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("stop", range(7))  # of six moves none, one, … all are made
+def test_what_is_set_aside_survives_a_kill(root: Path, monkeypatch: pytest.MonkeyPatch, stop: int, then: tuple[int, int]) -> None:
+    def stage(seed: int) -> Stage:
+        return Stage("01_build", "smoke", [f"seed={seed}"], root)
+
+    for seed in (1, 2):
+        stage(seed).table("t", lambda seed=seed: pd.DataFrame({"x": [seed]}))
+    moves, rename = iter(range(stop)), Path.rename
+
+    def until_stopped(path: Path, target: Path) -> Path:
+        if next(moves, None) is None:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(Path, "rename", until_stopped)
+        stage(1)
+    for seed in then:
+        assert stage(seed).table("t", lambda: pytest.fail("computed again")).x[0] == seed
+
+
+def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(root: Path) -> None:
+    def stage(*overrides: str) -> Stage:
+        return Stage("01_build", "smoke", overrides, root)
+
+    why = "a seed that nothing draws from"
+    with pytest.raises(PipelineError, match="01_build: keeps nothing yet"):
+        Run("smoke", root=root).keep("01_build", why)
+    made = stage("seed=1").table("t", lambda: pd.DataFrame({"x": [1]}))
+    kept = Run("smoke", ["seed=2"], root)
+    kept.keep("01_build", why)
+    kept.keep("01_build", "nothing has changed since")
+    assert stage("seed=2").table("t", lambda: pytest.fail("computed again")).equals(made)
+    again = stage("seed=2")
+    again.provenance()
+    written = json.loads((kept.directory / "01_build/provenance.json").read_text())
+    assert written["kept"] == [why]
+    (first,) = written["computed"]  # the execution that made the table, and not the one that read it
+    assert first["started"] <= written["started"] and first["duration_s"] >= 0
+    again.record("r", lambda: 1)
+    assert kept.computed("01_build")[0] == first and len(kept.computed("01_build")) == 2
+    stage("seed=3")
+    other = Run("smoke", ["seed=3"], root)
+    assert other.kept("01_build") == [] and other.computed("01_build") == []
+
+
+def test_unpublished_table_is_for_later_stages_only(root: Path) -> None:
+    frame = pd.DataFrame({"x": [1.5]})
+    stage = Stage("01_build", "smoke", [], root)
+    stage.table("parts", lambda: frame, published=False)
+    assert not (stage.results / "parts.csv").exists()
+    pd.testing.assert_frame_equal(stage.upstream_table("01_build", "parts"), frame)
+
+
+def test_what_is_measured_of_the_machine_is_kept_apart_from_results(root: Path) -> None:
+    stage = Stage("01_build", "smoke", [], root)
+    first = stage.measured("speed", lambda: pd.DataFrame({"seconds": [0.25]}))
+    assert stage.measured("speed", lambda: pytest.fail("measured again")).equals(first)
+    stage.show(first, "speed", "Speed", measured=True)
+    assert (stage.directory / "timing/speed.csv").is_file() and not (stage.results / "speed.csv").exists()

@@ -1,0 +1,106 @@
+"""Trainings on one base: what the settings say is what is trained, at equal passes, told apart by name and seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qatlib.layers import SHARED
+from qatlib.precision import Precision
+from qatlib.studies.study import Study
+from qatlib.studies.trainings import Recipe, Trainings
+
+
+@pytest.fixture(scope="module")
+def base(make_desk, tmp_path_factory):
+    """A saved teacher."""
+    study = Study(make_desk(tmp_path_factory.mktemp("base")))
+    path = tmp_path_factory.mktemp("teacher") / "t"
+    teacher = study.teacher("full")[0]
+    teacher.save(path, study.tokenizer)
+    return path
+
+
+@pytest.fixture
+def trainings(base, make_desk, tmp_path):
+    def make(*overrides: str) -> Trainings:
+        return Trainings(Study(make_desk(tmp_path, *overrides)), base)
+
+    return make
+
+
+def test_a_switchable_model_has_an_adapter_a_width_on_the_saved_teacher(trainings):
+    mine = trainings()
+    model = mine.prepared(mine.own)
+    assert set(model.lora) == {p.w_bits for p in mine.params.precisions}
+    x = torch.randint(1, 300, (2, 9))
+    assert torch.equal(model(x).start, mine.study.saved_model(mine.base)(x).start)
+
+
+def test_shared_adapters_and_a_quantizer_of_its_own(trainings):
+    mine = trainings("switchable.adapters=shared", "switchable.quantizer={clipping: mse, learned_steps: true}")
+    model = mine.prepared(mine.own)
+    assert set(model.lora) == {SHARED} and model.quantizer.clipping == "mse" != mine.params.quantizer.clipping
+    layer = model.layers[0]
+    assert set(layer.clips) == set(layer.steps) == {"2", "4", "8"}
+    assert layer.clips["2"] < layer.clips["8"] <= 0 and layer.steps["2"].requires_grad
+
+
+def test_a_model_that_was_prepared_and_trained_leaves_no_trace_in_the_next(trainings):
+    """Codes and clips of the teacher are found once and copied: the copy is what a fresh start would be."""
+    chosen = ["switchable.quantizer={clipping: mse, learned_steps: true}", "switchable.training.steps=3"]
+    mine, fresh = trainings(*chosen), trainings(*chosen)
+    first = mine.prepared(mine.own)
+    mine.fit(first, mine.own)
+    again, expected = mine.prepared(mine.own), fresh.prepared(fresh.own)
+    assert not all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    found = again.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+    for layer, other in zip(again.layers, expected.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(layer.codes(2), other.codes(2), strict=True))
+
+
+@pytest.mark.parametrize("objective", ["joint", "distillation"])
+def test_a_switchable_model_is_trained_as_the_settings_say(trainings, objective):
+    chosen = ["switchable.schedule={name: sandwich, passes: 3}", f"switchable.objective.name={objective}"]
+    chosen += ["switchable.learning_rate_factors=[1, 0.5, 0.5, 0.5]", "compute.trackers=[tensorboard]"]
+    mine = trainings(*chosen)
+    rows = mine.fit(mine.prepared(mine.own), mine.own)[1:]
+    assert set(rows["passes"]) == {3} and ("divergence" in rows) == ("teacher_passes" in rows) == (objective == "distillation")
+    assert rows[["span_loss@32", "span_loss@2"]].notna().all(axis=None)
+    assert rows["learning_rate"].max() == pytest.approx(mine.params.switchable.training.learning_rate * (1 + 0.5 + 0.5) / 3)
+
+
+def test_adversarial_training_sees_perturbed_input(trainings):
+    rows = {}
+    for name, adversary in {"a": "null", "b": "{epsilon: 1, steps: 1}"}.items():
+        mine = trainings(f"switchable.adversary={adversary}", "switchable.training.steps=2")
+        rows[name] = mine.fit(mine.prepared(mine.own), Recipe(name, mine.own.precisions, mine.own.settings, 0))
+    assert rows["b"]["span_loss"][1] > rows["a"]["span_loss"][1]
+
+
+def test_every_variation_and_specialist_has_the_same_passes(trainings):
+    mine = trainings("comparisons.passes=12", "comparisons.seeds=[0, 1]")
+    recipes = [*mine.variations(mine.params.comparisons.methods), *mine.specialists()]
+    names = [(r.name, r.seed, len(r.precisions)) for r in recipes]
+    assert names == [(n, s, k) for n, k in (("first", 4), ("cascaded", 4), ("specialist", 1)) for s in (0, 1)]
+    for recipe in recipes:
+        schedule, steps = recipe.settings.schedule, recipe.settings.training.steps
+        assert steps * schedule.passes_a_step(len(recipe.precisions)) == 12
+    assert [r.settings.training.steps for r in recipes] == [12, 12, 3, 3, 12, 12]
+    both = trainings("comparisons.specialists=2").specialists()
+    assert [r.precisions[0].name for r in both] == ["32", "2"]  # plain LoRA among them
+
+
+def test_compared_models_answer_the_same_questions_at_their_precisions(trainings):
+    mine = trainings("comparisons.seeds=[0, 1]")
+    recipes = [*mine.variations(mine.params.comparisons.methods[:1]), *mine.specialists()]
+    scores = mine.compared(recipes)
+    assert scores.groupby(["model", "precision", "seed"]).size().to_dict() == {
+        **{("first", p.name, seed): 10 for p in mine.params.precisions for seed in (0, 1)},
+        **{("specialist", "2", seed): 10 for seed in (0, 1)},
+    }
+    alone = mine.prepared(mine.specialists()[0])
+    assert set(alone.lora) == {2} and mine.specialists()[0].precisions == (Precision(2, 2),)
+    by_seed = [group["loss"].tolist() for _, group in scores[scores["precision"] == "2"].groupby(["model", "seed"])]
+    assert len({tuple(losses) for losses in by_seed}) == 4
