@@ -12,7 +12,7 @@ from qatlib.judging.attack_rules import TOLERANCE, Check, about_zero, above_zero
 from qatlib.judging.attack_scores import best_static, contrast, gradient_attacks, mean_of, select
 from qatlib.judging.results import intervals
 from qatlib.judging.stats import Estimate
-from qatlib.params.experiments import Adversarial
+from qatlib.params.attacks import Adversarial
 from qatlib.studies.attackers import SEARCHED
 
 ROUNDING = 1e-4

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 
-from qatlib.arguments import AttackArguments, BitWidth, ObjectiveArguments, PrecisionField, ScheduleArguments
+from qatlib.arguments import BitWidth, ObjectiveArguments, PrecisionField, ScheduleArguments
 from qatlib.named import NAMED
-from qatlib.params.sections import Adapters, Count, DynamicQuantizer, Section, Sources, Switchable, placed
+from qatlib.params.sections import Adapters, Count, DynamicQuantizer, Section, Seeds, Switchable, once
 from qatlib.params.yaml import given
-from qatlib.precision import FULL, Precision
-
-T = TypeVar("T")
-
-
-def _once(value: tuple[T, ...]) -> tuple[T, ...]:
-    if twice := [x for x in value if value.count(x) > 1]:
-        raise ValueError(f"a list with each value once, which {given(getattr(twice[0], 'name', twice[0]))} is not")
-    return value
-
-
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_once)]
+from qatlib.precision import FULL
 
 
 def _label(name: str) -> str:
@@ -65,7 +54,7 @@ class Comparisons(Section):
 
     @check("methods", "quantizers")
     @classmethod
-    def _named_once(cls, value: tuple[Method, ...], info: Info) -> tuple[Method, ...]:
+    def _namedonce(cls, value: tuple[Method, ...], info: Info) -> tuple[Method, ...]:
         names = [m.name for m in (*info.data.get("methods", ()), *value)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"a list in which every name is another, here and in methods, unlike {given(twice[0])}")
@@ -104,8 +93,8 @@ class Deployment(Section):
     """They answer the questions a second time, and are timed: of 8 bits at most; null for all such that are trained."""
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them."""
-    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_once)]
-    lengths: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_once)]
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(once)]
+    lengths: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(once)]
     """Tokens of the windows that are timed, at each of `batch_sizes`."""
 
 
@@ -119,10 +108,10 @@ class Generative(Section):
 class Sensitivity(Section):
     """Layers lowered one at a time."""
 
-    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1), AfterValidator(_once)] | None = None
+    bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1), AfterValidator(once)] | None = None
     """What all other layers are at: some of `precisions`, or 32. The search starts from the first. Null for the widest of
     `precisions` of 8 bits at most (of all, if there is nothing narrower), and 32 where that is one of them."""
-    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(_once)] | None = None
+    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(once)] | None = None
     """What a layer is lowered to: weight bit-widths of `precisions`, null for all. Each base has those below itself, and a later
     one that of the first."""
     lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
@@ -213,10 +202,10 @@ CptMethod = Literal[
 class Cpt(Section):
     """Cyclic precision training beside static and random training, at equal passes, with every seed."""
 
-    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=2), AfterValidator(_once)] | None = None
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=2), AfterValidator(once)] | None = None
     """What is trained; null for those of the run's `precisions` that have 8 bits at most, if there are two (or else for those
     that are not 32, or all)."""
-    untrained: Annotated[tuple[PrecisionField, ...], AfterValidator(_once)] = ()
+    untrained: Annotated[tuple[PrecisionField, ...], AfterValidator(once)] = ()
     """Precisions that models without an adapter for each are judged at as well; `precisions` among them change nothing."""
     lowest: PrecisionField | None = None
     """Where cycles start; null for what the range test finds. They end at the widest of `precisions`."""
@@ -233,10 +222,10 @@ class Cpt(Section):
     seeds: Seeds
     questions: Annotated[int, Field(ge=10)]
     """So many of the validation questions, spread evenly over them."""
-    methods: Annotated[tuple[CptMethod, ...], Field(min_length=1), AfterValidator(_once)]
+    methods: Annotated[tuple[CptMethod, ...], Field(min_length=1), AfterValidator(once)]
     static: Count | None = None
     """At so many of `precisions`, spread from the widest to the narrowest, `static` is trained, a model each; null for all."""
-    equal_bitops: Annotated[tuple[CptMethod, ...], AfterValidator(_once)] = ()
+    equal_bitops: Annotated[tuple[CptMethod, ...], AfterValidator(once)] = ()
     """Methods that are trained a second time, for the bit operations that `passes` at the widest precision cost."""
     range_test: RangeTest
     """Where it is made, and what counts as progress."""
@@ -256,70 +245,3 @@ class Cpt(Section):
         if other := [name for name in value if name not in info.data.get("methods", value)]:
             raise ValueError(f"a list of some of methods, which {given(other[0])} is not")
         return value
-
-
-RobustMethod = Literal["plain", "random", "random pair", "cpt", "consistency", "adversarial"]
-"""What notebook 5 knows how to train; `qatlib.studies.robustness` says what each is."""
-
-
-def _set_of_two(value: tuple[Precision, ...]) -> tuple[Precision, ...]:
-    if len({p.w_bits for p in value}) < max(2, len(value)):
-        raise ValueError("a list of two or more precisions, each weight bit-width once")
-    return value
-
-
-def _masked_lm(value: str, info: Info) -> str:
-    if value in ("synonyms", "vocabulary"):
-        return value
-    if (found := placed(value, info)) is None:
-        raise ValueError("'synonyms', 'vocabulary', or a masked language model as 'hub:ID' or 'dir:PATH'")
-    return found
-
-
-class Words(Section):
-    """QA-Attack: words of the context exchanged for others."""
-
-    candidates: Annotated[str, AfterValidator(_masked_lm)]
-    """`synonyms` (WordNet), `vocabulary` (the embedded data's own words), or a masked language model, `hub:ID` or `dir:PATH`."""
-    count: Count
-    """Candidates for a word, of a vocabulary or a masked language model."""
-    ranking: Literal["attention", "removal", "both"]
-    most: Count
-    """Words of a question that may be exchanged."""
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
-
-
-class Adversarial(Section):
-    """Attacks, and random precision inference against static precisions."""
-
-    attack: AttackArguments
-    """The PGD that robustness is judged by."""
-    epsilons: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
-    """Radii that the same attack is tried at on one static precision; at all but the last, which is so large that nothing should
-    survive, static precisions are held against random ones."""
-    sets: Annotated[tuple[Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)], ...], Field(min_length=1)]
-    """Precisions that random precision inference draws from; the first is the one that finer draws and text attacks face."""
-    control: Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)] = (Precision(16, 16), Precision(32, 32))
-    """A set whose precisions are alike, so that drawing from it must gain nothing."""
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them, for the first of `methods`."""
-    fewer_questions: Annotated[int, Field(ge=10)]
-    """For the other methods, for finer draws and for the checks."""
-    methods: Annotated[tuple[RobustMethod, ...], Field(min_length=1), AfterValidator(_once)]
-    """Trainings, all with one shared adapter; the first is judged in full."""
-    passes: Count
-    """Of every training; what an adversary takes is not counted."""
-    seeds: Seeds
-    """Of every training; the first is judged in full, its twin of the next number attacks it from outside."""
-    adversary: AttackArguments
-    """Of the method adversarial."""
-    draws: Count
-    """Configurations that are drawn for layers of mixed precision, by the attacker at each step and by the defender."""
-    flips: Count
-    """Tokens that HotFlip may exchange."""
-    noise_rate: Annotated[float, Field(gt=0, le=1)]
-    """Share of the words that character noise changes."""
-    words: Words | None = None
-    shifted: Sources | None = None
-    """Shifted or adversarial questions that are answered as they are: as `data.validation`, or null for none."""

@@ -12,13 +12,14 @@ from pydantic_core import PydanticCustomError
 
 from qatlib.arguments import PrecisionField, QuantizerArguments
 from qatlib.named import NAMED
-from qatlib.params.experiments import Adversarial, Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
+from qatlib.params.attacks import Adversarial
+from qatlib.params.experiments import Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
 from qatlib.params.sections import (
     Compute,
     Data,
     DynamicQuantizer,
     Evaluation,
-    Lora,
+    LoraSettings,
     Model,
     PostTraining,
     Section,
@@ -37,7 +38,7 @@ class Params(Section):
     quantizer: DynamicQuantizer
     precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=2)]
     """Precisions of the switchable model, one adapter each."""
-    lora: Lora
+    lora: LoraSettings
     teacher: Teacher
     post_training: PostTraining
     switchable: Switchable
@@ -102,7 +103,7 @@ class Params(Section):
 
     @check("lora")
     @classmethod
-    def _one_a_precision(cls, lora: Lora, info: Info) -> Lora:
+    def _one_a_precision(cls, lora: LoraSettings, info: Info) -> LoraSettings:
         count = len(info.data.get("precisions", ()))
         for key, values in lora:
             if count and len(values) != count:

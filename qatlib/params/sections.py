@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic import ValidationInfo as Info
@@ -28,6 +28,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+T = TypeVar("T")
+
+
+def once(value: tuple[T, ...]) -> tuple[T, ...]:
+    """The value itself, if nothing is in it twice."""
+    if twice := [x for x in value if value.count(x) > 1]:
+        raise ValueError(f"a list with each value once, which {given(getattr(twice[0], 'name', twice[0]))} is not")
+    return value
+
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(once)]
 
 
 def placed(value: str, info: Info) -> str | None:
@@ -142,7 +155,7 @@ class Data(Section):
         return value
 
 
-class Lora(Section):
+class LoraSettings(Section):
     """One adapter a precision: its rank, alpha and dropout, in the order of `precisions`."""
 
     ranks: tuple[Count, ...]

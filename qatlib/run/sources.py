@@ -16,7 +16,7 @@ class PipelineError(RuntimeError):
     """A stage that can't run or did not: one sentence."""
 
 
-class Cell(NamedTuple):
+class NotebookCell(NamedTuple):
     """A notebook's cell: its source, its tags in order, and `code` or `markdown`."""
 
     source: str
@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     kind: str
 
 
-def read_cells(notebook: Path) -> list[Cell]:
+def read_cells(notebook: Path) -> list[NotebookCell]:
     """The cells of a notebook.
 
     Raises:
@@ -34,7 +34,9 @@ def read_cells(notebook: Path) -> list[Cell]:
         found = json.loads(notebook.read_bytes())["cells"]
     except (ValueError, KeyError):
         raise PipelineError(f"notebooks/{notebook.name}: is not a notebook") from None
-    return [Cell("".join(c["source"]), tuple(sorted(c.get("metadata", {}).get("tags", []))), c["cell_type"]) for c in found]
+    return [
+        NotebookCell("".join(c["source"]), tuple(sorted(c.get("metadata", {}).get("tags", []))), c["cell_type"]) for c in found
+    ]
 
 
 @functools.cache

@@ -19,7 +19,8 @@ from markupsafe import Markup
 from qatlib.files import write_atomic
 from qatlib.judging import results, stats
 from qatlib.run.stages import STAGES
-from qatlib.site.pages import environment, flatten, page_style, read_json
+from qatlib.site.origin import flatten
+from qatlib.site.pages import environment, page_style, read_json
 from qatlib.site.show import table_html
 
 _ASKED = ("scores", "answers", "perplexity")
@@ -30,7 +31,7 @@ _MOST = 60
 
 
 @dataclass(frozen=True)
-class Run:
+class Report:
     """A report's folder under the name it goes by."""
 
     name: str
@@ -61,7 +62,7 @@ def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
         raise ValueError(f"a comparison takes two reports or more, each once, not {', '.join(map(str, folders)) or 'none'}")
     if lost := [f for f in folders if not (f / "provenance").is_dir()]:
         raise ValueError(f"{lost[0]}: no report in it (a folder like reports/quick, that make report left)")
-    runs = [Run(f.resolve().name, f) for f in folders]
+    runs = [Report(f.resolve().name, f) for f in folders]
     sections = [(stage.replace("_", " "), section) for stage in STAGES if (section := list(_stage(runs, stage)))]
     page = (
         environment()
@@ -74,7 +75,7 @@ def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
             runs=[run.name for run in runs],
             parameters=_shown(_parameters(runs), "Parameters, code, device and data that differ", "Nothing."),
             pairs=_shown(
-                paired(runs, **options),
+                paired_differences(runs, **options),
                 f"Against {runs[0].name}: paired differences on what both were asked; of perplexities in percent; p after Holm",
                 "No evaluation of these reports has questions in common.",
             ),
@@ -85,7 +86,7 @@ def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
     return out
 
 
-def _parameters(runs: Sequence[Run]) -> pd.DataFrame:
+def _parameters(runs: Sequence[Report]) -> pd.DataFrame:
     """Parameters, code, device and data that differ: `what`, and a column a run."""
     rows: dict[str, dict[str, str]] = {}
     for run in runs:
@@ -98,7 +99,7 @@ def _parameters(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(differ, columns=["what", *(run.name for run in runs)]).fillna("–")
 
 
-def paired(runs: Sequence[Run], **options: Any) -> pd.DataFrame:
+def paired_differences(runs: Sequence[Report], **options: Any) -> pd.DataFrame:
     """Every evaluation that the first run shares with another, on the questions or paragraphs that both were asked.
 
     Returns:
@@ -119,7 +120,7 @@ def paired(runs: Sequence[Run], **options: Any) -> pd.DataFrame:
     return table.assign(p=stats.holm(table["p"].tolist()))
 
 
-def _evaluations(run: Run, stage: str) -> dict[str, pd.DataFrame]:
+def _evaluations(run: Report, stage: str) -> dict[str, pd.DataFrame]:
     """By name, a row a question or paragraph: what models scored, and what the main attacks left of it."""
     found = {}
     for kind in _ASKED:
@@ -153,7 +154,7 @@ def _value(frame: pd.DataFrame, metric: str) -> float:
     return float(np.exp(frame["nll"].sum() / frame["tokens"].sum()) if metric == "perplexity" else frame[metric].mean())
 
 
-def _stage(runs: Sequence[Run], stage: str) -> Iterator[tuple[str, list[tuple[str, Markup]]]]:
+def _stage(runs: Sequence[Report], stage: str) -> Iterator[tuple[str, list[tuple[str, Markup]]]]:
     """Every table and figure that at least two runs have: its name, and (run, HTML) for each that has it."""
     figures = runs[0].files(stage, "figures/*.svg")
     for pattern, shown in (("*.csv", _table), ("figures/*.svg", _figure)):

@@ -10,7 +10,6 @@ import csv
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections import Counter
@@ -29,6 +28,7 @@ from qatlib.run.stages import STAGES
 from qatlib.site import ledger
 from qatlib.site.answers import answers
 from qatlib.site.cells import TEMPLATES, Cells, read_cells
+from qatlib.site.origin import duration, executions, flatten, moment, summary
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class File:
 
 
 @dataclass
-class Stage:
+class Page:
     """One notebook as the report shows it; without `cells` it has not run."""
 
     name: str
@@ -62,7 +62,7 @@ class Stage:
 
     @property
     def summary(self) -> list[tuple[str, str]]:
-        rows = [(label, "; ".join(values)) for label, values in _summary(self.provenance)]
+        rows = [(label, "; ".join(values)) for label, values in summary(self.provenance)]
         return [*rows, ("Started", self.started), ("Took", self.took)]
 
     @property
@@ -80,14 +80,14 @@ class Stage:
     @property
     def started(self) -> str:
         """When the first execution began that computed what is shown."""
-        return next((_moment(execution) for execution in _executions(self.provenance)), "")
+        return next((moment(execution) for execution in executions(self.provenance)), "")
 
     @property
     def took(self) -> str:
         """All of them together, and the last, that made the page."""
-        executions = _executions(self.provenance)
-        several = f" in {len(executions)} executions" if len(executions) > 1 else ""
-        return _duration(sum(e["duration_s"] for e in executions)) + several if executions else ""
+        made = executions(self.provenance)
+        several = f" in {len(made)} executions" if len(made) > 1 else ""
+        return duration(sum(e["duration_s"] for e in made)) + several if made else ""
 
 
 def publish(run_dir: str | os.PathLike[str], report_dir: str | os.PathLike[str]) -> None:
@@ -141,7 +141,7 @@ def _render(report: Path, profile: str) -> None:
     if not found:
         raise FileNotFoundError(f"no notebooks/*.ipynb in {report}")
     entries = ledger.read_ledger(report)
-    stages = [_read_stage(report, name, found, entries) if name in found else Stage(name) for name in sorted(found | {*STAGES})]
+    stages = [_read_stage(report, name, found, entries) if name in found else Page(name) for name in sorted(found | {*STAGES})]
     shown = [stage for stage in stages if stage.cells]
 
     env = environment()
@@ -188,11 +188,11 @@ def page_style() -> Markup:
     return Markup((TEMPLATES / "report.css").read_text("utf-8") + highlight)
 
 
-def _overview(stages: list[Stage]) -> dict[str, Any]:
+def _overview(stages: list[Page]) -> dict[str, Any]:
     """What the index shows of all stages together; a provenance value the stages share is given once."""
     found: dict[str, dict[str, list[str]]] = {}
     for stage in stages:
-        for label, values in _summary(stage.provenance):
+        for label, values in summary(stage.provenance):
             for value in values:
                 found.setdefault(label, {}).setdefault(value, []).append(stage.name[:2])
     run = [stage for stage in stages if stage.provenance]
@@ -210,9 +210,9 @@ def _overview(stages: list[Stage]) -> dict[str, Any]:
     }
 
 
-def _read_stage(report: Path, name: str, stages: set[str], entries: Sequence[ledger.Entry]) -> Stage:
+def _read_stage(report: Path, name: str, stages: set[str], entries: Sequence[ledger.Entry]) -> Page:
     cells = read_cells(report, name, stages, ledger.claims_behind(entries, name))
-    stage = Stage(name, cells, read_json(report / f"provenance/{name}.json", {}))
+    stage = Page(name, cells, read_json(report / f"provenance/{name}.json", {}))
     stage.files = [_describe(report, path) for kind in ("results", "timing") for path in _files(report / kind / name)]
     tables = {Path(file.name).stem: file.href for file in stage.tables}
     for headline in read_json(report / f"headlines/{name}.json", []):
@@ -242,72 +242,6 @@ def _describe(report: Path, path: Path) -> File:
             columns = len(next(rows, []))
             contents = f"{sum(1 for _ in rows):,} rows × {columns} columns"
     return File(path.name, quote(href), contents)
-
-
-def _executions(provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those that computed what is kept and the one that made the page, which may be among them; the oldest first."""
-    page = {"commit": (provenance.get("code") or {}).get("commit")} | {k: provenance.get(k) for k in ("started", "duration_s")}
-    earlier = [e for e in provenance.get("computed", []) if e["started"] != page["started"]]
-    return [e for e in (*earlier, page) if e["started"] and e["duration_s"] is not None]
-
-
-def _moment(execution: dict[str, Any]) -> str:
-    return re.sub(r"T(\d\d:\d\d)[\d:.]*", r" \1 ", str(execution["started"])).strip()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _summary(provenance: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """One line of a provenance file, each label with its values; empty if there is none."""
-    if not provenance:
-        return []
-    code, device, data = (provenance.get(key) or {} for key in ("code", "device", "data"))
-    commit = str(code.get("commit") or "unknown")[:10] + (" and uncommitted changes" if code.get("dirty") else "")
-    earlier = [f"{_moment(e)} by {str(e['commit'])[:10]}, {_duration(e['duration_s'])}" for e in _executions(provenance)[:-1]]
-    if isinstance(device, dict):
-        device = device.get("name") or device.get("type") or _plain(device)
-    if isinstance(data, list):
-        counts = [f" ({item['questions']:,} questions)" if item.get("questions") else "" for item in data]
-        data = [f"{item.get('name', '')}{count}" for item, count in zip(data, counts, strict=True)]
-    rows = {
-        "Profile": provenance.get("profile"),
-        "Commit": commit,
-        "Computed earlier": earlier,
-        "Library": " ".join(str(code[key])[:10] for key in ("version", "library_sha256") if code.get(key)),
-        "Device": device,
-        "Model": _model((provenance.get("parameters") or {}).get("model") or {}, provenance.get("model_version")),
-        "Data": _plain(data),
-        "Seeds": _plain(provenance.get("seeds")),
-        "Overrides": _plain(provenance.get("overrides")) or "none",
-        "Kept over changes": list(dict.fromkeys(why.rstrip(".") for why in provenance.get("kept", []))),
-    }
-    return [(label, value if isinstance(value, list) else [str(value)]) for label, value in rows.items() if value]
-
-
-def _model(section: dict[str, Any], version: str | None) -> str:
-    """Where the weights come from and in which version, and the shape of a model that brings none."""
-    about = [version] if version else []
-    about += [f"{section[key]} {word}" for key, word in (("n_layer", "blocks"), ("n_embd", "wide")) if section.get(key)]
-    return str(section.get("source", "")) + (f" ({', '.join(about)})" if about else "")
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(f"{key} {item}".strip() for key, item in flatten(value)) if value else ""
-
-
-def flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Nested dicts and lists as rows (dotted key, text); a scalar or a list of scalars is one row."""
-    if isinstance(value, dict) and value:
-        return [row for name, item in value.items() for row in flatten(item, f"{key}.{name}".lstrip("."))]
-    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        names = [item.get("name", i) if isinstance(item, dict) else i for i, item in enumerate(value)]
-        return [row for name, item in zip(names, value, strict=True) for row in flatten(item, f"{key}[{name}]")]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value in (None, {}) else str(value)
-    return [(key, text)]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qatlib.site.compare import Run, compare, main, paired
+from qatlib.site.compare import Report, compare, main, paired_differences
 
 OPTIONS = {"resamples": 50}
 
@@ -36,7 +36,7 @@ def two(tmp_path):
 
 
 def test_differences_are_paired_on_the_questions_in_common(two):
-    found = paired([Run(f.name, f) for f in two], **OPTIONS)
+    found = paired_differences([Report(f.name, f) for f in two], **OPTIONS)
     (row,) = found[found["metric"] == "F1"].to_dict("records")
     assert (row["run"], row["over"], row["evaluation"], row["n"]) == ("b", "a", "switchable 8", 10)
     assert row["difference"] == row["difference_low"] == row["difference_high"] == 5.0
@@ -48,7 +48,7 @@ def test_perplexities_are_paired_on_the_paragraphs_in_common(two):
         text.to_csv(folder / "results" / "02_switchable_train" / "perplexity_switchable_8.csv", index=False)
         gaps = pd.DataFrame({"model": ["cpt"], "over": ["static"], "difference": [1.0]})
         gaps.to_csv(folder / "results" / "02_switchable_train" / "perplexity_gaps.csv", index=False)
-    found = paired([Run(f.name, f) for f in two], **OPTIONS)
+    found = paired_differences([Report(f.name, f) for f in two], **OPTIONS)
     (row,) = found[found["metric"] == "perplexity"].to_dict("records")
     assert (row["n"], row["value"], row["value_over"]) == (2, pytest.approx(np.exp(3)), pytest.approx(np.exp(2)))
     assert row["difference"] == pytest.approx(100 * (np.e - 1))
@@ -64,7 +64,7 @@ def test_the_main_attacks_are_paired_cell_by_cell(two):
             for experiment in ("main", "radii")
         ]
         pd.DataFrame(rows).to_csv(stage / "attack_rows.csv", index=False)
-    found = paired([Run(f.name, f) for f in two], **OPTIONS)
+    found = paired_differences([Report(f.name, f) for f in two], **OPTIONS)
     (row,) = found[(found["evaluation"] == "attack worst, answered at 8") & (found["metric"] == "F1")].to_dict("records")
     assert (row["n"], row["difference"]) == (4, -10.0)
     assert found["p"].between(0, 1).all()
@@ -78,7 +78,7 @@ def test_a_long_table_says_where_it_was_cut(two, tmp_path):
 
 def test_without_common_questions_there_is_no_pair(tmp_path):
     folders = made(tmp_path / "a", 60.0, range(10)), made(tmp_path / "b", 65.0, range(20, 30))
-    assert paired([Run(f.name, f) for f in folders], **OPTIONS).empty
+    assert paired_differences([Report(f.name, f) for f in folders], **OPTIONS).empty
     assert "No evaluation of these reports has questions in common." in compare(folders, tmp_path / "out.html").read_text()
 
 
