@@ -54,7 +54,7 @@ class Comparisons(Section):
 
     @check("methods", "quantizers")
     @classmethod
-    def _namedonce(cls, value: tuple[Method, ...], info: Info) -> tuple[Method, ...]:
+    def _named_once(cls, value: tuple[Method, ...], info: Info) -> tuple[Method, ...]:
         names = [m.name for m in (*info.data.get("methods", ()), *value)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"a list in which every name is another, here and in methods, unlike {given(twice[0])}")
