@@ -108,7 +108,7 @@ def variation_checks(variations: pd.DataFrame, complete: pd.DataFrame, at: str, 
 
     tried = {name: select(variations, at, name) for name in variations["attack"].unique()}
     pgd = tried[own_attack(variations, at)]
-    fgsm = tried[attack_with(variations, family="gradient", varied="method")]
+    fgsm = tried[attack_with(variations, family="gradient", varied="one step")]
     radii = variations[variations["varied"] == "epsilon"].sort_values("epsilon", kind="stable")["attack"].unique().tolist()
     bits = f"{at} bits, "
     checks = [not_below_zero(0, f"{bits}PGD costs no less than FGSM", gap(fgsm, pgd))]

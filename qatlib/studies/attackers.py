@@ -32,7 +32,7 @@ Family = Literal["none", "noise", "gradient", "search", "text", "worst"]
 """What an attack does: nothing; a random change; it follows a gradient over embeddings, or searches without one; it changes
 tokens, words or letters. `worst` is no attack of its own: it is the worst of several, question by question."""
 
-Varied = Literal["nothing", "method", "epsilon", "steps", "restarts", "objective", "norm", "arithmetic"]
+Varied = Literal["nothing", "method", "one step", "epsilon", "steps", "restarts", "objective", "norm", "arithmetic"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Attack:
     steps: int = 0
     """Steps along a gradient, or the most tokens or words that it changes."""
     varied: Varied = "nothing"
-    """In what it differs from the params' own attack; `method` for another kind of attack."""
+    """In what it differs from the params' own attack: `one step` is FGSM, `method` another kind of attack."""
 
     @classmethod
     def of(cls, name: str, family: Family, target: str, arguments: AttackArguments, varied: Varied = "nothing") -> Attack:

@@ -41,7 +41,7 @@ class Variations:
         own, draws = self.section.attack, static(at, self.model)
         other: Literal["l2", "linf"] = "l2" if own.norm == "linf" else "linf"
         tried: list[tuple[str, AttackArguments, Varied]] = [("PGD", own, "nothing")]
-        tried += [("FGSM", AttackArguments.fgsm(own.epsilon, own.norm), "method")]
+        tried += [("FGSM", AttackArguments.fgsm(own.epsilon, own.norm), "one step")]
         tried += [(f"PGD, ε {e:g}", replace(own, epsilon=e), "epsilon") for e in self.section.epsilons]
         tried += [
             ("PGD, twice the steps", replace(own, steps=2 * own.steps), "steps"),

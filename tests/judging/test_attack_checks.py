@@ -64,7 +64,7 @@ ATTACKS = {
         *(gradient(f"EOT {name}", name) for name in ("{4, 8}", "{16, 32}")),
         gradient("PGD at 8 of a twin", "8 of a twin"),
         gradient("PGD", "8"),
-        gradient("FGSM", "8", steps=1, varied="method"),
+        gradient("FGSM", "8", steps=1, varied="one step"),
         gradient("PGD, ε 0.1", "8", epsilon=0.1, varied="epsilon"),
         gradient("PGD, ε 4", "8", epsilon=4, varied="epsilon"),
         gradient("PGD, twice the steps", "8", steps=4, varied="steps"),

@@ -18,7 +18,7 @@ def test_a_variation_differs_from_the_own_attack_in_the_column_it_names(variatio
     moved = found[found["family"] == "gradient"]
     assert set(moved["target"]) == {"4"} and moved.index[moved["varied"] == "nothing"].tolist() == ["PGD"]
     assert moved.loc[moved["varied"] == "epsilon", "epsilon"].tolist() == list(variations.section.epsilons)
-    for column, varied, same in (("steps", {"steps", "method"}, own.steps), ("objective", {"objective"}, own.loss)):
+    for column, varied, same in (("steps", {"steps", "one step"}, own.steps), ("objective", {"objective"}, own.loss)):
         assert set(moved.loc[moved[column] != same, "varied"]) <= varied and (moved[column] != same).any()
     assert found.loc["none", ["family", "epsilon", "passes"]].tolist() == ["none", 0, 0]
     assert found.index[found["family"] == "search"].tolist() == ["random search"]
