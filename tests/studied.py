@@ -11,7 +11,7 @@ SETS = ["adversarial.sets=[[8, 4]]", "adversarial.control=[16, 32]", "adversaria
 
 
 @pytest.fixture(scope="module")
-def work(make_desk, tmp_path_factory) -> Robustness:
+def robustness(make_desk, tmp_path_factory) -> Robustness:
     """Attacks of one run."""
     study = Study(make_desk(tmp_path_factory.mktemp("robust"), *SETS))
     path = tmp_path_factory.mktemp("teacher") / "t"
@@ -20,15 +20,15 @@ def work(make_desk, tmp_path_factory) -> Robustness:
 
 
 @pytest.fixture(scope="module")
-def model(work):
+def model(robustness):
     """Its model."""
-    return work.trained("random", 0)
+    return robustness.trained("random", 0)
 
 
 @pytest.fixture(scope="module")
-def frame(work, model):
+def frame(robustness, model):
     """Every attack, answered at every precision."""
-    return work.matrix(model, "main", work.questions)
+    return robustness.matrix(model, "main", robustness.questions)
 
 
 @pytest.fixture(scope="module")

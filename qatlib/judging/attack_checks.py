@@ -9,10 +9,11 @@ import pandas as pd
 
 from qatlib.attacks.defence import Set, set_name
 from qatlib.judging.attack_rules import TOLERANCE, Check, about_zero, above_zero, broken, not_below_zero, passes
-from qatlib.judging.attack_scores import best_static, contrast, gradient_attacks, mean_of, select
+from qatlib.judging.attack_scores import about, attack_with, best_static, contrast, gradient_attacks, mean_of, own_attack, select
 from qatlib.judging.results import intervals
 from qatlib.judging.stats import Estimate
 from qatlib.params.attacks import Adversarial
+from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.studies.attackers import SEARCHED
 
 ROUNDING = 1e-4
@@ -21,13 +22,29 @@ ROUNDING = 1e-4
 BELIEVABLE = 20
 """Mixed configurations a step that a believable attacker of draws a layer averages over."""
 
+STRONGER = {
+    "steps": "twice the steps",
+    "restarts": "twice the restarts",
+    "objective": "margin loss",
+    "arithmetic": "in fp32",
+}
+"""Variations that must leave no less F1 than the params' own attack (check 7), by the column `varied`, in words."""
 
-def main_checks(complete: pd.DataFrame, reach: pd.DataFrame, sets: Sequence[Set], control: Set, **options: Any) -> list[Check]:
+
+def main_checks(
+    complete: pd.DataFrame,
+    reach: pd.DataFrame,
+    precisions: Sequence[Precision],
+    sets: Sequence[Set],
+    control: Set,
+    **options: Any,
+) -> list[Check]:
     """Checks 1, 2, 3, 5 and 9 to 11, of the attacks at every precision.
 
     Args:
         complete: rows for `none`, `noise`, `PGD at …`, `EOT …` and `worst` over those, answered at every precision and by RPI.
-        reach: of `Robustness.reach`.
+        reach: of `Variations.reach`.
+        precisions: all of them.
     """
 
     def gap(a: pd.DataFrame, b: pd.DataFrame) -> Estimate:
@@ -36,9 +53,9 @@ def main_checks(complete: pd.DataFrame, reach: pd.DataFrame, sets: Sequence[Set]
     def mean(a: pd.DataFrame) -> Estimate:
         return mean_of(a, **options)
 
-    widths = [a.removeprefix("PGD at ") for a in complete["attack"].unique() if a.startswith("PGD at ")]
-    drawn = [p.name for p in sets[0]]
-    rpi, eot = f"RPI {set_name(sets[0])}", f"EOT {set_name(sets[0])}"
+    widths, drawn = [p.name for p in precisions], [p.name for p in sets[0]]
+    rpi, eot = f"RPI {set_name(sets[0])}", own_attack(complete, set_name(sets[0]))
+    noise = attack_with(complete, family="noise")
     clean, worst = select(complete, rpi, "none"), select(complete, rpi, "worst")
     known = f"threat model: the precisions {set_name(sets[0])} are known and equally likely, the draw is not, and new each time"
     moved, others = reach[["moved", "others"]].iloc[0]
@@ -46,13 +63,11 @@ def main_checks(complete: pd.DataFrame, reach: pd.DataFrame, sets: Sequence[Set]
     checks = [Check(1, known), Check(1, within, verdict=passes(moved <= 1 + ROUNDING and others == 0))]
     checks.append(Check(2, f"clean F1 of {rpi}, with the same draws", mean(clean)))
     for p in widths:
-        own = select(complete, p, f"PGD at {p}")
-        checks.append(
-            above_zero(2, f"at {p} bits PGD costs more than noise of equal norm", gap(select(complete, p, "noise"), own))
-        )
+        own = select(complete, p, own_attack(complete, p))
+        checks.append(above_zero(2, f"at {p} bits PGD costs more than noise of equal norm", gap(select(complete, p, noise), own)))
         checks.append(above_zero(3, f"at {p} bits, fixed, PGD costs F1", gap(select(complete, p, "none"), own)))
     for p in drawn:
-        beyond = gap(select(complete, rpi, f"PGD at {p}"), select(complete, rpi, eot))
+        beyond = gap(select(complete, rpi, own_attack(complete, p)), select(complete, rpi, eot))
         checks.append(not_below_zero(5, f"{eot} hurts {rpi} no less than PGD at {p} does", beyond))
     single = [select(complete, rpi, a)["f1"].mean() for a in gradient_attacks(complete)]
     lowest_alone = (
@@ -81,7 +96,7 @@ def variation_checks(variations: pd.DataFrame, complete: pd.DataFrame, at: str, 
     """The sanity of the attack itself (0), and checks 6 to 8, at one static precision.
 
     Args:
-        variations: of `Robustness.variations`.
+        variations: of `Variations.static_variants`.
         at: the precision.
     """
 
@@ -92,22 +107,25 @@ def variation_checks(variations: pd.DataFrame, complete: pd.DataFrame, at: str, 
         return mean_of(a, **options)
 
     tried = {name: select(variations, at, name) for name in variations["attack"].unique()}
-    radii = sorted((name for name in tried if ", ε " in name), key=lambda name: float(name.split()[-1]))
+    pgd = tried[own_attack(variations, at)]
+    fgsm = tried[attack_with(variations, family="gradient", varied="one step")]
+    radii = variations[variations["varied"] == "epsilon"].sort_values("epsilon", kind="stable")["attack"].unique().tolist()
     bits = f"{at} bits, "
-    checks = [not_below_zero(0, f"{bits}PGD costs no less than FGSM", gap(tried["FGSM"], tried["PGD"]))]
+    checks = [not_below_zero(0, f"{bits}PGD costs no less than FGSM", gap(fgsm, pgd))]
     for small, large in zip(radii, radii[1:], strict=False):
         checks.append(not_below_zero(0, f"{bits}{large} costs no less than {small}", gap(tried[small], tried[large])))
     checks.append(broken(0, f"{bits}F1 under {radii[-1]}, which nothing should survive", mean(tried[radii[-1]])))
-    own = select(complete, at, f"PGD at {at}")
-    if at != "32" and "PGD at 32" in set(complete["attack"]):
-        beyond = gap(select(complete, at, "PGD at 32"), own)
+    own, full = select(complete, at, own_attack(complete, at)), FULL_PRECISION.name
+    if at != full and full in set(complete["target"]):
+        beyond = gap(select(complete, at, own_attack(complete, full)), own)
         checks.append(not_below_zero(6, f"the gradient at {at} bits is no weaker than a full-precision surrogate's", beyond))
-    for name in (n for n in ("twice the steps", "twice the restarts", "margin loss", "in fp32") if f"PGD, {n}" in tried):
-        beyond = gap(tried[f"PGD, {name}"], tried["PGD"])
-        checks.append(not_below_zero(7, f"{bits}{name}: no less F1 is left than by PGD", beyond))
-    passed = variations.drop_duplicates("attack").set_index("attack")["passes"]
-    times = f"{passed['random search'] / passed['PGD']:g} times the passes"
-    searched, spent = gap(tried["random search"], tried["PGD"]), gap(tried["none"], tried["random search"]).value
+    for varied, said in STRONGER.items():
+        if varied in set(variations["varied"]):
+            stronger = tried[attack_with(variations, family="gradient", varied=varied)]
+            checks.append(not_below_zero(7, f"{bits}{said}: no less F1 is left than by PGD", gap(stronger, pgd)))
+    found = tried[attack_with(variations, family="search")]
+    times = f"{found['passes'].iloc[0] / pgd['passes'].iloc[0]:g} times the passes"
+    searched, spent = gap(found, pgd), gap(tried["none"], found).value
     search = f"a gradient-free attack, random search with {times}, which costs {spent:.1f}"
     checks.append(not_below_zero(8, f"{bits}{search}, does not win", searched))
     return checks
@@ -117,10 +135,11 @@ def outside_checks(gradients: pd.DataFrame, twin: pd.DataFrame, complete: pd.Dat
     """Check 4 at one static precision, and check 6 at all.
 
     Args:
-        gradients, twin: of `Robustness.gradients` and `.from_outside`.
+        gradients, twin: of `Variations.gradients` and `Robustness.from_outside`.
         at: the precision that the twin was attacked at.
     """
-    apart = contrast(select(twin, at, f"PGD at {at} of a twin"), select(complete, at, f"PGD at {at}"), **options)
+    outside, own = attack_with(twin, family="gradient"), own_attack(complete, at)
+    apart = contrast(select(twin, at, outside), select(complete, at, own), **options)
     least, where = min(zip(gradients["nonzero"], gradients["precision"], strict=True))
     share = f"least share of non-zero input gradients at any precision: {least:.1f} %, at {where} bits"
     return [
@@ -131,7 +150,7 @@ def outside_checks(gradients: pd.DataFrame, twin: pd.DataFrame, complete: pd.Dat
 
 def adaptive_checks(
     complete: pd.DataFrame,
-    harder: pd.DataFrame,
+    variants: pd.DataFrame,
     finer: pd.DataFrame,
     rounding: pd.DataFrame,
     precisions: Set,
@@ -142,47 +161,53 @@ def adaptive_checks(
 
     Args:
         complete: as in `main_checks`.
-        harder, finer, rounding: of `Robustness.harder` with RPI among the answers, `.drawn_finer` and `.rounded_noisily`.
+        variants, finer, rounding: of `Variations.adaptive_variants` with RPI among the answers, `Robustness.drawn_finer` and
+            `.rounded_noisily`.
         draws: mixed configurations a step of the attacker of `finer`.
     """
-    rpi, eot = f"RPI {set_name(precisions)}", f"EOT {set_name(precisions)}"
-    others = {name.removeprefix(f"{eot}, "): select(harder, rpi, name) for name in harder["attack"].unique()}
-    apart = {name: contrast(rows, select(complete, rpi, eot), **options) for name, rows in others.items()}
-    searched = f"random search over {set_name(precisions)}"
-    spent = contrast(select(complete, rpi, "none"), others[searched], **options).value
-    attacks = {"per layer": "EOT, mixed", "per token": "EOT, by token"}
+    rpi, eot = f"RPI {set_name(precisions)}", own_attack(complete, set_name(precisions))
+    searched = attack_with(variants, family="search")
+    others = {"search": searched} | {
+        varied: attack_with(variants, family="gradient", varied=varied) for varied in ("objective", "steps")
+    }
+    left = {kind: select(variants, rpi, name) for kind, name in others.items()}
+    apart = {kind: contrast(rows, select(complete, rpi, eot), **options) for kind, rows in left.items()}
+    spent = contrast(select(complete, rpi, "none"), left["search"], **options).value
+    uniform = own_attack(finer, "per batch")
     gains = {
-        way: contrast(select(finer, way, "EOT, uniform"), select(finer, way, own), **options) for way, own in attacks.items()
+        way: contrast(select(finer, way, uniform), select(finer, way, own_attack(finer, way)), **options)
+        for way in ("per layer", "per token")
     }
     few = "" if draws >= BELIEVABLE else f" (a believable evaluation takes {BELIEVABLE})"
     sampled = f"EOT over {draws} such draws a step{few} hurts no less than over uniform ones"
     table = noise_table(complete, rounding, precisions, **options)
     clean = dict(zip(table["defence"], table["clean_f1"], strict=True))
     nearest = min(rounding["answered"].unique(), key=lambda name: abs(clean[name] - clean[rpi]))
-    attack = min((eot, "EOT over noise"), key=lambda name: select(rounding, nearest, name)["f1"].mean())
+    faced = (own_attack(rounding, target) for target in (set_name(precisions), nearest))
+    attack = min(faced, key=lambda name: select(rounding, nearest, name)["f1"].mean())
     over = contrast(select(complete, rpi, eot), select(rounding, nearest, attack), **options)
     costs = f"clean F1 {clean[rpi]:.1f} and {clean[nearest]:.1f}"
     return [
-        not_below_zero(5, f"{eot} hurts {rpi} no less by cross-entropy than by the margin loss", apart["margin loss"]),
+        not_below_zero(5, f"{eot} hurts {rpi} no less by cross-entropy than by the margin loss", apart["objective"]),
         not_below_zero(5, f"where layers draw, {sampled}", gains["per layer"]),
         not_below_zero(5, f"where tokens draw, {sampled}", gains["per token"]),
-        not_below_zero(7, f"{rpi}, twice the steps: no less F1 is left than by {eot}", apart["twice the steps"]),
-        not_below_zero(8, f"{rpi}, a gradient-free attack, {searched}, which costs {spent:.1f}, does not win", apart[searched]),
+        not_below_zero(7, f"{rpi}, twice the steps: no less F1 is left than by {eot}", apart["steps"]),
+        not_below_zero(8, f"{rpi}, a gradient-free attack, {searched}, which costs {spent:.1f}, does not win", apart["search"]),
         Check(11, f"{rpi} under {eot} over rounding with {nearest} bits under {attack}; {costs}", over),
     ]
 
 
-def longer_attack(variations: Mapping[str, pd.DataFrame], harder: pd.DataFrame, precisions: Set, **options: Any) -> list[Check]:
+def longer_attack(variations: Mapping[str, pd.DataFrame], variants: pd.DataFrame, precisions: Set, **options: Any) -> list[Check]:
     """What RPI has over single precisions once check 7's longer attack is made on both, each by its own.
 
     Args:
-        variations: of `Robustness.variations`, by the precision's name.
-        harder: as in `adaptive_checks`.
+        variations: of `Variations.static_variants`, by the precision's name.
+        variants: as in `adaptive_checks`.
     """
-    rpi, longer = f"RPI {set_name(precisions)}", "twice the steps"
-    random = select(harder, rpi, f"EOT {set_name(precisions)}, {longer}")
-    gaps = {at: contrast(random, select(tried, at, f"PGD, {longer}"), **options) for at, tried in variations.items()}
-    return [Check(7, f"{rpi} over {at} bits, EOT and PGD with {longer}", gap) for at, gap in gaps.items()]
+    rpi, longer = f"RPI {set_name(precisions)}", {"family": "gradient", "varied": "steps"}
+    random = select(variants, rpi, attack_with(variants, **longer))
+    gaps = {at: contrast(random, select(tried, at, attack_with(tried, **longer)), **options) for at, tried in variations.items()}
+    return [Check(7, f"{rpi} over {at} bits, EOT and PGD with {STRONGER['steps']}", gap) for at, gap in gaps.items()]
 
 
 def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set, **options: Any) -> pd.DataFrame:
@@ -192,11 +217,11 @@ def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set,
 
     Returns:
         `defence`, `attack`, `clean_f1` and `f1` in percent, `rpi_gain`, what RPI has under EOT beyond that in points (each
-        with `_low` and `_high`), `n`.
+        with `_low` and `_high`), `n`, and what the attack is (`ABOUT`).
     """
-    rpi, eot, rows = f"RPI {set_name(precisions)}", f"EOT {set_name(precisions)}", []
+    rpi, eot, rows = f"RPI {set_name(precisions)}", own_attack(complete, set_name(precisions)), []
     both = pd.concat([complete[complete["id"].isin(rounding["id"])], rounding], ignore_index=True)
-    own = {p.name: f"PGD at {p.name}" for p in precisions} | dict.fromkeys(rounding["answered"].unique(), "EOT over noise")
+    own = {way: own_attack(both, way) for way in (*(p.name for p in precisions), *rounding["answered"].unique())}
     random = select(both, rpi, eot)
     pairs = [(rpi, eot), *((way, attack) for way, mine in own.items() for attack in (eot, mine))]
     for way, attack in pairs:
@@ -204,7 +229,8 @@ def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set,
         gap = contrast(random, under, **options)
         found = {"clean_f1": mean_of(clean, **options), "f1": mean_of(under, **options), "rpi_gain": gap}
         rows.append({"defence": way, "attack": attack, **intervals(found), "n": gap.n})
-    return pd.DataFrame(rows)
+    kinds = about(both).rename(columns={"answered": "defence"})
+    return pd.DataFrame(rows).merge(kinds, on=["defence", "attack"], how="left")
 
 
 def cost_checks(section: Adversarial, words: Mapping[str, float]) -> list[Check]:

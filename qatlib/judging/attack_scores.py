@@ -1,6 +1,7 @@
 """Scores under attack: one row an attack, a way of answering and a question; means over draws and minima over attacks.
 
-Columns: `attack` (`none` for clean input), `answered`, `id`, `paragraph`, `em` and `f1` in percent, `loss` in nats.
+Columns: `attack`, a name to display, and what it is (`qatlib.studies.attackers.Attack`): `family` (`none` for clean input),
+`target`, `epsilon`, `objective`, `steps`, `varied`; `answered`, `id`, `paragraph`, `em` and `f1` in percent, `loss` in nats.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from qatlib.attacks.judge import averaged
 from qatlib.judging import results, stats
 from qatlib.judging.results import interval
 from qatlib.judging.stats import Estimate
+from qatlib.studies.attackers import ABOUT, Attack
 
 FLOOR = 10.0
 """Percent of F1 under attack below which nothing is left to defend: there differences between defences say nothing."""
+
+_OF_ATTACKS = ("attack", *ABOUT, "em", "f1", "loss")
+"""Columns whose values hang on the attack; the others say who answered what."""
 
 
 def with_rpi(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
@@ -30,20 +35,23 @@ def with_rpi(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
 
 
 def worst_over(frame: pd.DataFrame, attacks: Sequence[str], name: str = "worst") -> pd.DataFrame:
-    """For each question and way of answering the lowest F1 over some attacks: the mean of minima, not the minimum of means."""
+    """For each question and way of answering the lowest F1 over some attacks: the mean of minima, not the minimum of means.
+
+    Its family is `worst`.
+    """
     chosen = frame[frame["attack"].isin(attacks)]
-    keys = [c for c in frame if c not in ("attack", "em", "f1", "loss")]
+    keys = [c for c in frame if c not in _OF_ATTACKS]
     low = chosen.groupby(keys, sort=False, as_index=False).agg({"em": "min", "f1": "min", "loss": "max"})
-    return low.assign(attack=name)
+    return low.assign(**Attack(name, "worst").columns)
 
 
 def drops(frame: pd.DataFrame) -> pd.DataFrame:
     """F1 and EM lost to each attack by each way of answering, against the same way without one, as rows a question."""
-    keys = [c for c in frame if c not in ("attack", "em", "f1", "loss")]
-    clean = frame.loc[frame["attack"] == "none", [*keys, "em", "f1"]]
-    both = frame[frame["attack"] != "none"].merge(clean, on=keys, suffixes=("", "_clean"))
+    keys = [c for c in frame if c not in _OF_ATTACKS]
+    clean = frame.loc[frame["family"] == "none", [*keys, "em", "f1"]]
+    both = frame[frame["family"] != "none"].merge(clean, on=keys, suffixes=("", "_clean"))
     lost = {f"{metric}_drop": both[f"{metric}_clean"] - both[metric] for metric in ("f1", "em")}
-    return both[[*keys, "attack", "f1", "f1_clean"]].assign(**lost)
+    return both[[*keys, "attack", *ABOUT, "f1", "f1_clean"]].assign(**lost)
 
 
 def successes(frame: pd.DataFrame, ways: Mapping[str, Sequence[str]], over: Sequence[str] = ()) -> pd.DataFrame:
@@ -63,8 +71,8 @@ def successes(frame: pd.DataFrame, ways: Mapping[str, Sequence[str]], over: Sequ
     keys, parts = ["id", "paragraph"], []
     for name, drawn in ways.items():
         mine = frame[frame["answered"].isin(drawn)]
-        lowest = mine[mine["attack"] == "none"].groupby("id")["f1"].min()
-        mine = mine[(mine["attack"] != "none") & mine["id"].isin(lowest.index[lowest == 100])]
+        lowest = mine[mine["family"] == "none"].groupby("id")["f1"].min()
+        mine = mine[(mine["family"] != "none") & mine["id"].isin(lowest.index[lowest == 100])]
         wrong = mine.assign(success=100.0 * (mine["f1"] < 100))
         found = wrong.groupby(["attack", *keys], sort=False, as_index=False)["success"].mean()
         strongest = found[found["attack"].isin(over)].groupby(keys, sort=False, as_index=False)["success"].max()
@@ -94,8 +102,33 @@ def attacked(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
 
 
 def gradient_attacks(frame: pd.DataFrame) -> list[str]:
-    """The attacks in a frame that follow a gradient: PGD at one precision, and over the draws of RPI (EOT)."""
-    return [a for a in frame["attack"].unique() if a.startswith(("PGD", "EOT"))]
+    """The names of the attacks in a frame that follow a gradient over embeddings, whatever they are called."""
+    return list(frame.loc[frame["family"] == "gradient", "attack"].unique())
+
+
+def attack_with(frame: pd.DataFrame, **columns: str | float) -> str:
+    """The name of the attack in a frame with these values in its columns.
+
+    Raises:
+        KeyError: no attack has them, or several do.
+    """
+    chosen = frame
+    for column, value in columns.items():
+        chosen = chosen[chosen[column] == value]
+    names = chosen["attack"].unique()
+    if len(names) != 1:
+        said = ", ".join(f"{column} {value}" for column, value in columns.items())
+        raise KeyError(f"one attack with {said} is needed, but there are {len(names)}: {', '.join(names) or 'none'}")
+    return str(names[0])
+
+
+def own_attack(frame: pd.DataFrame, target: str) -> str:
+    """The name of the params' own attack in a frame that was made against a precision, a set or a way of drawing.
+
+    Raises:
+        KeyError: as `attack_with`; an attack of another kind says so in its column `varied`.
+    """
+    return attack_with(frame, family="gradient", target=target, varied="nothing")
 
 
 def best_static(frame: pd.DataFrame, precisions: Set, among: Sequence[str]) -> str:
@@ -180,7 +213,13 @@ def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
 
 
 def mean_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
-    """`results.mean_table` of every way of answering under every attack, which `answered` and `attack` name."""
+    """`results.mean_table` of every way of answering under every attack: `answered`, `attack`, and at the end `ABOUT`."""
     back = {"model": "answered", "precision": "attack"}
     scores = frame.rename(columns={name: column for column, name in back.items()}).assign(seed=0)
-    return results.mean_table(scores, metrics, **options).rename(columns=back)
+    table = results.mean_table(scores, metrics, **options).rename(columns=back)
+    return table.merge(about(frame), on=["answered", "attack"], how="left")
+
+
+def about(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each attack is that a way of answering faces: `answered`, `attack` and the columns `ABOUT`."""
+    return frame.drop_duplicates(["answered", "attack"])[["answered", "attack", *ABOUT]]

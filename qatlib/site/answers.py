@@ -61,7 +61,7 @@ def _cpt(report: Path, entries: Sequence[Entry]) -> Answer:
 
 def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     stage, question = "05_adversarial", "Does random precision inference defend, and does it match Double-Win Quant?"
-    rows = [r for r in table(report, stage, "against_static") if r["attack"] == "worst" or r["attack"].startswith("EOT")]
+    rows = [r for r in table(report, stage, "against_static") if r["attacker"] in ("adaptive", "worst")]
     parts = [f"{r['defence']} over {r['over']} under {r['attack']}: {interval(r, 'difference')} F1 points" for r in rows]
     trained = [r for r in table(report, stage, "trainings") if rows and r["training"] == "adversarial"]
     for r in trained:
@@ -75,7 +75,7 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     if rows and not trained:
         paper += " Its training was not done in this report."
     said = _said(entries, ("C20", "C21", "C23", "C24", "C25", "C26"))
-    worst = [r for r in rows if r["attack"] == "worst"]
+    worst = [r for r in rows if r["attacker"] == "worst"]
     judged = [r for r in worst if r["defence"] != rows[-1]["defence"]] or worst  # the last is the control
     heads = [_tally("Drawing precisions, against the most robust static one and each under its worst attack,", judged)]
     if failed := failed_checks(report):

@@ -1,11 +1,12 @@
-"""Who attacks a model in notebook 5: from a run's params and what is drawn to attacks on a batch."""
+"""Who attacks a model in notebook 5, and what each attack is: from a run's params and what is drawn to attacks on a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -26,6 +27,48 @@ Randomness = Callable[[torch.Generator], AbstractContextManager[None]]
 
 SEARCHED = 10
 """How many times the passes of the attack a random search has, which should not win all the same."""
+
+Family = Literal["none", "noise", "gradient", "search", "text", "worst"]
+"""What an attack does: nothing; a random change; it follows a gradient over embeddings, or searches without one; it changes
+tokens, words or letters. `worst` is no attack of its own: it is the worst of several, question by question."""
+
+Varied = Literal["nothing", "method", "one step", "epsilon", "steps", "restarts", "objective", "norm", "arithmetic"]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What an attack is. Every row of scores under attack carries it in columns, so that no reader takes a name apart."""
+
+    name: str
+    """For the page only; the column `attack`."""
+    family: Family
+    target: str = "none"
+    """What it was made against: a precision, a set such as `{4, 8}`, or a way of drawing."""
+    epsilon: float = 0.0
+    """Radius in units of the mean norm of the token embeddings; 0 for an attack without one."""
+    objective: str = "none"
+    """The loss that it raises."""
+    steps: int = 0
+    """Steps along a gradient, or the most tokens or words that it changes."""
+    varied: Varied = "nothing"
+    """In what it differs from the params' own attack: `one step` is FGSM, `method` another kind of attack."""
+
+    @classmethod
+    def of(cls, name: str, family: Family, target: str, arguments: AttackArguments, varied: Varied = "nothing") -> Attack:
+        """An attack on embeddings with these arguments."""
+        return cls(name, family, target, arguments.epsilon, arguments.loss, arguments.steps, varied)
+
+    @property
+    def columns(self) -> dict[str, str | float]:
+        """By column name: `attack`, and those of `ABOUT`."""
+        values = asdict(self)
+        return {"attack": values.pop("name"), **values}
+
+
+ABOUT = tuple(field.name for field in fields(Attack) if field.name != "name")
+"""The columns that say what an attack is, beside its name."""
+
+NO_ATTACK = Attack("none", "none")
 
 
 class Attackers:
@@ -99,8 +142,8 @@ class Attackers:
 
         return craft
 
-    def nobody(self) -> Craft:
-        """No attack."""
+    def no_attack(self) -> Craft:
+        """The clean input."""
         return lambda batch: self.model.embed(batch.input_ids).detach()
 
 

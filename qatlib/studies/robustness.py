@@ -9,25 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import pandas as pd
 import torch
 
-from qatlib.arguments import AttackArguments, CosineArguments, ObjectiveArguments, ScheduleArguments
+from qatlib.arguments import CosineArguments, ObjectiveArguments, ScheduleArguments
 from qatlib.attacks.defence import Set, every, per_layer, per_token, set_name, static
-from qatlib.attacks.embedding import mean_embedding_norm, nonzero_gradients, own_seed
+from qatlib.attacks.embedding import own_seed
 from qatlib.attacks.judge import Answering, Craft, answers_at, averaged, judged
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, collate
+from qatlib.objectives import Batch
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
-from qatlib.qa.evaluate import SpanFigures, device_of, span_figures
+from qatlib.qa.evaluate import SpanFigures, span_figures
 from qatlib.qa.squad import Question
-from qatlib.studies.attackers import SEARCHED, Attackers, generator
+from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers, generator
 from qatlib.studies.study import Study, spread
 from qatlib.studies.trainings import Recipe, Trainings
 from qatlib.training import reduced_precision
+
+S0_RPI = "S0's RPI"
+"""The name of the first study's own defence."""
 
 
 class Robustness:
@@ -114,17 +116,17 @@ class Robustness:
 
         return self.study.stage.table(name, compute, published=False).assign(answered=lambda x: x["answered"].astype(str))
 
-    def _answered(
+    def attacked(
         self,
         name: str,
         model: SwitchableModel,
-        crafts: Mapping[str, Craft],
+        crafts: Mapping[Attack, Craft],
         ways: Mapping[str, Answering],
         questions: Sequence[Question],
     ) -> pd.DataFrame:
-        """`judged`'s rows of several attacks, kept as `<name>_0` and so on, with `attack`."""
+        """`judged`'s rows of several attacks, kept as `<name>_0` and so on, with the columns of each attack."""
         parts = [
-            self.judged(f"{name}_{i}", model, craft, ways, questions).assign(attack=attack)
+            self.judged(f"{name}_{i}", model, craft, ways, questions).assign(**attack.columns)
             for i, (attack, craft) in enumerate(crafts.items())
         ]
         return pd.concat(parts, ignore_index=True)
@@ -133,101 +135,45 @@ class Robustness:
         """Clean, noisy, attacked at each precision and adaptively over each set: each answered at every precision.
 
         Returns:
-            `judged`'s rows with `attack`: `none`, `noise`, `PGD at 8` for each precision, `EOT {4, 8}` for each set.
+            `judged`'s rows with the columns of each `Attack`: `none`, `noise`, `PGD at 8` for each precision, `EOT {4, 8}` for
+            each set.
         """
-        attackers = Attackers(self.study, model)
-        crafts: dict[str, tuple[str, Craft]] = {
-            "none": ("clean", attackers.nobody()),
-            "noise": ("noise", attackers.noise()),
+        attackers, own = Attackers(self.study, model), self.section.attack
+        crafts: dict[Attack, tuple[str, Craft]] = {
+            NO_ATTACK: ("clean", attackers.no_attack()),
+            Attack("noise", "noise", epsilon=own.epsilon): ("noise", attackers.noise()),
         }
         for p in self.widths:
-            crafts[f"PGD at {p.name}"] = f"pgd_{p.name}", attackers.pgd(static(p, model))
+            crafts[self.pgd_at(p)] = f"pgd_{p.name}", attackers.pgd(static(p, model))
         for s in self.sets:
-            crafts[f"EOT {set_name(s)}"] = f"eot_{'_'.join(p.name for p in s)}", attackers.pgd(every(s, model))
+            crafts[self.eot_over(s)] = f"eot_{'_'.join(p.name for p in s)}", attackers.pgd(every(s, model))
         ways = answers_at(model, self.widths)
         parts = [
-            self.judged(f"{label}_{file}".lower().replace(" ", "_"), model, craft, ways, questions).assign(attack=attack)
+            self.judged(f"{label}_{file}".lower().replace(" ", "_"), model, craft, ways, questions).assign(**attack.columns)
             for attack, (file, craft) in crafts.items()
         ]
         return pd.concat(parts, ignore_index=True)
+
+    def pgd_at(self, precision: Precision) -> Attack:
+        """The params' own attack at one precision."""
+        return Attack.of(f"PGD at {precision.name}", "gradient", precision.name, self.section.attack)
+
+    def eot_over(self, precisions: Set) -> Attack:
+        """The params' own attack in expectation over a set."""
+        name = set_name(precisions)
+        return Attack.of(f"EOT {name}", "gradient", name, self.section.attack)
 
     @property
     def fixed(self) -> Precision:
         """The static precision that variations of the attack are tried at: the widest of the first set."""
         return widest_first(self.sets[0])[0]
 
-    @property
-    def ends(self) -> list[Precision]:
-        """The widest and the narrowest precision of the first set: straight through 4 bits gradients are worse than through 8."""
-        return [self.fixed, widest_first(self.sets[0])[-1]]
-
-    def variations(self, model: SwitchableModel, at: Precision) -> pd.DataFrame:
-        """Other radii, steps, restarts, losses and the other norm, FGSM, and no gradients at all, at one static precision.
-
-        Returns:
-            `judged`'s rows with `attack`, and `passes`, what it took.
-        """
-        attackers = Attackers(self.study, model)
-        own, draws = self.section.attack, static(at, model)
-        other: Literal["l2", "linf"] = "l2" if own.norm == "linf" else "linf"
-        tried = {"PGD": own, "FGSM": AttackArguments.fgsm(own.epsilon, own.norm)}
-        tried |= {f"PGD, ε {e:g}": replace(own, epsilon=e) for e in self.section.epsilons}
-        tried |= {
-            "PGD, twice the steps": replace(own, steps=2 * own.steps),
-            "PGD, twice the restarts": replace(own, restarts=2 * own.restarts),
-            "PGD, margin loss": replace(own, loss="margin"),
-            f"PGD, {other}": replace(own, norm=other),
-        }
-        crafts = {name: (attackers.pgd(draws, attack), attack.passes) for name, attack in tried.items()}
-        crafts["none"] = attackers.nobody(), 0
-        if self.params.compute.mixed_precision != "no":
-            crafts["PGD, in fp32"] = attackers.in_fp32(attackers.pgd(draws)), own.passes
-        crafts["random search"] = attackers.searched(draws), SEARCHED * own.passes
-        passes = {name: taken for name, (_, taken) in crafts.items()}
-        alone = {name: craft for name, (craft, _) in crafts.items()}
-        found = self._answered(f"variation_{at.name}", model, alone, answers_at(model, [at]), self.fewer)
-        return found.assign(passes=found["attack"].map(passes))
-
-    def iterations(self, model: SwitchableModel) -> pd.DataFrame:
-        """Mean loss that the attacker reaches after so many steps: `steps`, `loss` (nats), at one static precision."""
-        attackers = Attackers(self.study, model)
-        rows, own = [], self.section.attack
-        for steps in sorted({1, 2, 4, 8, own.steps, 2 * own.steps}):
-            craft = attackers.pgd(static(self.fixed, model), replace(own, steps=steps, restarts=1))
-            ways = answers_at(model, [self.fixed])
-            found = self.judged(f"iterations_{steps}", model, craft, ways, self.fewer)
-            rows.append({"steps": steps, "loss": found["loss"].mean()})
-        return pd.DataFrame(rows)
-
-    def gradients(self, model: SwitchableModel) -> pd.DataFrame:
-        """`precision`, `nonzero`, the percentage of the attackable coordinates with a gradient, on a batch of windows."""
-        batch = self._batch(model)
-        shares = {p.name: 100 * nonzero_gradients(model, batch, static(p, model)) for p in self.widths}
-        return pd.DataFrame({"precision": list(shares), "nonzero": list(shares.values())})
-
-    def reach(self, model: SwitchableModel) -> pd.DataFrame:
-        """How far PGD at one static precision moves the tokens of a batch of windows, as lengths in units of ε.
-
-        Returns:
-            One row: `moved`, the longest way of a token that it may move, and `others`, of the question, the answers and padding.
-        """
-        batch = self._batch(model)
-        with torch.no_grad():
-            clean = model.embed(batch.input_ids)
-        moved = Attackers(self.study, model).pgd(static(self.fixed, model))(batch) - clean
-        length = moved.norm(dim=-1) / (self.section.attack.epsilon * mean_embedding_norm(model))
-        parts = {"moved": batch.attackable, "others": ~batch.attackable}
-        return pd.DataFrame([{name: float(length[where].max()) for name, where in parts.items()}])
-
-    def _batch(self, model: SwitchableModel) -> Batch:
-        windows = [f for f in self.study.featurize(self.fewer) if f.start >= 0][: self.params.evaluation.batch_size]
-        return collate(windows, self.study.pad_id, device_of(model))
-
     def from_outside(self, model: SwitchableModel, twin: SwitchableModel) -> pd.DataFrame:
         """Answers at every precision to `PGD at … of a twin`, an attack on a model that was trained apart, at the fixed one."""
         craft = Attackers(self.study, twin).pgd(static(self.fixed, twin))
         found = self.judged("twin", model, craft, answers_at(model, self.widths), self.fewer)
-        return found.assign(attack=f"PGD at {self.fixed.name} of a twin")
+        target = f"{self.fixed.name} of a twin"
+        return found.assign(**Attack.of(f"PGD at {target}", "gradient", target, self.section.attack).columns)
 
     def radii(self, model: SwitchableModel, main: pd.DataFrame) -> pd.DataFrame:
         """PGD at each precision of the first set, and EOT over it, at all `epsilons` but the last; answered at these precisions.
@@ -236,35 +182,22 @@ class Robustness:
             main: of `matrix`, whose rows are those of the attack's own radius.
 
         Returns:
-            `judged`'s rows with `attack` and `epsilon`; those of `none` stand at every one.
+            `judged`'s rows with the columns of each `Attack`, and `radius`, its ε; clean answers stand at every radius.
         """
         attackers, own = Attackers(self.study, model), self.section.attack
         first, ways = self.sets[0], answers_at(model, self.sets[0])
-        aims = {f"PGD at {p.name}": static(p, model) for p in first} | {f"EOT {set_name(first)}": every(first, model)}
-        known = main[main["answered"].isin(ways) & main["attack"].isin(["none", *aims])]
+        aims = {self.pgd_at(p): static(p, model) for p in first} | {self.eot_over(first): every(first, model)}
+        known = main[main["answered"].isin(ways) & main["attack"].isin([NO_ATTACK.name, *(attack.name for attack in aims)])]
         parts = []
         for e in self.section.epsilons[:-1]:
             if e == own.epsilon:
-                parts.append(known.assign(epsilon=e))
+                parts.append(known.assign(radius=e))
                 continue
-            crafts = {name: attackers.pgd(draws, replace(own, epsilon=e)) for name, draws in aims.items()}
-            found = self._answered(f"radius_{e:g}".replace(".", "_"), model, crafts, ways, self.questions)
-            parts += [known[known["attack"] == "none"].assign(epsilon=e), found.assign(epsilon=e)]
+            other = replace(own, epsilon=e)
+            crafts = {replace(a, epsilon=e, varied="epsilon"): attackers.pgd(draws, other) for a, draws in aims.items()}
+            found = self.attacked(f"radius_{e:g}".replace(".", "_"), model, crafts, ways, self.questions)
+            parts += [known[known["family"] == "none"].assign(radius=e), found.assign(radius=e)]
         return pd.concat(parts, ignore_index=True)
-
-    def harder(self, model: SwitchableModel) -> pd.DataFrame:
-        """Variations of EOT over the first set, and no gradients at all, answered at its precisions.
-
-        Returns:
-            `judged`'s rows with `attack`: `EOT {4, 8}, margin loss`, `EOT {4, 8}, twice the steps`, `random search over {4, 8}`.
-        """
-        attackers = Attackers(self.study, model)
-        first, own = self.sets[0], self.section.attack
-        draws = every(first, model)
-        crafts = {f"EOT {set_name(first)}, margin loss": attackers.pgd(draws, replace(own, loss="margin"))}
-        crafts[f"EOT {set_name(first)}, twice the steps"] = attackers.pgd(draws, replace(own, steps=2 * own.steps))
-        crafts[f"random search over {set_name(first)}"] = attackers.searched(draws)
-        return self._answered("harder", model, crafts, answers_at(model, first), self.fewer)
 
     def rounded_noisily(self, model: SwitchableModel) -> pd.DataFrame:
         """Plain noise in place of random precision: noisy rounding at each precision of the first set that rounds at all.
@@ -272,18 +205,22 @@ class Robustness:
         Attackers are EOT over the set, and EOT over the noise itself, with as many draws a step as the set has precisions.
 
         Returns:
-            Rows with `attack`, `none`, `EOT {4, 8}` or `EOT over noise`, and `answered`, `noise at 8`, the mean over as many.
+            Rows with the columns of each `Attack`, `none`, `EOT {4, 8}` or `EOT over noise`, whose target is `noise at 8`, and
+            `answered`, `noise at 8`, the mean over as many.
         """
         attackers = Attackers(self.study, model)
         first, parts = self.sets[0], []
         rounding = [p for p in first if p.a_bits != FULL] or list(first)
-        crafts = [("none", attackers.nobody(), rounding)]
-        crafts.append((f"EOT {set_name(first)}", attackers.pgd(every(first, model)), rounding))
-        crafts += [("EOT over noise", attackers.pgd_noisy(p, len(first)), [p]) for p in rounding]
+        names = {p: f"noise at {p.name}" for p in rounding}
+        crafts = [(NO_ATTACK, attackers.no_attack(), rounding)]
+        crafts.append((self.eot_over(first), attackers.pgd(every(first, model)), rounding))
+        for p, name in names.items():
+            attack = Attack.of("EOT over noise", "gradient", name, self.section.attack)
+            crafts.append((attack, attackers.pgd_noisy(p, len(first)), [p]))
         for i, (attack, craft, at) in enumerate(crafts):
-            ways = {f"noise at {p.name}": self.noisily(model, p, len(first)) for p in at}
+            ways = {names[p]: self.noisily(model, p, len(first)) for p in at}
             each = {f"{name}, {draw}": way for name, drawn in ways.items() for draw, way in drawn.items()}
-            found = self.judged(f"rounding_{i}", model, craft, each, self.fewer).assign(attack=attack)
+            found = self.judged(f"rounding_{i}", model, craft, each, self.fewer).assign(**attack.columns)
             parts += [averaged(found, [f"{name}, {draw}" for draw in drawn], name) for name, drawn in ways.items()]
         return pd.concat(parts, ignore_index=True)
 
@@ -294,34 +231,41 @@ class Robustness:
         every token.
 
         Returns:
-            `judged`'s rows with `attack`; `answered` is `per batch`, `per layer`, `per token`, of the latter two the mean over
-            all draws, and `per layer, even` and so on, over every other draw.
+            `judged`'s rows with the columns of each `Attack`. `drawn` is `per batch`, `per layer` or `per token`, the target of
+            the attacker who averages over such draws; `answered` is the same for the mean over all draws (`half` is `all`), and
+            `per layer, even` and so on for the mean over every other draw (`half` is `even` or `odd`).
         """
-        attackers = Attackers(self.study, model)
+        attackers, own = Attackers(self.study, model), self.section.attack
         first = self.sets[0]
+        mixed = partial(per_layer, first, model, draws=self.section.draws)
         crafts = {
-            "none": attackers.nobody(),
-            "EOT, uniform": attackers.pgd(every(first, model)),
-            "EOT, mixed": attackers.pgd_drawn(partial(per_layer, first, model, draws=self.section.draws)),
-            "EOT, by token": attackers.pgd_by_token(first, self.section.draws),
+            NO_ATTACK: attackers.no_attack(),
+            Attack.of("EOT, uniform", "gradient", "per batch", own): attackers.pgd(every(first, model)),
+            Attack.of("EOT, mixed", "gradient", "per layer", own): attackers.pgd_drawn(mixed),
+            Attack.of("EOT, by token", "gradient", "per token", own): attackers.pgd_by_token(first, self.section.draws),
         }
         ways = answers_at(model, first) | self.finer(model, first)
-        found = self._answered("finer", model, crafts, ways, self.fewer)
-        kinds = {"per batch": [p.name for p in first]}
+        found = self.attacked("finer", model, crafts, ways, self.fewer)
+        parts = [averaged(found, [p.name for p in first], "per batch").assign(drawn="per batch", half="all")]
         for kind in ("layer", "token"):
-            drawn = [f"{kind} {i}" for i in range(self.section.draws)]
-            kinds |= {f"per {kind}": drawn, f"per {kind}, even": drawn[::2], f"per {kind}, odd": drawn[1::2] or drawn}
-        return pd.concat([averaged(found, names, name) for name, names in kinds.items()], ignore_index=True)
+            drawn, name = [f"{kind} {i}" for i in range(self.section.draws)], f"per {kind}"
+            for half, chosen in {"all": drawn, "even": drawn[::2], "odd": drawn[1::2] or drawn}.items():
+                answered = name if half == "all" else f"{name}, {half}"
+                parts.append(averaged(found, chosen, answered).assign(drawn=name, half=half))
+        return pd.concat(parts, ignore_index=True)
 
     def hotflipped(self, model: SwitchableModel) -> pd.DataFrame:
         """HotFlip at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere."""
         attackers = Attackers(self.study, model)
         first = self.sets[0]
         aimed = list(dict.fromkeys((FULL_PRECISION, *first)))
-        crafts = {"none": attackers.nobody()}
-        crafts |= {f"HotFlip at {p.name}": attackers.flipped(static(p, model)) for p in aimed}
-        crafts[f"HotFlip EOT {set_name(first)}"] = attackers.flipped(every(first, model))
-        return self._answered("hotflip", model, crafts, answers_at(model, aimed), self.fewer)
+        aims = {(f"HotFlip at {p.name}", p.name): static(p, model) for p in aimed}
+        aims[f"HotFlip EOT {set_name(first)}", set_name(first)] = every(first, model)
+        crafts = {NO_ATTACK: attackers.no_attack()}
+        for (name, target), draws in aims.items():
+            attack = Attack(name, "text", target, objective="cross_entropy", steps=self.section.flips, varied="method")
+            crafts[attack] = attackers.flipped(draws)
+        return self.attacked("hotflip", model, crafts, answers_at(model, aimed), self.fewer)
 
     @property
     def drawn_by_s0(self) -> Set:
@@ -333,9 +277,11 @@ class Robustness:
         """S0's own protocol: layers draw, each step's gradient comes from one draw and the answer from another, on all questions.
 
         Returns:
-            `judged`'s rows with `attack`, `none` or `PGD, one draw a step`; `answered` is `S0's RPI`.
+            `judged`'s rows with the columns of each `Attack`, `none` or `PGD, one draw a step`; `answered` is `S0's RPI`, the
+            target as well.
         """
         attackers, drawn = Attackers(self.study, model), partial(per_layer, self.drawn_by_s0, model)
-        ways = {"S0's RPI": self.finer(model, self.drawn_by_s0)["layer 0"]}
-        crafts = {"none": attackers.nobody(), "PGD, one draw a step": attackers.pgd_drawn(drawn)}
-        return self._answered("one_draw", model, crafts, ways, self.questions)
+        ways = {S0_RPI: self.finer(model, self.drawn_by_s0)["layer 0"]}
+        attack = Attack.of("PGD, one draw a step", "gradient", S0_RPI, self.section.attack)
+        crafts = {NO_ATTACK: attackers.no_attack(), attack: attackers.pgd_drawn(drawn)}
+        return self.attacked("one_draw", model, crafts, ways, self.questions)

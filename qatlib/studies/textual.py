@@ -19,7 +19,7 @@ from qatlib.precision import FULL_PRECISION, Configuration, Precision
 from qatlib.pretrained import load_pretrained
 from qatlib.qa import toyqa
 from qatlib.qa.squad import Question, load_questions, write_squad
-from qatlib.studies.attackers import Attackers
+from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers
 from qatlib.studies.robustness import Robustness
 from qatlib.studies.study import spread
 
@@ -28,21 +28,24 @@ class Textual:
     """Attacked text for one model.
 
     Attributes:
-        passes: by attack on words the windows that it passed through the model, a question; after `worded`.
+        passes: by attack on words the windows that it passed through the model, a question; after `word_attack`.
     """
 
-    def __init__(self, work: Robustness, model: SwitchableModel) -> None:
-        self.work, self.model, self.study, self.section = work, model, work.study, work.section
-        self.widths: list[Precision] = list(dict.fromkeys((FULL_PRECISION, *work.sets[0])))
+    def __init__(self, robustness: Robustness, model: SwitchableModel) -> None:
+        self.robustness, self.model, self.study, self.section = robustness, model, robustness.study, robustness.section
+        self.widths: list[Precision] = list(dict.fromkeys((FULL_PRECISION, *robustness.sets[0])))
         self.passes: dict[str, float] = {}
 
-    def answered(self, name: str, questions: Sequence[Question]) -> pd.DataFrame:
+    def answered(self, name: str, questions: Sequence[Question], attack: Attack) -> pd.DataFrame:
         """Scores of questions as they are, at every precision of the first set and at 32 bits.
 
         A question of the validation set keeps its paragraph, whatever an attack has made of the context.
+
+        Args:
+            attack: what made the questions' text; its columns are added.
         """
-        nobody, ways = Attackers(self.study, self.model).nobody(), answers_at(self.model, self.widths)
-        found = self.work.judged(name, self.model, nobody, ways, questions)
+        unmoved, ways = Attackers(self.study, self.model).no_attack(), answers_at(self.model, self.widths)
+        found = self.robustness.judged(name, self.model, unmoved, ways, questions).assign(**attack.columns)
         known = {q.id: q.paragraph for q in self.study.validation}
         return found.assign(paragraph=[known.get(i, p) for i, p in zip(found["id"], found["paragraph"], strict=True)])
 
@@ -51,16 +54,17 @@ class Textual:
     def noisy(self) -> pd.DataFrame:
         """Clean questions, and the same with character noise: `attack` is `none` or `characters`."""
         rate, seed = self.section.noise_rate, self.study.params.seed
-        noisy = [character_noise(q, rate, seed) for q in self.work.fewer]
-        parts = {"none": self.answered("characters_none", self.work.fewer), "characters": self.answered("characters", noisy)}
-        return pd.concat([part.assign(attack=name) for name, part in parts.items()], ignore_index=True)
+        noisy = [character_noise(q, rate, seed) for q in self.robustness.fewer]
+        clean = self.answered("characters_none", self.robustness.fewer, NO_ATTACK)
+        changed = self.answered("characters", noisy, Attack("characters", "text", varied="method"))
+        return pd.concat([clean, changed], ignore_index=True)
 
     def perplexities(self) -> pd.DataFrame:
         """What perplexity is made of, on clean and on noisy paragraphs, noisy as a question's context is.
 
         Returns:
             `precision`, `paragraph`, `nll`, `tokens`, `noisy_nll`, `noisy_tokens`, `noisy_unknown`, how many of these are
-            unknown to the tokenizer; `RPI {4, 8}` has the mean of its set's.
+            unknown to the tokenizer; `RPI {4, 8}` has the mean of its set's. `random` is true for a precision that is drawn.
         """
         rate, seed = self.section.noise_rate, self.study.params.seed
         texts = {"": self.study.paragraphs}
@@ -78,10 +82,11 @@ class Textual:
             where = [q.paragraph for q in asked]  # of the clean text, both times
             parts.append(pd.DataFrame({"precision": p.name, "paragraph": where} | columns | {"noisy_unknown": unknown}))
         frame = pd.concat(parts, ignore_index=True)
-        first = frame[frame["precision"].isin([p.name for p in self.work.sets[0]])]
+        first = frame[frame["precision"].isin([p.name for p in self.robustness.sets[0]])]
         figures = ["nll", "tokens", "noisy_nll", "noisy_tokens", "noisy_unknown"]
         mean = first.groupby("paragraph", sort=False, as_index=False)[figures].mean()
-        return pd.concat([frame, mean.assign(precision=f"RPI {set_name(self.work.sets[0])}")], ignore_index=True)
+        mean = mean.assign(precision=f"RPI {set_name(self.robustness.sets[0])}")
+        return pd.concat([frame.assign(random=False), mean.assign(random=True)], ignore_index=True)
 
     # -- words ----------------------------------------------------------------------------------------------------
 
@@ -97,7 +102,7 @@ class Textual:
         lm, tokenizer = load_pretrained(settings.candidates, AutoModelForMaskedLM, "adversarial.words.candidates")
         return candidates.masked_lm(lm.to(self.study.device).eval(), tokenizer, settings.count)
 
-    def worded(self) -> pd.DataFrame:
+    def word_attack(self) -> pd.DataFrame:
         """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere.
 
         The attacked questions of each are kept as a SQuAD file among the stage's checkpoints, `words_0/attacked.json` and so on.
@@ -105,10 +110,11 @@ class Textual:
         settings = self.section.words
         assert settings
         questions = spread(self.study.validation, settings.questions)
-        parts = [self.answered("words_none", questions).assign(attack="none")]
-        aims: dict[str, Set] = {f"words at {p.name}": (p,) for p in self.widths}
-        aims[f"words EOT {set_name(self.work.sets[0])}"] = self.work.sets[0]
-        for i, (name, aim) in enumerate(aims.items()):
+        parts = [self.answered("words_none", questions, NO_ATTACK)]
+        first = self.robustness.sets[0]
+        aims: dict[tuple[str, str], Set] = {(f"words at {p.name}", p.name): (p,) for p in self.widths}
+        aims[f"words EOT {set_name(first)}", set_name(first)] = first
+        for i, ((name, target), aim) in enumerate(aims.items()):
             path = self.study.stage.checkpoints(f"words_{i}") / "attacked.json"
             cost = path.with_name("passes.json")
             if not (path.is_file() and cost.is_file()):
@@ -120,7 +126,8 @@ class Textual:
                 write_atomic(cost, json.dumps(attacker.passed / len(questions)))
             self.passes[name] = float(json.loads(cost.read_text()))
             attacked = {q.id: q for q in load_questions([path], "validation")}
-            parts.append(self.answered(f"words_{i}", [attacked[q.id] for q in questions]).assign(attack=name))
+            attack = Attack(name, "text", target, objective="cross_entropy", steps=settings.most, varied="method")
+            parts.append(self.answered(f"words_{i}", [attacked[q.id] for q in questions], attack))
         return pd.concat(parts, ignore_index=True)
 
     # -- elsewhere ------------------------------------------------------------------------------------------------
@@ -133,4 +140,4 @@ class Textual:
             found = toyqa.generate(self.section.questions, seed=2 * self.study.params.seed + 1_000_003)
         else:
             found = spread(load_questions(source, "validation"), self.section.questions)
-        return self.answered("shifted", found).assign(attack="none")
+        return self.answered("shifted", found, NO_ATTACK)

@@ -1,3 +1,3 @@
 """What is judged: real answers of small models."""
 
-from tests.studied import frame, layers, model, sweep, work  # noqa: F401
+from tests.studied import frame, layers, model, robustness, sweep  # noqa: F401

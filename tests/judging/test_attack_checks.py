@@ -8,32 +8,38 @@ import pytest
 from qatlib.judging import attack_checks
 from qatlib.judging import attack_scores as scores
 from qatlib.precision import Precision
+from qatlib.studies.attackers import Attack
+from qatlib.studies.variations import Variations
+from tests.judging.attacks import CLEAN_AND_NOISE, described, gradient
 
 
-def test_all_checks_are_made(work, model, frame):
-    complete = scores.attacked(frame, *work.sets)
-    found = attack_checks.main_checks(complete, work.reach(model), work.sets, work.section.control, resamples=100)
-    outside = work.from_outside(model, work.trained("random", 1000))
-    variations = {p.name: work.variations(model, p) for p in work.ends}
-    for at, tried in variations.items():
+def test_all_checks_are_made(robustness, model, frame):
+    complete = scores.attacked(frame, *robustness.sets)
+    variations = Variations(robustness, model)
+    of = (robustness.widths, robustness.sets, robustness.section.control)
+    found = attack_checks.main_checks(complete, variations.reach(), *of, resamples=100)
+    outside = robustness.from_outside(model, robustness.trained("random", 1000))
+    static = {p.name: variations.static_variants(p) for p in variations.ends}
+    for at, tried in static.items():
         found += attack_checks.variation_checks(tried, complete, at, resamples=100)
-    found += attack_checks.outside_checks(work.gradients(model), outside, complete, work.fixed.name, resamples=100)
-    harder, rounding = work.harder(model), work.rounded_noisily(model)
-    harder = scores.with_rpi(harder, work.sets[0])
-    of = (complete, harder, work.drawn_finer(model), rounding, work.sets[0])
-    found += attack_checks.adaptive_checks(*of, work.section.draws, resamples=100)
-    found += attack_checks.longer_attack(variations, harder, work.sets[0], resamples=100)
-    found += attack_checks.cost_checks(work.section, {"words at 8": 12.5})
+    found += attack_checks.outside_checks(variations.gradients(), outside, complete, robustness.fixed.name, resamples=100)
+    rounding, adaptive = robustness.rounded_noisily(model), scores.with_rpi(variations.adaptive_variants(), robustness.sets[0])
+    of = (complete, adaptive, robustness.drawn_finer(model), rounding, robustness.sets[0])
+    found += attack_checks.adaptive_checks(*of, robustness.section.draws, resamples=100)
+    found += attack_checks.longer_attack(static, adaptive, robustness.sets[0], resamples=100)
+    found += attack_checks.cost_checks(robustness.section, {"words at 8": 12.5})
     assert {check.number for check in found} == set(range(13))
     assert any("over 2 such draws a step (a believable evaluation takes 20)" in check.what for check in found)
     assert sum("10 times the passes" in check.what for check in found) == 2  # at both ends of the set
-    table = attack_checks.noise_table(complete, rounding, work.sets[0], resamples=100)
+    table = attack_checks.noise_table(complete, rounding, robustness.sets[0], resamples=100)
     assert table["defence"].tolist() == ["RPI {8, 4}", *(d for d in ("8", "4", "noise at 8", "noise at 4") for _ in range(2))]
-    assert set(table["n"]) == {len(work.fewer)} and table["rpi_gain"][0] == 0
+    assert set(table["n"]) == {len(robustness.fewer)} and table["rpi_gain"][0] == 0
+    assert table["target"].tolist() == ["{8, 4}", "{8, 4}", "8", "{8, 4}", "4", *["{8, 4}", "noise at 8", "{8, 4}", "noise at 4"]]
 
 
 FIRST, CONTROL = [tuple(Precision(b, b) for b in bits) for bits in ((4, 8), (16, 32))]
-WIDTHS = ("32", "16", "8", "4")
+PRECISIONS = [Precision(b, b) for b in (32, 16, 8, 4)]
+WIDTHS = tuple(p.name for p in PRECISIONS)
 EOT = "EOT {4, 8}"
 AS_IT_SHOULD_BE = {  # F1 by attack and by who answers, where every check holds
     **{("none", a): 90.0 for a in (*WIDTHS, "noise at 8", "per layer", "per token")},
@@ -49,6 +55,32 @@ AS_IT_SHOULD_BE = {  # F1 by attack and by who answers, where every check holds
     **{("EOT, mixed", "per layer"): 25.0, ("EOT, by token", "per token"): 25.0},
     **{(EOT, "noise at 8"): 30.0, ("EOT over noise", "noise at 8"): 25.0},
 }
+
+ATTACKS = {
+    attack.name: attack
+    for attack in (
+        *CLEAN_AND_NOISE,
+        *(gradient(f"PGD at {p}", p) for p in WIDTHS),
+        *(gradient(f"EOT {name}", name) for name in ("{4, 8}", "{16, 32}")),
+        gradient("PGD at 8 of a twin", "8 of a twin"),
+        gradient("PGD", "8"),
+        gradient("FGSM", "8", steps=1, varied="one step"),
+        gradient("PGD, ε 0.1", "8", epsilon=0.1, varied="epsilon"),
+        gradient("PGD, ε 4", "8", epsilon=4, varied="epsilon"),
+        gradient("PGD, twice the steps", "8", steps=4, varied="steps"),
+        gradient("PGD, twice the restarts", "8", varied="restarts"),
+        gradient("PGD, margin loss", "8", objective="margin", varied="objective"),
+        Attack("random search", "search", "8", varied="method"),
+        gradient(f"{EOT}, twice the steps", "{4, 8}", steps=4, varied="steps"),
+        gradient(f"{EOT}, margin loss", "{4, 8}", objective="margin", varied="objective"),
+        Attack("random search over {4, 8}", "search", "{4, 8}", varied="method"),
+        gradient("EOT, uniform", "per batch"),
+        gradient("EOT, mixed", "per layer"),
+        gradient("EOT, by token", "per token"),
+        gradient("EOT over noise", "noise at 8"),
+    )
+}
+VARIED_AT_8 = {"none", *(name for name in ATTACKS if name in ("PGD", "FGSM", "random search") or name.startswith("PGD, "))}
 
 
 def failed(changed: dict[tuple[str, str], float], others: float = 0.0, nonzero: float = 100.0) -> set[int]:
@@ -66,20 +98,21 @@ def failed(changed: dict[tuple[str, str], float], others: float = 0.0, nonzero: 
         for (attack, answered), f1 in (AS_IT_SHOULD_BE | changed).items()
         for i in range(40)
     ]
-    frame = pd.DataFrame(rows)
+    frame = described(pd.DataFrame(rows), ATTACKS)
     options = {"resamples": 200}
     grid = frame["attack"].isin({"none", "noise", *(a for a, p in AS_IT_SHOULD_BE if p == "32")})
     complete = scores.attacked(frame[grid & frame["answered"].isin(WIDTHS)], FIRST, CONTROL)
     reach = pd.DataFrame([{"moved": 1.0, "others": others}])
     passes = frame["attack"].eq("random search") * 20 + 2
     gradients = pd.DataFrame({"precision": ["8"], "nonzero": [nonzero]})
-    harder = scores.with_rpi(frame[frame["attack"].str.startswith((f"{EOT}, ", "random search over"))], FIRST)
+    adaptive = scores.with_rpi(frame[frame["target"].eq("{4, 8}") & frame["varied"].ne("nothing")], FIRST)
+    twin, tried = frame[frame["target"] == "8 of a twin"], frame[frame["attack"].isin(VARIED_AT_8) & frame["answered"].eq("8")]
     kinds = {kind: frame[frame["answered"].str.startswith(kind)] for kind in ("per", "noise at")}
     found = [
-        *attack_checks.main_checks(complete, reach, [FIRST, CONTROL], CONTROL, **options),
-        *attack_checks.variation_checks(frame.assign(passes=passes)[frame["answered"] == "8"], complete, "8", **options),
-        *attack_checks.outside_checks(gradients, frame, complete, "8", **options),
-        *attack_checks.adaptive_checks(complete, harder, kinds["per"], kinds["noise at"], FIRST, 20, **options),
+        *attack_checks.main_checks(complete, reach, PRECISIONS, [FIRST, CONTROL], CONTROL, **options),
+        *attack_checks.variation_checks(tried.assign(passes=passes), complete, "8", **options),
+        *attack_checks.outside_checks(gradients, twin, complete, "8", **options),
+        *attack_checks.adaptive_checks(complete, adaptive, kinds["per"], kinds["noise at"], FIRST, 20, **options),
     ]
     return {check.number for check in found if check.verdict == "FAIL"}
 
@@ -119,8 +152,8 @@ def test_checks_1_and_6_fail_where_a_protected_token_moved_and_where_gradients_a
 @pytest.mark.parametrize("gain", [-8, 0, 8])
 def test_a_longer_attack_is_made_on_both_sides(gain):
     left = pd.DataFrame({"id": [*"abcd"], "paragraph": [*"abcd"], "f1": [10, 12, 9, 11]})
-    random = left.assign(answered="RPI {4, 8}", attack=f"{EOT}, twice the steps")
-    static = left.assign(answered="8", attack="PGD, twice the steps", f1=left["f1"] - gain)
+    random = described(left.assign(answered="RPI {4, 8}", attack=f"{EOT}, twice the steps"), ATTACKS)
+    static = described(left.assign(answered="8", attack="PGD, twice the steps", f1=left["f1"] - gain), ATTACKS)
     (check,) = attack_checks.longer_attack({"8": static}, random, FIRST, resamples=100)
     assert (check.number, check.verdict) == (7, "shown")
     assert check.found is not None and check.found.value == pytest.approx(gain)

@@ -12,6 +12,8 @@ from qatlib.attacks.defence import set_name
 from qatlib.attacks.judge import averaged
 from qatlib.judging import attack_scores as scores
 from qatlib.precision import Precision
+from qatlib.studies.attackers import ABOUT, Attack
+from tests.judging.attacks import CLEAN_AND_NOISE, described, gradient
 
 F1 = {  # answered, attack → F1 of questions a to d
     ("8", "none"): [100.0, 100, 100, 60],
@@ -21,15 +23,16 @@ F1 = {  # answered, attack → F1 of questions a to d
     ("8", "PGD at 4"): [60.0, 0, 100, 0],
     ("4", "PGD at 4"): [40.0, 20, 0, 60],
 }
-FRAME = pd.concat(
-    [
-        pd.DataFrame({"id": list("abcd"), "paragraph": list("ppqq"), "f1": f1, "em": f1, "loss": 1.0}).assign(
-            answered=p, attack=a
-        )
-        for (p, a), f1 in F1.items()
-    ],
-    ignore_index=True,
-)
+ATTACKS = {a.name: a for a in (*CLEAN_AND_NOISE, gradient("PGD at 8", "8"), gradient("PGD at 4", "4"))}
+
+
+def rows(f1: dict[tuple[str, str], list[float]], attacks: dict[str, Attack]) -> pd.DataFrame:
+    where = {"id": list("abcd"), "paragraph": list("ppqq"), "loss": 1.0}
+    parts = [pd.DataFrame(where | {"f1": v, "em": v, "answered": p, "attack": a}) for (p, a), v in f1.items()]
+    return described(pd.concat(parts, ignore_index=True), attacks)
+
+
+FRAME = rows(F1, ATTACKS)
 SET = (Precision(4, 4), Precision(8, 8))
 
 
@@ -67,9 +70,10 @@ def test_success_counts_questions_that_every_draw_answers_right_without_an_attac
 def test_what_an_attack_spoils_for_a_draw_lies_between_what_it_spoils_for_its_precisions():
     rng = np.random.default_rng(0)
     attacks, ids = ["none", *(f"attack {i}" for i in range(20))], list("abcdefgh")
-    rows = pd.DataFrame(product(("4", "8"), attacks, ids), columns=["answered", "attack", "id"])
-    right = (rows["attack"] == "none") | (rng.random(len(rows)) < 0.5)
-    frame = rows.assign(paragraph=rows["id"].isin(list("abcd")), f1=np.where(right, 100.0, 60.0))
+    each = pd.DataFrame(product(("4", "8"), attacks, ids), columns=["answered", "attack", "id"])
+    right = (each["attack"] == "none") | (rng.random(len(each)) < 0.5)
+    made = {"none": CLEAN_AND_NOISE[0]} | {name: gradient(name, "8") for name in attacks[1:]}
+    frame = described(each, made).assign(paragraph=each["id"].isin(list("abcd")), f1=np.where(right, 100.0, 60.0))
     rates = scores.success_table(scores.successes(frame, WAYS), resamples=10)
     rates = rates.pivot(index="attack", columns="answered", values="success")
     low, high = rates[["4", "8"]].min(axis=1), rates[["4", "8"]].max(axis=1)
@@ -101,14 +105,40 @@ def test_drops_are_against_the_same_way_of_answering_without_an_attack():
 )
 def test_static_precisions_that_cost_more_than_a_point_without_an_attack_do_not_count(clean_4, clean_8, best):
     means = {("4", "none"): clean_4, ("8", "none"): clean_8, ("4", "PGD at 8"): 40, ("8", "PGD at 8"): 30}
-    rows = [{"answered": p, "attack": a, "f1": v, "em": v, "loss": 1.0, "id": i} for (p, a), v in means.items() for i in "ab"]
-    frame = scores.attacked(pd.DataFrame(rows).assign(paragraph="p"), SET)
+    each = [{"answered": p, "attack": a, "f1": v, "em": v, "loss": 1.0, "id": i} for (p, a), v in means.items() for i in "ab"]
+    frame = scores.attacked(described(pd.DataFrame(each).assign(paragraph="p"), ATTACKS), SET)
     assert scores.best_static(frame, SET, ["8", "4"]) == best
 
 
-def test_gradient_attacks_are_those_at_a_precision_and_over_draws():
-    frame = pd.DataFrame({"attack": ["none", "noise", "PGD at 8", "EOT {4, 8}", "HotFlip at 8", "PGD at 8"]})
-    assert scores.gradient_attacks(frame) == ["PGD at 8", "EOT {4, 8}"]
+def test_a_gradient_attack_of_any_name_takes_part_in_the_worst_case():
+    surprise = gradient("Surprise", "8", varied="method")
+    others = {"PGD at random": Attack("PGD at random", "search"), "EOT by words": Attack("EOT by words", "text")}
+    stronger = {(p, "Surprise"): [0.0, 0, 0, 0] for p in ("4", "8")}
+    without_gradient = {(p, name): [-1.0] * 4 for p in ("4", "8") for name in others}
+    frame = rows(F1 | stronger | without_gradient, ATTACKS | others | {"Surprise": surprise})
+    assert scores.gradient_attacks(frame) == ["PGD at 8", "PGD at 4", "Surprise"]
+    before, after = (scores.attacked(f, SET) for f in (FRAME, frame))
+    for way in ("4", "8", "RPI {4, 8}"):
+        assert f1(after, way, "worst") == [0, 0, 0, 0] != f1(before, way, "worst")
+    assert scores.own_attack(frame, "8") == "PGD at 8"
+
+
+def test_an_attack_is_found_by_its_columns_and_by_no_more_than_one():
+    assert scores.attack_with(FRAME, family="gradient", target="4") == "PGD at 4"
+    with pytest.raises(KeyError, match="one attack with family gradient is needed, but there are 2: PGD at 8, PGD at 4"):
+        scores.attack_with(FRAME, family="gradient")
+    with pytest.raises(KeyError, match="target 3, varied nothing is needed, but there are 0: none"):
+        scores.own_attack(FRAME, "3")
+
+
+def test_tables_say_what_each_attack_is():
+    complete = scores.attacked(FRAME, SET)
+    for frame in (complete, scores.drops(complete)):
+        table = scores.mean_table(frame, ["f1"], resamples=100)
+        assert table.columns.tolist()[-len(ABOUT) :] == list(ABOUT) and not table.isna().any(axis=None)
+        kinds = table.drop_duplicates("attack").set_index("attack")
+        assert kinds.loc["PGD at 8", ["family", "target", "epsilon"]].tolist() == ["gradient", "8", 0.5]
+        assert kinds.loc["worst", ["family", "target", "epsilon"]].tolist() == ["worst", "none", 0]
 
 
 def test_a_contrast_pairs_questions_whatever_their_order():

@@ -69,8 +69,8 @@ def test_methods_that_nothing_tells_apart_are_named_once(report):
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_double_win_quants_own_training_is_quoted_or_said_to_be_missing(report, trained):
-    columns = ["defence", "over", "attack", "difference", "difference_low", "difference_high", "p", "n"]
-    row = dict(zip(columns, ("RPI {4, 8}", "static 32", "worst", -3, -4, -2, 0.01, 500), strict=True))
+    columns = ["defence", "over", "attack", "attacker", "difference", "difference_low", "difference_high", "p", "n"]
+    row = dict(zip(columns, ("RPI {4, 8}", "static 32", "worst", "worst", -3, -4, -2, 0.01, 500), strict=True))
     write(report, "05_adversarial", "against_static", columns, [row])
     columns = ["training", "seed", "static", "gain", "gain_low", "gain_high", "n"]
     methods = ("random", "adversarial") if trained else ("random",)
@@ -82,9 +82,9 @@ def test_double_win_quants_own_training_is_quoted_or_said_to_be_missing(report, 
 
 
 def test_drawing_precisions_is_judged_by_the_worst_attack_and_without_the_control(report):
-    columns = ["defence", "over", "attack", "difference", "difference_low", "difference_high", "p", "n"]
-    cases = [("{4, 8}", "EOT {4, 8} (static: PGD at 8)", 3), ("{4, 8}", "worst", -3), ("{16, 32}", "worst", 3)]
-    rows = [(f"RPI {drawn}", "static 8", attack, d, d - 1, d + 1, 0.01, 500) for drawn, attack, d in cases]
+    columns = ["defence", "over", "attack", "attacker", "difference", "difference_low", "difference_high", "p", "n"]
+    cases = [("{4, 8}", "adaptive", 3), ("{4, 8}", "worst", -3), ("{16, 32}", "worst", 3)]
+    rows = [(f"RPI {drawn}", "static 8", "any name", attacker, d, d - 1, d + 1, 0.01, 500) for drawn, attacker, d in cases]
     write(report, "05_adversarial", "against_static", columns, [dict(zip(columns, row, strict=True)) for row in rows])
     assert "hurts more than it helps: better in 0, worse in 1, undecided in 0 of 1 comparisons" in answered(report)[1].text
 

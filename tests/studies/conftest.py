@@ -1,3 +1,3 @@
 """What several studies are tested with."""
 
-from tests.studied import frame, layers, model, sweep, work  # noqa: F401
+from tests.studied import frame, layers, model, robustness, sweep  # noqa: F401

@@ -45,7 +45,7 @@ def verdicts(
     Args:
         rows: `attack_rows` of notebook 5, scores under attack (`qatlib.judging.attack_scores`) with `experiment`: `main` and
             `trainings`, of `Robustness.matrix`, the latter with `training` and `seed`; `finer`, `hotflip` and, where there
-            are, `words`, of `.drawn_finer`, `.hotflipped` and `Textual.worded`.
+            are, `words`, of `.drawn_finer`, `.hotflipped` and `Textual.word_attack`.
         perplexities: of `Textual.perplexities`.
         sets: what RPI draws from, all of them.
         draws: how many mixed configurations the finer draws are means over.
@@ -80,8 +80,9 @@ def verdicts(
 
 def _worst(frame: pd.DataFrame) -> pd.DataFrame:
     """Clean answers, and those under the worst of all attacks in the frame, question by question."""
-    attacks = [a for a in frame["attack"].unique() if a != "none"]
-    return pd.concat([frame[frame["attack"] == "none"], worst_over(frame, attacks, EVERY_ATTACK)], ignore_index=True)
+    clean = frame["family"] == "none"
+    attacks = frame.loc[~clean, "attack"].unique().tolist()
+    return pd.concat([frame[clean], worst_over(frame, attacks, EVERY_ATTACK)], ignore_index=True)
 
 
 def _drop_beyond(frame: pd.DataFrame, more: str, less: str, attack: str, metric: str = "f1_drop", **options: Any) -> Estimate:
@@ -114,7 +115,7 @@ def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> lis
 
 def _against_fp32(main: pd.DataFrame, lost: pd.DataFrame, hotflip: pd.DataFrame, first: Set, **options: Any) -> list[Effect]:
     """What is lost less than at 32 bits, and that clean F1 is lower there, as S4 has it."""
-    rpi, clean = f"RPI {set_name(first)}", with_rpi(main[main["attack"] == "none"], first)
+    rpi, clean = f"RPI {set_name(first)}", with_rpi(main[main["family"] == "none"], first)
     lower = [
         Effect(
             f"clean F1 at 32 bits less that by {way}",
@@ -155,8 +156,8 @@ def _crossed(finer: pd.DataFrame, kind: str) -> pd.DataFrame:
 
     Chosen and scored on the same draws the worst attack would be their bad luck as well.
     """
-    attacked = finer[finer["attack"] != "none"]
-    halves = [attacked[attacked["answered"] == f"{kind}, {half}"] for half in ("even", "odd")]
+    attacked = finer[(finer["family"] != "none") & (finer["drawn"] == kind)]
+    halves = [attacked[attacked["half"] == half] for half in ("even", "odd")]
     scored = []
     for chosen_on, scored_on in (halves, halves[::-1]):
         worst = chosen_on.sort_values("f1", kind="stable").drop_duplicates("id")[["id", "attack"]]
@@ -200,9 +201,10 @@ def _alike(perplexities: pd.DataFrame, **options: Any) -> list[Effect] | str:
     effects: list[Effect] = []
     columns = ("noisy_nll", "noisy_tokens", "nll", "tokens")
     for name in (n for n in perplexities["precision"].unique() if n != "32" and len(base)):
-        pair = perplexities[perplexities["precision"] == name].merge(base, on="paragraph", suffixes=("", "_32"))
+        mine = perplexities[perplexities["precision"] == name]
+        pair = mine.merge(base, on="paragraph", suffixes=("", "_32"))
         both = [pair[f"{c}{side}"] for side in ("", "_32") for c in columns]
         share = cluster_bootstrap(both, pair["paragraph"], lambda *t: 100 * _rise(*t[:4]) / _rise(*t[4:]), **options)
-        said = f"rise of perplexity {f'at {name} bits' if name.isalnum() else f'by {name}'} in percent of that at 32"
+        said = f"rise of perplexity {f'by {name}' if mine['random'].all() else f'at {name} bits'} in percent of that at 32"
         effects += [Effect(said, share, "noise_rises", above=100 - ALIKE), Effect(said, share, "noise_rises", below=100 + ALIKE)]
     return effects or "takes 32 bits beside another precision"

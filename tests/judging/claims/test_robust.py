@@ -9,25 +9,27 @@ import pytest
 from qatlib.attacks.defence import set_name
 from qatlib.judging.claims import robust
 from qatlib.precision import Precision
+from qatlib.studies.attackers import NO_ATTACK
+from tests.judging.attacks import described, gradient
 from tests.judging.claims.scores import said
 
 FIRST = tuple(Precision.parse(p) for p in (4, 8))
 RPI = f"RPI {set_name(FIRST)}"
 OPTIONS = {"resamples": 100}
+HALVES = {"": "all", ", even": "even", ", odd": "odd"}
 
 
 def attacked(f1: dict[str, dict[str, float]], n: int = 40) -> pd.DataFrame:
     """Rows of attacks, ways of answering and their mean F1; every question has its own level, the same for all."""
     level = np.random.default_rng(0).uniform(-4, 4, n)
     where = {"id": [f"q{i}" for i in range(n)], "paragraph": [f"p{i // 2}" for i in range(n)], "em": 0.0, "loss": 1.0}
-    return pd.concat(
-        [
-            pd.DataFrame(where | {"f1": value + level}).assign(attack=attack, answered=way)
-            for attack, by_way in f1.items()
-            for way, value in by_way.items()
-        ],
-        ignore_index=True,
-    )
+    parts = [
+        pd.DataFrame(where | {"f1": value + level}).assign(attack=attack, answered=way)
+        for attack, by_way in f1.items()
+        for way, value in by_way.items()
+    ]
+    attacks = {name: NO_ATTACK if name == "none" else gradient(name, name) for name in f1}
+    return described(pd.concat(parts, ignore_index=True), attacks)
 
 
 CLEAN = {"32": 90.0, "8": 90, "4": 88}
@@ -43,7 +45,14 @@ def finer(**changes: dict[str, float]) -> pd.DataFrame:
     by_attack = {"none": dict.fromkeys(ways, 88.0), "EOT, uniform": ways, "EOT, mixed": ways} | changes
     halves = {"per layer": ("per layer, even", "per layer, odd"), "per token": ("per token, even", "per token, odd")}
     each = {a: at | {half: at[way] for way, of in halves.items() for half in of} for a, at in by_attack.items()}
-    return attacked(each)
+    return drawn(attacked(each))
+
+
+def drawn(found: pd.DataFrame) -> pd.DataFrame:
+    """With the columns that say what draws, and over which half of the draws a row is the mean."""
+    kinds = {f"per {what}{said}": half for what in ("batch", "layer", "token") for said, half in HALVES.items()}
+    ways = found["answered"].str.partition(", ")[0]
+    return found.assign(drawn=ways, half=found["answered"].map(kinds))
 
 
 def verdicts(
@@ -63,7 +72,8 @@ def trained(**methods: pd.DataFrame) -> pd.DataFrame:
 def noise(relative: float) -> pd.DataFrame:
     base = pd.DataFrame({"paragraph": list("abcdef"), "nll": 3.0, "tokens": 3, "noisy_tokens": 3, "noisy_unknown": 0})
     rises = {"32": 0.7, "8": 0.7 * relative}
-    return pd.concat([base.assign(noisy_nll=3 + 3 * np.log1p(rise), precision=p) for p, rise in rises.items()])
+    parts = [base.assign(noisy_nll=3 + 3 * np.log1p(rise), precision=p, random=False) for p, rise in rises.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def test_every_way_faces_the_worst_of_the_same_attacks():
@@ -86,7 +96,7 @@ def test_draws_that_win_only_against_a_weaker_attacker_do_not_win():
 def test_the_bad_luck_of_the_draws_that_choose_an_attack_does_not_count():
     lucky = {"per batch": 30.0, "per layer, even": 20, "per layer, odd": 40, "per token, even": 40, "per token, odd": 20}
     unlucky = lucky | {"per layer, even": 40, "per layer, odd": 20}
-    found = attacked({"none": dict.fromkeys(lucky, 88.0), "EOT, uniform": lucky, "EOT, mixed": unlucky})
+    found = drawn(attacked({"none": dict.fromkeys(lucky, 88.0), "EOT, uniform": lucky, "EOT, mixed": unlucky}))
     effects = verdicts(finer=found).set_index("effect")["value"]
     # each attack is the worst over one half of the draws, by chance alone, and does little over the other
     assert effects["F1 of drawing per layer over per batch"] == pytest.approx(40 - 30)
