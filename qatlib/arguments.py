@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 from qatlib.precision import BIT_WIDTHS, FULL, Precision
 
 Grid = Literal["narrow", "full", "midrise"]
+RotationName = Literal["none", "hadamard"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
@@ -68,7 +69,7 @@ class QuantizerArguments:
     for the activations of a layer as a share of each token's largest magnitude by calibration."""
     learned_steps: bool = False
     """Whether training goes on to learn what `clipping` starts from (LSQ, Esser et al. 2020)."""
-    rotation: Literal["none", "hadamard"] = "none"
+    rotation: RotationName = "none"
     """Whether inputs and weights are quantized in a basis rotated by blocks of a Hadamard matrix."""
     nested: bool = False
     """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that those alone are stored."""

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.grids import codes_of
 from qatlib.integer import IntegerLinear
-from qatlib.layers import NESTED_IN
 from qatlib.model import Output, SwitchableModel
-from qatlib.packing import is_odd_grid, pack, unpack
+from qatlib.packing import pack, unpack
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
 from qatlib.pretrained import ModelError
+from qatlib.weights import NESTED_IN
 
 _TIED = "lm.lm_head.weight"
 _WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE = "weights.safetensors", "rest.safetensors", "deployed.json"
@@ -104,11 +105,12 @@ class DeployedModel(nn.Module):
             for key, value in layer.stored().items():
                 (weights if key.startswith(("codes", "scale")) else rest)[f"{info.name}.{key}"] = value
             codes = weights[f"{info.name}.codes"]
-            odd = layer.bits != FULL and is_odd_grid(codes, layer.bits)
+            odd = False
             if layer.bits != FULL:
-                weights[f"{info.name}.codes"] = pack(codes >> 1 if odd else codes, layer.bits)
-            grid = {"bits": layer.bits, "odd": odd, "shape": list(codes.shape)}
-            about.append({"info": asdict(info), "precision": layer.precision.name, **grid})
+                grid = codes_of(layer.bits, layer.quantizer.grid)
+                odd, weights[f"{info.name}.codes"] = grid.odd, pack(grid.ranks(codes), layer.bits)
+            stored = {"bits": layer.bits, "odd": odd, "shape": list(codes.shape)}
+            about.append({"info": asdict(info), "precision": layer.precision.name, **stored})
         save_file({name: value.contiguous() for name, value in weights.items()}, path / _WEIGHTS_FILE)
         save_file({name: value.contiguous() for name, value in rest.items()}, path / _REST_FILE)
         quantizer = asdict(self._layers[0].quantizer)
@@ -132,8 +134,9 @@ class DeployedModel(nn.Module):
             start = layer["info"]["name"] + "."
             own = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
             if layer["bits"] != FULL:
-                codes = unpack(own["codes"], layer["bits"], tuple(layer["shape"]))
-                own["codes"] = 2 * codes + 1 if layer["odd"] else codes
+                ranks = unpack(own["codes"], layer["bits"], tuple(layer["shape"]))
+                # as it was saved: earlier versions packed odd codes as they are where they happened to fit
+                own["codes"] = codes_of(layer["bits"], quantizer.grid).of_ranks(ranks) if layer["odd"] else ranks
             lm.set_submodule(layer["info"]["name"], IntegerLinear.restore(own, layer["bits"], quantizer))
         model = cls(lm, nn.Linear(lm.config.hidden_size, 2), [LayerInfo(**layer["info"]) for layer in about["layers"]])
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)

@@ -182,10 +182,7 @@ class SwitchableModel(nn.Module):
         self.check_quantizer(quantizer)
         self.quantizer = quantizer
         for layer in self._layers:
-            layer.steps.clear()
-            layer.clips.clear()
-            layer.quantizer = quantizer
-            layer.forget_codes()
+            layer.set_quantizer(quantizer)
 
     def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None) -> Output:
         """Answer windows, padded on the right: under a causal mask padding changes nothing before it.
@@ -249,7 +246,7 @@ class SwitchableModel(nn.Module):
             if ".adapters." not in name:
                 parameter.requires_grad_(value)
         for layer in self._layers:
-            layer.forget_codes()
+            layer.weight_quantizer.forget()
 
     def base_state(self, spec: Any = FULL) -> dict[str, Tensor]:
         """The language model's own weights by name, adapters left out, as a plain model of its class loads them.

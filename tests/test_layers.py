@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from qatlib.arguments import QuantizerArguments
 from qatlib.layers import SHARED, LoraSpec, SwitchableLinear, multiplied_as_floats
 from qatlib.precision import Precision
-from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, minmax_scale, mse_scale, rotate, sqnr_db
+from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, minmax_scale, mse_scale, sqnr_db
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 3, 0.5), 32: LoraSpec(4, 8)}
 ROUNDING = 1e-4  # fp32's, in sums of 64 products up to 30, added up in any order: 64 * 30 * 2^-24; a code's step is 100 times it
@@ -193,7 +193,7 @@ def test_the_weight_in_use_is_what_codes_and_scale_say(options, bits):
     codes, scale = layer.codes(bits)
     groups = codes.view(24, -1, 16) if scale.dim() == 3 else codes
     assert codes.shape == (24, 64) and codes.dtype == torch.int8
-    x = rotate(WIDE) if layer.rotated else WIDE
+    x = layer.rotation.apply(WIDE)
     assert torch.allclose(layer(WIDE), nn.functional.linear(x, (groups * scale).view(24, 64), layer.bias), atol=ROUNDING)
 
 
