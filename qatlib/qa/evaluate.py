@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from qatlib.grids import GRIDS
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, collate, span_nll
 from qatlib.precision import FULL
+from qatlib.qa.loss import Batch, collate, span_nll
 from qatlib.qa.spans import Feature, best_spans
 from qatlib.qa.squad import Question, exact_match, f1
 from qatlib.quantizer import ClipObserver, EMAObserver

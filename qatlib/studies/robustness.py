@@ -20,9 +20,9 @@ from qatlib.attacks.embedding import mean_embedding_norm, nonzero_gradients, own
 from qatlib.attacks.judge import Answering, Craft, answers_at, averaged, judged
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, collate
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 from qatlib.qa.evaluate import SpanFigures, device_of, span_figures
+from qatlib.qa.loss import Batch, collate
 from qatlib.qa.squad import Question
 from qatlib.studies.attackers import SEARCHED, Attackers, generator
 from qatlib.studies.study import Study, spread

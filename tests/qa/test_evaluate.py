@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.model import Output, SwitchableModel
+from qatlib.model import SwitchableModel
 from qatlib.qa.evaluate import calibrate, calibrate_clips, evaluate_perplexity, evaluate_spans, mean_span_loss, set_static_range
 from qatlib.qa.spans import featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from qatlib.quantizer import fake_quantize, minmax_scale
+from qatlib.switching import Output
 
 TOKENIZER = build_tokenizer()
 QUESTIONS = generate(30, 0)
