@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.quantizer import fake_quantize, mse_scale
 from qatlib.weights import WeightQuantizer
 
 WEIGHT = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
@@ -59,6 +60,22 @@ def test_codes_follow_the_weight_and_the_steps(options):
     with torch.no_grad():
         own.steps["4"].sub_(1)
     assert not torch.equal(own.floats(weight, 4), turned)
+
+
+def test_nested_codes_are_kept_once_and_derived_from_those_of_8_bits():
+    own = quantizer({"nested": True, "clipping": "mse"})
+    eight, scale = own.codes(WEIGHT, 8)
+    for bits in (2, 3, 4, 6):
+        codes, narrow = own.codes(WEIGHT, bits)
+        half = 2 ** (bits - 1) - 1
+        assert torch.equal(codes, (eight * scale / narrow).round().clamp(-half, half).to(torch.int8))
+        assert own.codes(WEIGHT, bits)[0] is not codes
+    assert own.codes(WEIGHT, 8)[0] is eight
+
+
+def test_mse_clipping_is_the_scale_of_least_error():
+    own = quantizer({"weights": "per_tensor", "clipping": "mse"})
+    assert torch.equal(own.floats(WEIGHT, 3), fake_quantize(WEIGHT, mse_scale(WEIGHT, 3), 3))
 
 
 @torch.no_grad()
