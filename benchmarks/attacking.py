@@ -12,8 +12,8 @@ from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import every, static
 from qatlib.attacks.embedding import attack_embeddings
 from qatlib.latency import in_turn
-from qatlib.objectives import Batch
 from qatlib.precision import Precision
+from qatlib.qa.loss import Batch
 
 PRECISIONS = tuple(Precision(b, b) for b in (8, 6, 4))
 STEPS = 3

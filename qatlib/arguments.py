@@ -5,7 +5,8 @@ Free of torch, so that a params file is checked before anything heavy is importe
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from qatlib.precision import BIT_WIDTHS, FULL, Precision
 
 Grid = Literal["narrow", "full", "midrise"]
+RotationName = Literal["none", "hadamard"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
@@ -68,7 +70,7 @@ class QuantizerArguments:
     for the activations of a layer as a share of each token's largest magnitude by calibration."""
     learned_steps: bool = False
     """Whether training goes on to learn what `clipping` starts from (LSQ, Esser et al. 2020)."""
-    rotation: Literal["none", "hadamard"] = "none"
+    rotation: RotationName = "none"
     """Whether inputs and weights are quantized in a basis rotated by blocks of a Hadamard matrix."""
     nested: bool = False
     """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that those alone are stored."""
@@ -252,31 +254,66 @@ class AttackArguments:
         return self.restarts * (self.steps + 1)
 
 
+class Objective(NamedTuple):
+    """What a training and its checks need to know of an objective; `qatlib.objectives` has the equations."""
+
+    learns_from: Literal["wider", "widest", "teacher"] | None = None
+    """Whom its added term compares with: all wider configurations of the step, the widest, or the teacher; None if no one."""
+    sums: bool = False
+    """Whether the losses of a step's configurations are added up, not averaged."""
+    softens: bool = False
+    """Whether a temperature may soften the distributions."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a training needs a teacher."""
+        return self.learns_from == "teacher"
+
+    @property
+    def needs_several(self) -> bool:
+        """Whether a step needs several configurations."""
+        return self.learns_from in ("wider", "widest")
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "average": Objective(),
+    "joint": Objective(sums=True),
+    "cascaded": Objective("wider"),
+    "distillation": Objective("teacher", softens=True),
+    "consistency": Objective("widest"),
+}
+
+
 @dataclass(frozen=True, config=_STRICT)
 class ObjectiveArguments:
     """What a training step minimises; `qatlib.objectives` says what each objective adds and whose it is."""
 
     name: Literal["average", "joint", "cascaded", "distillation", "consistency"]
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of the term that `cascaded`, `distillation` and `consistency` add to the task's loss."""
+    """Weight of the term that an objective which learns from others adds to the task's loss."""
     divergence: Literal["kl", "js", "mse"] = "kl"
     """Between distributions over context tokens, or between their centred logits (`mse`)."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Softening of both distributions in `distillation`."""
+    """Softening of both distributions, in objectives that soften them."""
 
     @field_validator("weight", "divergence")
     @classmethod
     def _added(cls, value: float | str, info: ValidationInfo) -> float | str:
         default = {"weight": 1.0, "divergence": "kl"}[str(info.field_name)]
-        if value != default and (name := info.data.get("name")) in ("average", "joint"):
+        if value != default and (name := info.data.get("name")) and OBJECTIVES[name].learns_from is None:
             raise ValueError(f"{default!r} or nothing, because {name} adds no term to the task's loss")
         return value
 
     @field_validator("temperature")
     @classmethod
     def _softened(cls, value: float, info: ValidationInfo) -> float:
-        if value != 1 and (name := info.data.get("name")) != "distillation":
+        if value != 1 and (name := info.data.get("name")) and not OBJECTIVES[name].softens:
             raise ValueError(f"1 or nothing, because {name} softens no distribution")
         if value != 1 and info.data.get("divergence") == "mse":
             raise ValueError("1 or nothing, because it cancels out in the mse of logits")
         return value
+
+    @property
+    def rule(self) -> Objective:
+        """What is known of the objective of this name."""
+        return OBJECTIVES[self.name]

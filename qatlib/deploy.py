@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,79 +15,35 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.grids import codes_of
 from qatlib.integer import IntegerLinear
-from qatlib.layers import NESTED_IN
-from qatlib.model import Output, SwitchableModel
-from qatlib.packing import is_odd_grid, pack, unpack
+from qatlib.model import SwitchableModel
+from qatlib.packing import pack, unpack
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
 from qatlib.pretrained import ModelError
+from qatlib.switching import Switching
+from qatlib.weights import NESTED_IN
 
 _TIED = "lm.lm_head.weight"
 _WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE = "weights.safetensors", "rest.safetensors", "deployed.json"
 
 
-class DeployedModel(nn.Module):
+class DeployedModel(Switching[IntegerLinear]):
     """A causal language model with `IntegerLinear` layers and the span head; answers like the model it was made of.
 
-    Attributes:
-        lm: the language model.
-        qa_outputs: the span head.
-        infos: the deployed layers, in the model's order.
+    It switches among the weight widths that were deployed. Codes of a derived one are computed when a layer first uses them.
     """
 
     def __init__(self, lm: PreTrainedModel, qa_outputs: nn.Linear, infos: Sequence[LayerInfo]) -> None:
-        super().__init__()
-        self.lm, self.qa_outputs, self.infos = lm, qa_outputs, tuple(infos)
-        self._layers: list[IntegerLinear] = [lm.get_submodule(info.name) for info in infos]
+        super().__init__(lm, qa_outputs, infos)
         self.requires_grad_(False).eval()
 
-    @property
-    def layers(self) -> Sequence[IntegerLinear]:
-        """The deployed layers, in the order of `infos`."""
-        return self._layers
-
-    @property
-    def configuration(self) -> Configuration:
-        """The precision of every layer now."""
-        return Configuration({info.name: layer.precision for info, layer in zip(self.infos, self._layers, strict=True)})
-
-    def set_precision(self, spec: Any) -> None:
-        """Switch layers among the widths that were deployed: anything `Configuration.resolve` reads.
-
-        Writes one attribute a layer. Codes of a derived width are computed when a layer first uses them.
-
-        Raises:
-            ValueError: as `Configuration.resolve`, and a weight width that was not deployed; nothing is switched then.
-        """
-        current = self.configuration if isinstance(spec, dict) else None
-        precisions = Configuration.resolve(spec, self.infos, current)
-        for (name, precision), layer in zip(precisions.items(), self._layers, strict=True):
+    def _check(self, configuration: Configuration) -> None:
+        """Raise for a weight width that was not deployed."""
+        for (name, precision), layer in zip(configuration.items(), self._layers, strict=True):
             if not layer.has(precision.w_bits):
                 have = ", ".join(map(str, layer.scales or [FULL]))
                 raise ValueError(f"{name} was not deployed with {precision.w_bits}-bit weights, only with {have} bits")
-        for precision, layer in zip(precisions.values(), self._layers, strict=True):
-            layer.__dict__["precision"] = precision
-
-    @contextmanager
-    def at(self, spec: Any) -> Iterator[DeployedModel]:
-        """Switch for the length of a `with` block."""
-        before = self.configuration
-        self.set_precision(spec)
-        try:
-            yield self
-        finally:
-            self.set_precision(before)
-
-    def forward(self, input_ids: Tensor) -> Output:
-        """As `SwitchableModel.forward`: `input_ids` (batch, tokens), padded on the right."""
-        hidden = self.lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        start, end = self.qa_outputs(hidden).unbind(-1)
-        return Output(hidden, start, end)
-
-    def next_token_logits(self, hidden: Tensor) -> Tensor:
-        """The language model's logits (…, vocabulary) from `Output.hidden`."""
-        logits: Tensor = self.lm.get_output_embeddings()(hidden)
-        return logits
 
     def save(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a directory: `weights.safetensors` with codes packed to their width and their scales, all else in other files."""
@@ -104,11 +59,12 @@ class DeployedModel(nn.Module):
             for key, value in layer.stored().items():
                 (weights if key.startswith(("codes", "scale")) else rest)[f"{info.name}.{key}"] = value
             codes = weights[f"{info.name}.codes"]
-            odd = layer.bits != FULL and is_odd_grid(codes, layer.bits)
+            odd = False
             if layer.bits != FULL:
-                weights[f"{info.name}.codes"] = pack(codes >> 1 if odd else codes, layer.bits)
-            grid = {"bits": layer.bits, "odd": odd, "shape": list(codes.shape)}
-            about.append({"info": asdict(info), "precision": layer.precision.name, **grid})
+                grid = codes_of(layer.bits, layer.quantizer.grid)
+                odd, weights[f"{info.name}.codes"] = grid.odd, pack(grid.ranks(codes), layer.bits)
+            stored = {"bits": layer.bits, "odd": odd, "shape": list(codes.shape)}
+            about.append({"info": asdict(info), "precision": layer.precision.name, **stored})
         save_file({name: value.contiguous() for name, value in weights.items()}, path / _WEIGHTS_FILE)
         save_file({name: value.contiguous() for name, value in rest.items()}, path / _REST_FILE)
         quantizer = asdict(self._layers[0].quantizer)
@@ -132,8 +88,9 @@ class DeployedModel(nn.Module):
             start = layer["info"]["name"] + "."
             own = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
             if layer["bits"] != FULL:
-                codes = unpack(own["codes"], layer["bits"], tuple(layer["shape"]))
-                own["codes"] = 2 * codes + 1 if layer["odd"] else codes
+                ranks = unpack(own["codes"], layer["bits"], tuple(layer["shape"]))
+                # as it was saved: earlier versions packed odd codes as they are where they happened to fit
+                own["codes"] = codes_of(layer["bits"], quantizer.grid).of_ranks(ranks) if layer["odd"] else ranks
             lm.set_submodule(layer["info"]["name"], IntegerLinear.restore(own, layer["bits"], quantizer))
         model = cls(lm, nn.Linear(lm.config.hidden_size, 2), [LayerInfo(**layer["info"]) for layer in about["layers"]])
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)

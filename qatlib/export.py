@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qatlib.layers import SHARED, Lora, LoraSpec, SwitchableLinear
-from qatlib.quantizer import rotate
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -86,11 +85,11 @@ def _lora(layer: SwitchableLinear, w_bits: int) -> Lora:
 def _to_peft(name: str, layer: SwitchableLinear, w_bits: int) -> dict[str, Tensor]:
     """A (rank, in) and B (out, rank) of one adapter under PEFT's names."""
     lora = _lora(layer, w_bits)
-    parts = {"lora_A": rotate(lora.lora_A) if layer.rotated else lora.lora_A, "lora_B": lora.lora_B}
+    parts = {"lora_A": layer.rotation.inverse(lora.lora_A), "lora_B": lora.lora_B}
     return {f"{_PREFIX}{name}.{part}.weight": value.detach().contiguous() for part, value in parts.items()}
 
 
 def _from_peft(name: str, layer: SwitchableLinear, w_bits: int, tensors: Mapping[str, Tensor]) -> None:
     lora, a = _lora(layer, w_bits), tensors[f"{_PREFIX}{name}.lora_A.weight"]
-    lora.lora_A.copy_(rotate(a) if layer.rotated else a)
+    lora.lora_A.copy_(layer.rotation.apply(a))
     lora.lora_B.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])

@@ -142,7 +142,7 @@ class IntegerLinear(nn.Module):
 
     def _float_product(self, x: Tensor, w_bits: int, quantizer: InputQuantizer) -> Tensor:
         a_bits = quantizer.bits
-        seen = quantizer.in_basis(x)
+        seen = quantizer.rotation.apply(x)
         if a_bits != FULL:
             seen = fake_quantize(seen, quantizer.scale(seen), a_bits, quantizer.grid)
         weight = self.codes(w_bits)
@@ -150,7 +150,7 @@ class IntegerLinear(nn.Module):
             scale = self.scales[w_bits]
             weight = dequantize(grouped(weight, scale), scale).view(weight.shape)
         elif a_bits != FULL:
-            weight = quantizer.in_basis(weight)
+            weight = quantizer.rotation.apply(weight)
         y = F.linear(x if w_bits == a_bits == FULL else seen, weight, self.bias)
         adapter = self.adapters.get(w_bits)
         return y if adapter is None else y + F.linear(F.linear(seen, adapter.lora_A), adapter.lora_B)

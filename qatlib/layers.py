@@ -14,28 +14,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.kernels import CodeMatrix, FloatCodes, exact_kernel
+from qatlib.kernels import FloatCodes, exact_kernel
 from qatlib.precision import FULL, FULL_PRECISION, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
-from qatlib.quantizer import (
-    EMAObserver,
-    Observer,
-    dequantize,
-    fake_quantize,
-    grouped,
-    minmax_scale,
-    mse_scale,
-    narrowed,
-    quantize,
-    quantize_gradient,
-    rotate,
-)
+from qatlib.quantizer import EMAObserver, Observer, fake_quantize, quantize_gradient
+from qatlib.rotation import Rotation
+from qatlib.weights import WeightQuantizer
 
 SHARED = 0
 """In the place of a weight bit-width: the adapter that all of them share."""
-
-NESTED_IN = 8
-"""The bit-width whose codes those of fewer bits are derived from, with `QuantizerArguments.nested`."""
 
 
 @contextmanager
@@ -97,8 +84,8 @@ class SwitchableLinear(nn.Module):
     so the codes of a bit-width are computed once; a step reads them back where its width is another than the last.
     Where W or its step sizes are trained it is fake-quantized at every call, with a straight-through gradient.
 
-    With `QuantizerArguments.rotation` W and x are quantized as rotate(W) and rotate(x), and adapters see rotate(x) at
-    every precision; at full precision the product itself is left as it was.
+    With a `QuantizerArguments.rotation` R, W and x are quantized as R(W) and R(x), and adapters see R(x) at every
+    precision; at full precision the product itself is left as it was.
 
     Attributes:
         weight: the base weight in the replaced layer's own layout: (out, in) of `nn.Linear`, (in, out) of `Conv1D`.
@@ -107,6 +94,7 @@ class SwitchableLinear(nn.Module):
         adapters: one `Lora` a weight bit-width, keyed by its decimal string, or a single one under `SHARED`.
         clips: by activation bit-width, the log of the share of a token's largest magnitude at which the grid ends.
         steps: by weight bit-width, the log of the factor by which training has changed its scale, of the scale's shape.
+        weight_quantizer: makes codes of the base weight, and keeps them.
         by_integers: whether it answers by integer kernels, where the device's are exact; if not, codes are multiplied as
             floats, with the same results.
         observer: takes in what the layer is given while `observing`; an `EMAObserver` gives static activation scales.
@@ -118,20 +106,15 @@ class SwitchableLinear(nn.Module):
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach(), requires_grad=False)
         self.fan_in_fan_out = isinstance(base, Conv1D)
         self.in_features, self.out_features = self.oriented_weight.shape[1], self.oriented_weight.shape[0]
-        self.quantizer = quantizer
         self.precision = FULL_PRECISION
         self.gradient_bits = FULL
         self.adapters = nn.ModuleDict()
         self.clips = nn.ParameterDict()
         self.steps = nn.ParameterDict()
+        self.weight_quantizer = WeightQuantizer(quantizer, self.steps)
         self.observer: Observer = EMAObserver()
         self.observing = False
         self.by_integers = True
-        self._scales: dict[int, Tensor] = {}
-        self._scales_of = 0  # the version of the weight that they were computed of
-        self._codes: dict[int, tuple[tuple[int, ...], Tensor]] = {}
-        self._dequantized: tuple[tuple[int, ...], Tensor] | None = None
-        self._matrix: tuple[tuple[int, ...], CodeMatrix | FloatCodes] | None = None
 
     @property
     def oriented_weight(self) -> Tensor:
@@ -139,9 +122,20 @@ class SwitchableLinear(nn.Module):
         return self.weight.t() if self.fan_in_fan_out else self.weight
 
     @property
-    def rotated(self) -> bool:
-        """Whether the layer is quantized in the rotated basis."""
-        return self.quantizer.rotation == "hadamard"
+    def quantizer(self) -> QuantizerArguments:
+        """How weight and input are put on a grid."""
+        return self.weight_quantizer.quantizer
+
+    @property
+    def rotation(self) -> Rotation:
+        """The basis that weight and input are quantized in."""
+        return self.weight_quantizer.rotation
+
+    def set_quantizer(self, quantizer: QuantizerArguments) -> None:
+        """Change how numbers are put on a grid; codes are computed anew, learned scales and clips dropped."""
+        self.steps.clear()
+        self.clips.clear()
+        self.weight_quantizer = WeightQuantizer(quantizer, self.steps)
 
     def add_adapters(self, specs: Mapping[int, LoraSpec]) -> None:
         """Add a fresh adapter for each weight bit-width, or for `SHARED`, replacing what was there."""
@@ -151,7 +145,7 @@ class SwitchableLinear(nn.Module):
     def learn_steps(self, w_bits: Iterable[int], a_bits: Iterable[int]) -> None:
         """Make the scales of these bit-widths parameters that start where they are: their logs, so that none turns negative."""
         for bits in w_bits:
-            start = self.steps.get(str(bits), torch.zeros_like(self.scale(bits)))
+            start = self.steps.get(str(bits), torch.zeros_like(self.weight_quantizer.scale(self.oriented_weight, bits)))
             self.steps[str(bits)] = nn.Parameter(start.detach().clone())
         for bits in a_bits:
             start = self.clips.get(str(bits), self.weight.new_zeros(()))
@@ -162,122 +156,37 @@ class SwitchableLinear(nn.Module):
         """Add the adapter of that weight bit-width to the base weight; the adapter itself stays."""
         adapter = self.adapters[str(w_bits)]
         assert isinstance(adapter, Lora)
-        a = rotate(adapter.lora_A) if self.rotated else adapter.lora_A
-        self.oriented_weight.add_(adapter.lora_B @ (a * adapter.scaling))
-        self.forget_codes()
+        self.oriented_weight.add_(adapter.lora_B @ (self.rotation.inverse(adapter.lora_A) * adapter.scaling))
+        self.weight_quantizer.forget()
 
     def codes(self, w_bits: int) -> tuple[Tensor, Tensor]:
-        """Integer codes (out, in) and scale of the base weight, computed once a bit-width.
-
-        Under `nested` the codes of fewer than `NESTED_IN` bits are derived anew at every call.
-
-        Returns:
-            int8 codes (int16 above 8 bits), and a scale: (out, 1), a scalar (per tensor) or (out, groups, 1).
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            scale, version = self.scale(w_bits), self._made_of(w_bits)
-            if w_bits not in self._codes or self._codes[w_bits][0] != version:
-                if self._is_derived(w_bits):
-                    return narrowed(*self.codes(NESTED_IN), scale, w_bits, self.quantizer.grid), scale
-                weight = self._grouped(self._in_basis(self.oriented_weight))
-                codes = quantize(weight, scale, w_bits, self.quantizer.grid).reshape(self.out_features, -1)
-                self._codes[w_bits] = version, codes
-            return self._codes[w_bits][1], scale
-
-    def scale(self, w_bits: int) -> Tensor:
-        """The scale of a bit-width's codes, with what training has made of it."""
-        if self._scales_of != self.weight._version:
-            self.forget_codes()
-        if w_bits not in self._scales:
-            with torch.inference_mode(False), torch.no_grad():
-                self._scales[w_bits] = self._found_scale(self._in_basis(self.oriented_weight), w_bits)
-        found, key = self._scales[w_bits], str(w_bits)
-        return found * self.steps[key].exp() if key in self.steps else found
+        """Integer codes (out, in) and scale of the base weight, computed once a bit-width, as `WeightQuantizer.codes`."""
+        return self.weight_quantizer.codes(self.oriented_weight, w_bits)
 
     def read_back(self, w_bits: int) -> Tensor:
         """The base weight (out, in) as its codes of a bit-width say, in the basis of the weight itself."""
-        return self._in_basis(self._read_back(*self.codes(w_bits)))
+        return self.weight_quantizer.read_back(self.oriented_weight, w_bits)
 
-    def forget_codes(self) -> None:
-        """Drop what was computed of the base weight; changes in place are noticed, writes to `.data` are not."""
-        self._scales_of = self.weight._version
-        self._scales.clear()
-        self._codes.clear()
-        self._dequantized = self._matrix = None
-
-    def _made_of(self, w_bits: int) -> tuple[int, ...]:
-        """Changes whenever the codes of this width do."""
-        widths = {str(w_bits), str(NESTED_IN)} if self.quantizer.nested else {str(w_bits)}
-        return (self.weight._version, *(step._version for key, step in self.steps.items() if key in widths))
-
-    def _found_scale(self, weight: Tensor, w_bits: int) -> Tensor:
-        find = mse_scale if self.quantizer.clipping == "mse" else minmax_scale
-        return find(self._grouped(weight), w_bits, None if self.quantizer.weights == "per_tensor" else -1, self.quantizer.grid)
-
-    def _in_basis(self, x: Tensor) -> Tensor:
-        return rotate(x) if self.rotated else x
-
-    def _is_derived(self, w_bits: int) -> bool:
-        return self.quantizer.nested and w_bits < NESTED_IN
-
-    def _grouped(self, weight: Tensor) -> Tensor:
-        """(out, in) → (out, groups, group size) where groups have scales of their own."""
-        return weight.unflatten(1, (-1, self.quantizer.group_size)) if self.quantizer.weights == "per_group" else weight
-
-    def _read_back(self, codes: Tensor, scale: Tensor) -> Tensor:
-        return dequantize(grouped(codes, scale), scale, self.weight.dtype).view_as(codes)
-
-    def _quantized_weight(self, w_bits: int) -> Tensor:
-        trained = self.weight.requires_grad or (self.training and torch.is_grad_enabled() and str(w_bits) in self.steps)
-        if trained or (w_bits == FULL and not self.rotated):
-            return self._trained_weight(w_bits)
-        # The codes are the store; the floats of the width in use are kept until another width is used,
-        # so that a pass over a data set dequantizes once and a switch still writes a single attribute.
-        version = (w_bits, *self._made_of(w_bits))
-        if self._dequantized is None or self._dequantized[0] != version:
-            with torch.inference_mode(False), torch.no_grad():
-                full = w_bits == FULL
-                floats = self._in_basis(self.oriented_weight) if full else self._read_back(*self.codes(w_bits))
-                self._dequantized = version, floats
-        return self._dequantized[1]
-
-    def _code_matrix(self, w_bits: int) -> CodeMatrix | FloatCodes:
-        """The codes of the width in use, kept like its floats."""
-        kind = exact_kernel(self.weight.device) if self.by_integers else FloatCodes
-        version = (w_bits, *self._made_of(w_bits))
-        if self._matrix is None or self._matrix[0] != version or type(self._matrix[1]) is not kind:
-            with torch.inference_mode(False), torch.no_grad():
-                self._matrix = version, kind(*self.codes(w_bits))
-        return self._matrix[1]
-
-    def _trained_weight(self, w_bits: int) -> Tensor:
-        """Fake-quantized at this very call, with gradients to the weight and to the step sizes that are trained."""
-        with torch.autocast(self.weight.device.type, enabled=False):  # its codes are of the weight in fp32
-            weight = self._in_basis(self.oriented_weight)
-        if w_bits == FULL:
-            return weight
-        if self.weight.requires_grad:  # its scale follows it
-            scale = self._found_scale(weight, w_bits)
-            if str(w_bits) in self.steps:
-                scale = scale * self.steps[str(w_bits)].exp()
-        else:
-            weight = self._read_back(*self.codes(NESTED_IN)) if self._is_derived(w_bits) else weight
-            scale = self.scale(w_bits)
-        clips = self.quantizer.clipping != "minmax" or str(w_bits) in self.steps
-        return fake_quantize(self._grouped(weight), scale, w_bits, self.quantizer.grid, clips=clips).reshape(weight.shape)
-
-    def _input_quantizer(self, a_bits: int) -> InputQuantizer:
+    def input_quantizer(self, a_bits: int) -> InputQuantizer:
+        """What makes codes of the input at an activation bit-width, with the clip and the observer's range as they are now."""
         clip = self.clips.get(str(a_bits), None)
         return InputQuantizer(
             a_bits, self.quantizer, None if clip is None else clip.exp(), getattr(self.observer, "absmax", None)
         )
+
+    def _quantized_weight(self, w_bits: int) -> Tensor:
+        """(out, in) in the quantizer's basis: kept, or of this very call where the weight or its step is trained."""
+        steps_trained = self.training and torch.is_grad_enabled() and str(w_bits) in self.steps
+        if self.weight.requires_grad or steps_trained:
+            return self.weight_quantizer.fake_quantized(self.oriented_weight, w_bits, frozen=not self.weight.requires_grad)
+        return self.weight_quantizer.floats(self.oriented_weight, w_bits)
 
     def _quantized_input(self, x: Tensor, a_bits: int) -> Tensor:
         if self.observing:
             self.observer.observe(x)
         if a_bits == FULL:
             return x
-        quantizer = self._input_quantizer(a_bits)
+        quantizer = self.input_quantizer(a_bits)
         clips = quantizer.clip is not None or self.quantizer.activations != "per_token"
         return fake_quantize(x, quantizer.scale(x), a_bits, quantizer.grid, clips=clips)
 
@@ -289,9 +198,10 @@ class SwitchableLinear(nn.Module):
 
     def _code_product(self, x: Tensor) -> Tensor:
         w_bits, a_bits = self.precision
-        matrix, lora = self._code_matrix(w_bits), self.adapter(w_bits)
+        kind = exact_kernel(self.weight.device) if self.by_integers else FloatCodes
+        matrix, lora = self.weight_quantizer.matrix(self.oriented_weight, w_bits, kind), self.adapter(w_bits)
         factors = None if lora is None else AdapterFactors(lora.lora_A * lora.scaling, lora.lora_B, self.bias, type(matrix))
-        y = code_product(x.reshape(-1, self.in_features), self._input_quantizer(a_bits), matrix, factors, self.bias)
+        y = code_product(x.reshape(-1, self.in_features), self.input_quantizer(a_bits), matrix, factors, self.bias)
         return y.view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -308,7 +218,7 @@ class SwitchableLinear(nn.Module):
             return self._code_product(x)
         w_bits, a_bits = self.precision
         full = w_bits == a_bits == FULL
-        seen = self._quantized_input(x if full and not (self.adapters or self.observing) else self._in_basis(x), a_bits)
+        seen = self._quantized_input(x if full and not (self.adapters or self.observing) else self.rotation.apply(x), a_bits)
         y = F.linear(x, self.oriented_weight, self.bias) if full else F.linear(seen, self._quantized_weight(w_bits), self.bias)
         adapter = self.adapter(w_bits)
         y = y if adapter is None else y + adapter(seen)
@@ -336,13 +246,13 @@ class SwitchableLinear(nn.Module):
         return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> SwitchableLinear:
-        self.forget_codes()
+        self.weight_quantizer.forget()
         if isinstance(self.observer, EMAObserver) and self.observer.absmax is not None:
             self.observer.absmax = fn(self.observer.absmax)
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.forget_codes()
+        self.weight_quantizer.forget()
         super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
-from qatlib.objectives import collate, span_nll
 from qatlib.precision import Precision
 from qatlib.qa.evaluate import device_of
+from qatlib.qa.loss import collate, span_nll
 from qatlib.qa.spans import Feature
 from qatlib.search import Allocation
 

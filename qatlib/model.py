@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from qatlib.export import adapter_folder, load_adapter, read_spec, save_adapter
 from qatlib.layers import LoraSpec, SwitchableLinear
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
 from qatlib.pretrained import ModelError, load_pretrained
+from qatlib.switching import Switching
 
 _OWN_FILE, _SWITCH_FILE = "switchable.safetensors", "switchable.json"
 
@@ -78,16 +79,7 @@ def _check_groups(name: str, layer: SwitchableLinear, quantizer: QuantizerArgume
         raise ModelError(f"{key}.group_size is {quantizer.group_size}; it must divide the {layer.in_features} inputs of {name}")
 
 
-@dataclass
-class Output:
-    """`hidden` (batch, tokens, width) and `start`, `end` logits (batch, tokens)."""
-
-    hidden: Tensor
-    start: Tensor
-    end: Tensor
-
-
-class SwitchableModel(nn.Module):
+class SwitchableModel(Switching[SwitchableLinear]):
     """A causal language model whose linear layers switch precision, with a head for answer spans.
 
     Attributes:
@@ -97,13 +89,11 @@ class SwitchableModel(nn.Module):
     """
 
     def __init__(self, lm: PreTrainedModel, quantizer: QuantizerArguments | None = None) -> None:
-        super().__init__()
-        self.quantizer = quantizer or QuantizerArguments()
-        self.infos = tuple(inject(lm, self.quantizer))
-        self.lm = lm
-        self.qa_outputs = nn.Linear(lm.config.hidden_size, 2)
+        quantizer = quantizer or QuantizerArguments()
+        infos = inject(lm, quantizer)
+        super().__init__(lm, nn.Linear(lm.config.hidden_size, 2), infos)
+        self.quantizer = quantizer
         self.reset_head()
-        self._layers: list[SwitchableLinear] = [lm.get_submodule(info.name) for info in self.infos]
         self.lora: dict[int, LoraSpec] = {}
         self.freeze_base()
 
@@ -116,40 +106,6 @@ class SwitchableModel(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks, which `LayerInfo.block` counts."""
         return _blocks(self.lm)[1]
-
-    @property
-    def layers(self) -> Sequence[SwitchableLinear]:
-        """The switchable layers, in the order of `infos`."""
-        return self._layers
-
-    @property
-    def configuration(self) -> Configuration:
-        """The precision of every layer now."""
-        return Configuration({info.name: layer.precision for info, layer in zip(self.infos, self._layers, strict=True)})
-
-    def set_precision(self, spec: Any) -> None:
-        """Switch layers: anything `Configuration.resolve` reads. Layers a mapping does not name stay as they are.
-
-        Writes one attribute a layer; nothing is copied, rebuilt or recompiled.
-
-        Raises:
-            ValueError: as `Configuration.resolve`; nothing is switched then.
-        """
-        current = self.configuration if isinstance(spec, dict) else None
-        precisions = Configuration.resolve(spec, self.infos, current).values()
-        for layer, precision in zip(self._layers, precisions, strict=True):
-            # nn.Module.__setattr__ looks for parameters and modules first, ten times the cost of the write itself
-            layer.__dict__["precision"] = precision
-
-    @contextmanager
-    def at(self, spec: Any) -> Iterator[SwitchableModel]:
-        """Switch for the length of a `with` block."""
-        before = self.configuration
-        self.set_precision(spec)
-        try:
-            yield self
-        finally:
-            self.set_precision(before)
 
     @contextmanager
     def attending(self, implementation: str) -> Iterator[SwitchableModel]:
@@ -182,31 +138,12 @@ class SwitchableModel(nn.Module):
         self.check_quantizer(quantizer)
         self.quantizer = quantizer
         for layer in self._layers:
-            layer.steps.clear()
-            layer.clips.clear()
-            layer.quantizer = quantizer
-            layer.forget_codes()
-
-    def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None) -> Output:
-        """Answer windows, padded on the right: under a causal mask padding changes nothing before it.
-
-        Args:
-            input_ids: (batch, tokens).
-            inputs_embeds: (batch, tokens, width) in their place: what `embed` gives, or a perturbation of it.
-        """
-        hidden = self.lm.base_model(input_ids=input_ids, inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
-        start, end = self.qa_outputs(hidden).unbind(-1)
-        return Output(hidden, start, end)
+            layer.set_quantizer(quantizer)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings (batch, tokens, width), before positions are added."""
         embedded: Tensor = self.lm.get_input_embeddings()(input_ids)
         return embedded
-
-    def next_token_logits(self, hidden: Tensor) -> Tensor:
-        """The language model's logits (…, vocabulary) from `Output.hidden`."""
-        logits: Tensor = self.lm.get_output_embeddings()(hidden)
-        return logits
 
     def add_adapters(self, specs: dict[int, LoraSpec]) -> None:
         """A fresh adapter in every layer for each weight bit-width, or for `layers.SHARED`, in place of those that were there."""
@@ -249,7 +186,7 @@ class SwitchableModel(nn.Module):
             if ".adapters." not in name:
                 parameter.requires_grad_(value)
         for layer in self._layers:
-            layer.forget_codes()
+            layer.weight_quantizer.forget()
 
     def base_state(self, spec: Any = FULL) -> dict[str, Tensor]:
         """The language model's own weights by name, adapters left out, as a plain model of its class loads them.

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qatlib.grids import GRIDS
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, Precision
-from qatlib.quantizer import activation_grid, fake_quantize_dynamic
+from qatlib.quantizer import fake_quantize_dynamic
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def quantized_norms(model: SwitchableModel, bits: int) -> Iterator[list[str]]:
         raise ValueError(f"{type(model.lm).__name__} has no norms to quantize")
     if any(gain.requires_grad for gain in gains):
         raise ValueError("the norms are being trained: freeze the base before quantizing them")
-    grid = activation_grid(model.quantizer.grid)
+    grid = GRIDS[model.quantizer.grid].activations
 
     def on_grid(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return fake_quantize_dynamic(output, bits, -1, grid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qatlib.quantizer import code_dtype
+from qatlib.grids import code_dtype
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -22,8 +22,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: codes that do not fit.
     """
-    codes = codes.flatten()
-    if not _fit(codes, bits):
+    codes, half = codes.flatten(), 2 ** (bits - 1)
+    if codes.numel() and not (-half <= int(codes.min()) and int(codes.max()) < half):
         raise ValueError(f"codes from {int(codes.min())} to {int(codes.max())} do not fit {bits} bits")
     if bits > 8:
         wide = codes.to(torch.int32)
@@ -53,19 +53,9 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     return ((codes ^ half) - half).to(code_dtype(bits)).view(shape)
 
 
-def is_odd_grid(codes: Tensor, bits: int) -> bool:
-    """Whether these codes only fit `bits` bits by their rank on a grid of odd integers, 2k + 1 of rank k = `codes >> 1`."""
-    return not _fit(codes, bits) and bool((codes & 1).all())
-
-
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that `pack` makes of `count` codes."""
     return -(-count // 8) * bits
-
-
-def _fit(codes: Tensor, bits: int) -> bool:
-    half = 2 ** (bits - 1)
-    return not codes.numel() or (-half <= int(codes.min()) and int(codes.max()) < half)
 
 
 def _shifts(bits: int, device: torch.device) -> Tensor:

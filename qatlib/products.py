@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.grids import GRIDS, codes_of
 from qatlib.kernels import CodeMatrix, FloatCodes, three_digits
-from qatlib.quantizer import activation_grid, code_range, minmax_scale, rotate, scale_from_absmax
+from qatlib.quantizer import minmax_scale, scale_from_absmax
+from qatlib.rotation import ROTATIONS
 
 CODE_BITS = 8
 """The widest codes that are multiplied as codes; wider ones are read back and multiplied as floats."""
@@ -69,13 +71,9 @@ class InputQuantizer:
     """
 
     def __init__(self, bits: int, quantizer: QuantizerArguments, clip: Tensor | None, absmax: Tensor | None) -> None:
-        self.bits, self.grid = bits, activation_grid(quantizer.grid)
-        self._rotated, self._per_token = quantizer.rotation == "hadamard", quantizer.activations == "per_token"
+        self.bits, self.grid = bits, GRIDS[quantizer.grid].activations
+        self.rotation, self._per_token = ROTATIONS[quantizer.rotation], quantizer.activations == "per_token"
         self.clip, self._absmax = clip, absmax
-
-    def in_basis(self, x: Tensor) -> Tensor:
-        """`x` (…, in), rotated where the quantizer rotates."""
-        return rotate(x) if self._rotated else x
 
     def scale(self, x: Tensor) -> Tensor:
         """Of `x` (…, in) in the quantizer's basis: (…, 1), or a scalar where scales are static.
@@ -94,12 +92,12 @@ class InputQuantizer:
 
     def codes(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`quantize` with that scale, to the last bit, block by block: `x` (tokens, in) → codes (tokens, in), (tokens, 1)."""
-        ends = code_range(self.bits, self.grid)
+        grid = codes_of(self.bits, self.grid)
         codes, scale = torch.empty_like(x, dtype=dtype), torch.empty(len(x), 1, device=x.device)
         for rows in _blocks(x):
-            seen = self.in_basis(x[rows])
+            seen = self.rotation.apply(x[rows])
             scale[rows] = self.scale(seen)
-            codes[rows] = torch.div(seen, scale[rows]).round_().clamp_(*ends)
+            codes[rows] = grid.nearest(seen, scale[rows]).clamp_(*grid.ends)
         return codes, scale
 
 

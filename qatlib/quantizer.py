@@ -1,4 +1,4 @@
-"""Symmetric integer quantization: codes and scales, clipping, gradients through the rounding, rotation, observers.
+"""Symmetric integer quantization: codes and scales, clipping, gradients through the rounding, observers.
 
 A real number x is stored as an integer code q and read back as q · s:
 
@@ -11,55 +11,16 @@ from a search for the least squared error, or is learned (LSQ, Esser et al. 2020
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from qatlib.arguments import Grid
+from qatlib.grids import Codes, code_dtype, codes_of
 
 Dims = int | tuple[int, ...] | None
 """The dimensions a scale is shared over; `None` is all of them (per tensor)."""
-
-
-MIDRISE_BITS = 4
-"""The widest midrise grid; with more bits a level at zero costs next to nothing, and codes must fit in a byte."""
-
-
-def code_range(bits: int, grid: Grid = "narrow") -> tuple[int, int]:
-    """Smallest and largest code of a signed grid.
-
-    `narrow` (LLM-QAT): ±(2^(b−1) − 1), symmetric about 0, three levels at 2 bits. `full` (torchao): −2^(b−1) …
-    2^(b−1) − 1, one level more on the negative side. `midrise`: the odd numbers from −(2^b − 1) to 2^b − 1, all 2^b
-    levels symmetric about a zero that is not among them; up to 4 bits, above it is the narrow grid.
-
-    Raises:
-        ValueError: `bits` outside 2..16.
-    """
-    if not 2 <= bits <= 16:
-        raise ValueError(f"a grid has 2 to 16 bits, not {bits}")
-    if _midrise(bits, grid):
-        return 1 - 2**bits, 2**bits - 1
-    q_max = 2 ** (bits - 1) - 1
-    return (-q_max - 1 if grid == "full" else -q_max), q_max
-
-
-def _midrise(bits: int, grid: Grid) -> bool:
-    return grid == "midrise" and bits <= MIDRISE_BITS
-
-
-def activation_grid(grid: Grid) -> Grid:
-    """The grid of activations beside weights on `grid`.
-
-    Never a midrise one: without a level at zero the many activations near it would all be moved away from it.
-    """
-    return "narrow" if grid == "midrise" else grid
-
-
-def code_dtype(bits: int) -> torch.dtype:
-    """The integer type codes of that bit-width are kept in."""
-    return torch.int8 if bits <= 8 else torch.int16
 
 
 def absmax(x: Tensor, dims: Dims = None) -> Tensor:
@@ -81,10 +42,9 @@ def scale_from_absmax(magnitude: Tensor, bits: int, grid: Grid = "narrow") -> Te
         magnitude: largest magnitude of each group, any shape.
 
     Returns:
-        A positive scale of the same shape; groups of zeros get the smallest normal number, so that 0 / s is 0.
+        A positive scale of the same shape, as `Codes.scale`.
     """
-    q_min, q_max = code_range(bits, grid)
-    return (magnitude / ((q_max - q_min) / 2)).clamp_min(torch.finfo(magnitude.dtype).tiny)
+    return codes_of(bits, grid).scale(magnitude)
 
 
 def minmax_scale(x: Tensor, bits: int, dims: Dims = None, grid: Grid = "narrow") -> Tensor:
@@ -111,18 +71,13 @@ CLIP_RATIOS: Sequence[float] = tuple(1 - i / 32 for i in range(28))
 """Shares of the largest magnitude that are tried as the end of the grid."""
 
 
-def _to_codes(x: Tensor, scale: Tensor, midrise: bool) -> Tensor:
-    """The nearest code of an endless grid, as floats."""
-    x = _at_least_float(x)
-    return (x / (2 * scale)).floor_().mul_(2).add_(1) if midrise else (x / scale).round_()
-
-
 def quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:
     """Codes of `x` (any shape) on the grid of `scale` (broadcastable): int8 up to 8 bits, int16 above.
 
     Rounds half to even (up, on the midrise grid). Values beyond the grid go to its ends. `x` must be finite.
     """
-    return _to_codes(x, scale, _midrise(bits, grid)).clamp_(*code_range(bits, grid)).to(code_dtype(bits))
+    codes = codes_of(bits, grid)
+    return codes.nearest(_at_least_float(x), scale).clamp_(*codes.ends).to(code_dtype(bits))
 
 
 def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -164,22 +119,22 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, ends: tuple[int, int], midrise: bool, clips: bool) -> Tensor:
-        codes = _to_codes(x, scale, midrise)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Codes, clips: bool) -> Tensor:
+        codes = grid.nearest(_at_least_float(x), scale)
         ctx.learned = ctx.needs_input_grad[1]
         ctx.clips = clips and ctx.needs_input_grad[0]
         if ctx.clips or ctx.learned:
-            inside = (codes >= ends[0]) & (codes <= ends[1])
-            codes.clamp_(*ends)
+            inside = (codes >= grid.low) & (codes <= grid.high)
+            codes.clamp_(*grid.ends)
             slope = torch.where(inside, codes - _at_least_float(x) / scale, codes).to(x.dtype) if ctx.learned else None
             ctx.save_for_backward(inside, slope)
             ctx.shape = scale.shape
         else:
-            codes.clamp_(*ends)
+            codes.clamp_(*grid.ends)
         return codes.mul_(scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grad_outputs
         grad_scale = None
         if ctx.clips or ctx.learned:
@@ -187,8 +142,8 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.learned:
             grad_scale = _at_least_float(grad * slope).sum_to_size(ctx.shape)
         if not ctx.needs_input_grad[0]:
-            return None, grad_scale, None, None, None
-        return (grad * inside if ctx.clips else grad), grad_scale, None, None, None
+            return None, grad_scale, None, None
+        return (grad * inside if ctx.clips else grad), grad_scale, None, None
 
 
 def fake_quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow", *, clips: bool = True) -> Tensor:
@@ -203,7 +158,7 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow", *,
     Returns:
         Same shape and type as `x`. The gradient is 1 inside the grid and 0 where a value was clamped to its end.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, code_range(bits, grid), _midrise(bits, grid), clips)
+    result: Tensor = _FakeQuantize.apply(x, scale, codes_of(bits, grid), clips)
     return result
 
 
@@ -223,8 +178,8 @@ class _QuantizeGradient(torch.autograd.Function):
         (grad,) = grad_outputs
         scale = minmax_scale(grad, ctx.bits, -1)
         # the ends are codes themselves, so nothing rounds beyond them but by an error of the division
-        low, high = code_range(ctx.bits)
-        codes = torch.floor(grad / scale + torch.rand_like(grad)).clamp_(low, high)
+        grid = codes_of(ctx.bits, "narrow")
+        codes = torch.floor(grad / scale + torch.rand_like(grad)).clamp_(*grid.ends)
         return (codes * scale).to(grad.dtype), None
 
 
@@ -236,31 +191,6 @@ def quantize_gradient(x: Tensor, bits: int) -> Tensor:
     """
     result: Tensor = _QuantizeGradient.apply(x, bits)
     return result
-
-
-@lru_cache
-def hadamard(n: int) -> Tensor:
-    """The symmetric orthogonal (n, n) matrix of ±1/√n (Sylvester 1867), n a power of two; it is its own inverse."""
-    with torch.inference_mode(False):  # it is kept, and trainings need it as well
-        h = torch.ones(1, 1)
-        while len(h) < n:
-            h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-        return h / n**0.5
-
-
-def rotate(x: Tensor) -> Tensor:
-    """Rotate the last dimension by a block-diagonal Hadamard matrix, which spreads outliers over their block.
-
-    A block has the largest power of two that divides the dimension, 64 at most, so that the rotation costs little
-    beside the product that follows. Rotating twice gives `x` back, and ⟨rotate(x), rotate(w)⟩ = ⟨x, w⟩, so that a
-    layer computes the same while what is quantized has no outliers (QuIP#, Tseng et al. 2024; QuaRot, Ashkboos et al. 2024).
-    """
-    n = min(x.shape[-1] & -x.shape[-1], ROTATION_BLOCK)
-    return (x.unflatten(-1, (-1, n)) @ hadamard(n).to(x)).flatten(-2)
-
-
-ROTATION_BLOCK = 64
-"""Largest block of `rotate`."""
 
 
 class Observer(Protocol):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch
 from qatlib.precision import Precision, names_by_group
 from qatlib.qa.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.qa.loss import Batch
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
 

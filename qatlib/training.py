@@ -23,9 +23,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qatlib import checkpoints
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, added_term, collate, span_logits, task_loss
+from qatlib.objectives import added_term
 from qatlib.precision import FULL, Configuration, Precision
 from qatlib.qa.evaluate import device_of
+from qatlib.qa.loss import Batch, collate, span_logits, task_loss
 from qatlib.qa.spans import Feature
 from qatlib.schedule import Schedule
 
@@ -108,7 +109,7 @@ def fit(
         checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, training goes on
             from it; the result is the same as that of an unbroken run, to the last bit on a CPU.
         objective: `average` if left out.
-        teacher: the model at full precision that `distillation` learns from, with a span head of its own; it is
+        teacher: the model at full precision, for an objective that learns from it, with a span head of its own; it is
             evaluated, without gradients, once a step.
         learning_rate_factors: factors on the learning rate, by precision; a step's rate is multiplied by the mean
             factor over the layers' precisions in the step's configurations.
@@ -128,16 +129,16 @@ def fit(
         configurations, `span_loss@<precision>` of the uniform ones among them, `grad_norm`; row 0 holds the first probe.
 
     Raises:
-        ValueError: no feature holds an answer; a batch smaller than the number of processes; distillation without a
-            teacher; gradient checkpointing of a model that has no blocks for it.
+        ValueError: no feature holds an answer; a batch smaller than the number of processes; an objective without the
+            teacher it needs; gradient checkpointing of a model that has no blocks for it.
         ModuleNotFoundError: a tracker that is not installed.
     """
     objective = objective or ObjectiveArguments("average")
     answered = [f for f in features if f.start >= 0]
     if not answered:
         raise ValueError("no training window holds an answer: give more questions or a larger max_length")
-    if objective.name == "distillation" and teacher is None:
-        raise ValueError("the objective distillation needs a teacher: the model at full precision")
+    if objective.rule.needs_teacher and teacher is None:
+        raise ValueError(f"the objective {objective.name} needs a teacher: the model at full precision")
     for name in trackers:
         if find_spec(name) is None:  # accelerate would leave it out with no more than a line in the log
             raise ModuleNotFoundError(f"tracker {name} is not installed: pip install 'qatlib[{name}]'")
@@ -183,7 +184,7 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
             row: dict[str, float] = {"step": step + 1, "passes": len(configurations)}
-            row |= {"teacher_passes": 1} if objective.name == "distillation" else {}
+            row |= {"teacher_passes": 1} if objective.rule.needs_teacher else {}
             row |= {"learning_rate": rate, **_figures(model, configurations, losses), "grad_norm": float(norm)}
             progress.set_postfix(loss=f"{row['span_loss']:.3f}", refresh=False)
             rows.append(row)
@@ -215,11 +216,11 @@ def _passes(
         `span_loss`, and `lm_loss` and `divergence` where they count: (configurations,) each.
     """
     taught = None
-    if objective.name == "distillation":
+    if objective.rule.needs_teacher:
         assert teacher is not None
         with torch.no_grad(), autocast:
             taught = span_logits(teacher.eval()(batch.input_ids))
-    share = 1 if objective.name == "joint" else len(configurations)
+    share = 1 if objective.rule.sums else len(configurations)
     wider: list[Tensor] = []
     figures: dict[str, list[Tensor]] = defaultdict(list)
     for configuration in configurations:

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from qatlib.arguments import QuantizerArguments
 from qatlib.layers import SHARED, LoraSpec, SwitchableLinear, multiplied_as_floats
 from qatlib.precision import Precision
-from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, minmax_scale, mse_scale, rotate, sqnr_db
+from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, minmax_scale, sqnr_db
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 3, 0.5), 32: LoraSpec(4, 8)}
 ROUNDING = 1e-4  # fp32's, in sums of 64 products up to 30, added up in any order: 64 * 30 * 2^-24; a code's step is 100 times it
@@ -193,7 +193,7 @@ def test_the_weight_in_use_is_what_codes_and_scale_say(options, bits):
     codes, scale = layer.codes(bits)
     groups = codes.view(24, -1, 16) if scale.dim() == 3 else codes
     assert codes.shape == (24, 64) and codes.dtype == torch.int8
-    x = rotate(WIDE) if layer.rotated else WIDE
+    x = layer.rotation.apply(WIDE)
     assert torch.allclose(layer(WIDE), nn.functional.linear(x, (groups * scale).view(24, 64), layer.bias), atol=ROUNDING)
 
 
@@ -233,18 +233,6 @@ def test_each_option_lowers_the_error_it_is_for():
     outlier = WIDE.clone()
     outlier[..., 5] *= 30  # one channel, as in language models (Dettmers et al. 2022)
     assert noise(32, 4, outlier, rotation="hadamard") > noise(32, 4, outlier) + 3  # 8.9 dB, and 9 to 10 on four other inputs
-
-
-def test_nested_codes_are_kept_once_and_derived_from_those_of_8_bits():
-    layer = wide(nested=True, clipping="mse")
-    eight, scale = layer.codes(8)
-    for bits in (2, 3, 4, 6):
-        codes, narrow = layer.codes(bits)
-        assert torch.equal(
-            codes, (eight * scale / narrow).round().clamp(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1).to(torch.int8)
-        )
-        assert layer.codes(bits)[0] is not codes
-    assert layer.codes(8)[0] is eight
 
 
 def test_a_clip_is_the_share_at_which_an_activation_grid_ends():
@@ -310,13 +298,6 @@ def test_merging_a_rotated_adapter_keeps_the_function(kind):
     layer.merge_adapter(32)
     layer.adapters = nn.ModuleDict()
     assert torch.allclose(layer(WIDE), y, atol=ROUNDING)
-
-
-def test_mse_clipping_is_the_scale_of_least_error():
-    layer = wide(clipping="mse", weights="per_tensor")
-    expected = fake_quantize(layer.weight, mse_scale(layer.weight, 3), 3)
-    layer.precision = Precision(3, 32)
-    assert torch.allclose(layer(WIDE), nn.functional.linear(WIDE, expected, layer.bias), atol=ROUNDING)
 
 
 @pytest.mark.parametrize("precision", ["8", "w4a8", "w4a2", "w4a32", "32"])

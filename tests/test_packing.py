@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatlib.packing import is_odd_grid, pack, packed_bytes, unpack
-from qatlib.quantizer import code_dtype, code_range
+from qatlib.grids import code_dtype, codes_of
+from qatlib.packing import pack, packed_bytes, unpack
 
 
 @given(bits=st.integers(2, 16), data=st.data())
 @settings(max_examples=200, deadline=None)
 def test_unpacking_gives_back_what_was_packed_in_as_many_bits_as_it_takes(bits, data):
-    low, high = code_range(bits, grid="full")
+    low, high = codes_of(bits, "full").ends
     codes = torch.tensor(data.draw(st.lists(st.integers(low, high), max_size=40)), dtype=code_dtype(bits))
     packed = pack(codes, bits)
     assert packed.dtype == torch.uint8 and len(packed) == packed_bytes(len(codes), bits)
@@ -32,11 +32,3 @@ def test_what_does_not_fit_is_refused():
         pack(torch.tensor([-3, 4]), 3)
     with pytest.raises(ValueError, match="3 bytes are not 7 codes of 4 bits, which take 4"):
         unpack(torch.zeros(3, dtype=torch.uint8), 4, (7,))
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_odd_integers_are_packed_by_rank(bits):
-    odd = torch.arange(1 - 2**bits, 2**bits, 2, dtype=torch.int8)
-    assert is_odd_grid(odd, bits)
-    assert torch.equal(2 * unpack(pack(odd >> 1, bits), bits, odd.shape) + 1, odd)
-    assert not is_odd_grid(torch.arange(*code_range(bits)), bits) and not is_odd_grid(odd + 1, bits)

@@ -24,8 +24,8 @@ from qatlib import training
 from qatlib.arguments import CosineArguments, ObjectiveArguments, ScheduleArguments, TrainingArguments
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
-from qatlib.objectives import collate, span_nll
 from qatlib.precision import Configuration, Precision
+from qatlib.qa.loss import collate, span_nll
 from qatlib.qa.spans import Feature, featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from qatlib.schedule import every_precision, make_schedule, random_per_layer

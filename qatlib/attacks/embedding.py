@@ -17,8 +17,9 @@ from torch import Tensor
 
 from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import Draws
-from qatlib.model import Output, SwitchableModel
-from qatlib.objectives import Batch
+from qatlib.model import SwitchableModel
+from qatlib.qa.loss import Batch
+from qatlib.switching import Output
 
 
 def own_seed(batch: Batch, seed: int) -> int:

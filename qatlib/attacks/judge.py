@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch
 from qatlib.precision import Precision
 from qatlib.qa.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.qa.loss import Batch
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
 

@@ -35,11 +35,11 @@ def noisy_rounding(model: SwitchableModel, generator: torch.Generator) -> Iterat
 def _noisily(layer: SwitchableLinear, generator: torch.Generator, x: Tensor) -> Tensor:
     w_bits, a_bits = own = layer.precision
     if a_bits != FULL:
-        quantizer = layer._input_quantizer(a_bits)
-        seen = quantizer.in_basis(x)
+        quantizer = layer.input_quantizer(a_bits)
+        seen = quantizer.rotation.apply(x)
         scale = quantizer.scale(seen)
         noise = (torch.rand(seen.shape, generator=generator).to(seen) - 0.5) * scale.detach()
-        x = quantizer.in_basis(fake_quantize(seen + noise, scale, a_bits, quantizer.grid))  # rotated twice is not rotated
+        x = quantizer.rotation.inverse(fake_quantize(seen + noise, scale, a_bits, quantizer.grid))
     (result,) = layer.at_each([Precision(w_bits, FULL)], x)  # its input is on the grid already
     layer.precision = own
     return result

@@ -8,7 +8,7 @@ from torch import Tensor
 from qatlib.attacks.defence import Draws
 from qatlib.attacks.embedding import expected_loss
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch
+from qatlib.qa.loss import Batch
 
 
 def hotflip(

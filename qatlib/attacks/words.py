@@ -18,9 +18,9 @@ from qatlib.attacks.candidates import Candidates
 from qatlib.attacks.embedding import window_loss
 from qatlib.attacks.text import Span, free_words, with_changes
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch
 from qatlib.precision import Configuration
 from qatlib.qa.evaluate import device_of, over_batches
+from qatlib.qa.loss import Batch
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
 

@@ -10,7 +10,7 @@ from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
-from qatlib.arguments import PrecisionField, QuantizerArguments
+from qatlib.arguments import OBJECTIVES, PrecisionField, QuantizerArguments
 from qatlib.named import NAMED
 from qatlib.params.attacks import Adversarial
 from qatlib.params.experiments import Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
@@ -301,8 +301,9 @@ def _misfit(switchable: Switchable, precisions: Sequence[Precision]) -> tuple[st
         return "schedule.then.precision", schedule.then.precision.name, "one of precisions"
     if schedule.name == "progressive" and switchable.training.steps < count:
         return "training.steps", switchable.training.steps, f"at least {count}, a step for each of precisions"
-    if objective.name in ("cascaded", "consistency") and schedule.passes_a_step(count) < 2:
-        allowed = f"'average', 'joint' or 'distillation', because {schedule.name} trains one configuration a step here"
+    if objective.rule.needs_several and schedule.passes_a_step(count) < 2:
+        alone = [repr(name) for name, rule in OBJECTIVES.items() if not rule.needs_several]
+        allowed = f"{', '.join(alone[:-1])} or {alone[-1]}, because {schedule.name} trains one configuration a step here"
         return "objective.name", objective.name, allowed
     factors = switchable.learning_rate_factors
     if factors is not None and len(factors) != count:

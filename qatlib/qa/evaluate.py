@@ -20,12 +20,13 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from qatlib.grids import GRIDS
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, collate, span_nll
 from qatlib.precision import FULL
+from qatlib.qa.loss import Batch, collate, span_nll
 from qatlib.qa.spans import Feature, best_spans
 from qatlib.qa.squad import Question, exact_match, f1
-from qatlib.quantizer import ClipObserver, EMAObserver, activation_grid
+from qatlib.quantizer import ClipObserver, EMAObserver
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits:
     """
     model.eval()
     kept = [layer.observer for layer in model.layers]
-    grid = activation_grid(model.quantizer.grid)
+    grid = GRIDS[model.quantizer.grid].activations
     for layer in model.layers:
         layer.observer, layer.observing = ClipObserver(a_bits, grid), True
     with model.at(FULL):

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, next_token_nll
 from qatlib.qa.evaluate import device_of, over_batches
+from qatlib.qa.loss import Batch, next_token_nll
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import DataError, Question, exact_match, f1
 

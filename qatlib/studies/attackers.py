@@ -17,9 +17,9 @@ from qatlib.attacks.judge import Craft
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.attacks.tokens import hotflip
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch
 from qatlib.precision import Precision
 from qatlib.qa.evaluate import device_of
+from qatlib.qa.loss import Batch
 from qatlib.studies.study import Study
 
 Randomness = Callable[[torch.Generator], AbstractContextManager[None]]

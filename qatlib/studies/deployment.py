@@ -14,10 +14,11 @@ import torch
 from qatlib.deploy import deploy
 from qatlib.latency import in_turn, peak_bytes
 from qatlib.layers import multiplied_as_floats
-from qatlib.model import Output, SwitchableModel
+from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.qa.evaluate import evaluate_spans
 from qatlib.studies.study import Study, spread
+from qatlib.switching import Output
 
 SECONDS = 1.0
 """Least time that each of the models compared is timed for."""

@@ -19,9 +19,9 @@ from qatlib.attacks.embedding import own_seed
 from qatlib.attacks.judge import Answering, Craft, answers_at, averaged, judged
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 from qatlib.qa.evaluate import SpanFigures, span_figures
+from qatlib.qa.loss import Batch
 from qatlib.qa.squad import Question
 from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers, generator
 from qatlib.studies.study import Study, spread

@@ -45,7 +45,7 @@ class Trainings:
     """Trains models on the saved teacher of a study.
 
     Args:
-        base: the directory of the saved teacher: what every training starts from, and what `distillation` learns from.
+        base: the directory of the saved teacher: what every training starts from, and the teacher of objectives.
     """
 
     def __init__(self, study: Study, base: Path) -> None:
@@ -150,7 +150,7 @@ class Trainings:
             precisions if probed else (),
             seed=recipe.seed,
             objective=settings.objective,
-            teacher=self.study.saved_model(self.base) if settings.objective.name == "distillation" else None,
+            teacher=self.study.saved_model(self.base) if settings.objective.rule.needs_teacher else None,
             learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
             adversary=self._adversary(model, recipe),
         )

@@ -13,9 +13,9 @@ from qatlib.attacks.defence import every, set_name, static
 from qatlib.attacks.embedding import mean_embedding_norm, nonzero_gradients
 from qatlib.attacks.judge import Craft, answers_at
 from qatlib.model import SwitchableModel
-from qatlib.objectives import Batch, collate
 from qatlib.precision import Precision, widest_first
 from qatlib.qa.evaluate import device_of
+from qatlib.qa.loss import Batch, collate
 from qatlib.studies.attackers import NO_ATTACK, SEARCHED, Attack, Attackers, Varied
 from qatlib.studies.robustness import Robustness
 

@@ -26,12 +26,13 @@ from qatlib.attacks.embedding import (
     window_loss,
 )
 from qatlib.layers import SHARED, LoraSpec
-from qatlib.model import Output, SwitchableModel
-from qatlib.objectives import Batch, collate
+from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
+from qatlib.qa.loss import Batch, collate
 from qatlib.qa.spans import featurize
 from qatlib.qa.squad import Answer
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
+from qatlib.switching import Output
 
 WIDTH, TOKENS = 5, 6
 U, V = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(3))

@@ -51,7 +51,7 @@ def test_codes_are_whole_and_within_a_step(make):
     layer.adapters, layer.bias = torch.nn.ModuleDict(), None
     layer.precision = Precision(32, 4)
     x = torch.randn(50, layer.in_features)
-    scale = layer._input_quantizer(4).scale(x)
+    scale = layer.input_quantizer(4).scale(x)
     with noisy_rounding(model, generator()):
         seen = torch.linalg.lstsq(layer.oriented_weight.double(), layer(x).double().T).solution.T
     codes = seen / scale

@@ -9,8 +9,8 @@ from qatlib.attacks.defence import every, static
 from qatlib.attacks.embedding import window_loss
 from qatlib.attacks.tokens import hotflip
 from qatlib.model import SwitchableModel
-from qatlib.objectives import collate
 from qatlib.precision import Precision
+from qatlib.qa.loss import collate
 from qatlib.qa.spans import featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from tests.attacks.test_embedding import Linear, U, V, linear_batch

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.model import Output, SwitchableModel
+from qatlib.model import SwitchableModel
 from qatlib.qa.evaluate import calibrate, calibrate_clips, evaluate_perplexity, evaluate_spans, mean_span_loss, set_static_range
 from qatlib.qa.spans import featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
-from qatlib.quantizer import fake_quantize, minmax_scale, rotate
+from qatlib.quantizer import fake_quantize, minmax_scale
+from qatlib.switching import Output
 
 TOKENIZER = build_tokenizer()
 QUESTIONS = generate(30, 0)
@@ -114,7 +115,7 @@ def test_calibrated_clips_lower_the_error_of_what_layers_are_given(model, rotati
     model.set_quantizer(QuantizerArguments(clipping="mse", rotation=rotation, grid="midrise"))
     seen: dict[int, torch.Tensor] = {}
     for i, layer in enumerate(model.layers):
-        layer.register_forward_pre_hook(lambda layer, x, i=i: seen.__setitem__(i, rotate(x[0]) if layer.rotated else x[0]))
+        layer.register_forward_pre_hook(lambda layer, x, i=i: seen.__setitem__(i, layer.rotation.apply(x[0])))
     calibrate_clips(model, FEATURES[:3], [3, 8])
     observers = [type(layer.observer).__name__ for layer in model.layers]
     assert set(observers) == {"EMAObserver"} and not any(layer.observing for layer in model.layers)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qatlib.attacks.defence import per_layer, static
-from qatlib.objectives import collate
+from qatlib.qa.loss import collate
 from qatlib.studies import attackers
 from qatlib.studies.attackers import Attackers
 

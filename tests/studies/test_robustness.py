@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from qatlib.judging import attack_scores as scores
-from qatlib.objectives import collate
 from qatlib.params.sections import Compute
 from qatlib.precision import FULL_PRECISION
 from qatlib.qa.evaluate import span_figures
+from qatlib.qa.loss import collate
 from qatlib.schedule import make_schedule
 
 METHODS = ("random", "random pair", "plain", "cpt", "consistency", "adversarial")

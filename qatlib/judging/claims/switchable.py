@@ -152,8 +152,8 @@ def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) ->
 def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str, str]]:
     """Every method that learns from wider widths or from a teacher, with the first that does not and is its like in all else."""
     settings = {m.name: m.applied(switchable) for m in methods}
-    taught = [name for name, s in settings.items() if s.objective.name in ("cascaded", "distillation")]
-    alone = [name for name, s in settings.items() if s.objective.name in ("average", "joint")]
+    taught = [name for name, s in settings.items() if s.objective.rule.learns_from in ("wider", "teacher")]
+    alone = [name for name, s in settings.items() if s.objective.rule.learns_from is None]
     alike = {name: s.model_copy(update={"objective": None}) for name, s in settings.items()}
     pairs = ((a, next((b for b in alone if alike[b] == alike[a]), None)) for a in taught)
     return [(name, other) for name, other in pairs if other is not None]

@@ -1,0 +1,100 @@
+"""Grids of integer codes, each described once: its codes at a bit-width, their scale, how they are rounded and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qatlib.arguments import Grid
+
+MIDRISE_BITS = 4
+"""The widest midrise grid; with more bits a level at zero costs next to nothing, and codes must fit in a byte."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of one grid at one bit-width: the integers from `low` to `high`, or only the odd ones of them."""
+
+    low: int
+    high: int
+    odd: bool = False
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+        return self.low, self.high
+
+    def scale(self, magnitude: Tensor) -> Tensor:
+        """The min-max scale of groups with these largest magnitudes, of the same shape.
+
+        Groups of zeros get the smallest normal number, so that 0 / s is 0.
+        """
+        return (magnitude / ((self.high - self.low) / 2)).clamp_min(torch.finfo(magnitude.dtype).tiny)
+
+    def nearest(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The nearest code of an endless grid, as floats; ties go to the even code, or up where all are odd."""
+        return (x / (2 * scale)).floor_().mul_(2).add_(1) if self.odd else (x / scale).round_()
+
+    def ranks(self, codes: Tensor) -> Tensor:
+        """The codes as the consecutive integers around zero that fit the bit-width; of the odd code 2k + 1 it is k."""
+        return codes >> 1 if self.odd else codes
+
+    def of_ranks(self, ranks: Tensor) -> Tensor:
+        """What `ranks` was given."""
+        return 2 * ranks + 1 if self.odd else ranks
+
+
+@dataclass(frozen=True)
+class GridRule:
+    """One grid.
+
+    Attributes:
+        codes: a bit-width, 2..16 → its codes.
+        activations: the grid of activations beside weights on this one.
+    """
+
+    codes: Callable[[int], Codes]
+    activations: Grid
+
+
+def _narrow(bits: int) -> Codes:
+    """LLM-QAT's: symmetric about 0, three levels at 2 bits."""
+    return Codes(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+
+
+def _full(bits: int) -> Codes:
+    """torchao's: one level more on the negative side. The positive end of min-max is half a step beyond the last code."""
+    return Codes(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _midrise(bits: int) -> Codes:
+    """All 2^b levels, symmetric about a zero that is not among them; above `MIDRISE_BITS` it is the narrow grid."""
+    return Codes(1 - 2**bits, 2**bits - 1, odd=True) if bits <= MIDRISE_BITS else _narrow(bits)
+
+
+GRIDS: Mapping[Grid, GridRule] = {
+    "narrow": GridRule(_narrow, activations="narrow"),
+    "full": GridRule(_full, activations="full"),
+    # without a level at zero the many activations near it would all be moved away from it
+    "midrise": GridRule(_midrise, activations="narrow"),
+}
+"""By the name that `QuantizerArguments.grid` gives. A new grid is an entry here and its name in `arguments.Grid`."""
+
+
+def codes_of(bits: int, grid: Grid) -> Codes:
+    """The codes of a grid at a bit-width.
+
+    Raises:
+        ValueError: `bits` outside 2..16.
+    """
+    if not 2 <= bits <= 16:
+        raise ValueError(f"a grid has 2 to 16 bits, not {bits}")
+    return GRIDS[grid].codes(bits)
+
+
+def code_dtype(bits: int) -> torch.dtype:
+    """The integer type codes of that bit-width are kept in."""
+    return torch.int8 if bits <= 8 else torch.int16

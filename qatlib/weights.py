@@ -1,0 +1,134 @@
+"""How a layer's weight becomes codes; what is computed of a frozen one is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qatlib.arguments import QuantizerArguments
+from qatlib.kernels import CodeMatrix, FloatCodes
+from qatlib.precision import FULL
+from qatlib.quantizer import dequantize, fake_quantize, grouped, minmax_scale, mse_scale, narrowed, quantize
+from qatlib.rotation import ROTATIONS
+
+NESTED_IN = 8
+"""The bit-width whose codes those of fewer bits are derived from, with `QuantizerArguments.nested`."""
+
+
+class WeightQuantizer:
+    """Scales, codes and floats of one layer's weight by bit-width, as `InputQuantizer` has them of its input.
+
+    Every method takes the weight (out, in) itself; it is the same one at each call. What was computed of it is kept, and
+    computed anew when the weight or a learned step has changed in place; writes to `.data` are not noticed.
+
+    Args:
+        steps: by bit-width, the log of the factor by which training has changed its scale; the layer's own parameters.
+    """
+
+    def __init__(self, quantizer: QuantizerArguments, steps: nn.ParameterDict) -> None:
+        self.quantizer, self.rotation, self.steps = quantizer, ROTATIONS[quantizer.rotation], steps
+        self._scales: dict[int, Tensor] = {}
+        self._scales_of = 0  # the version of the weight that they were computed of
+        self._codes: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        self._floats: tuple[tuple[int, ...], Tensor] | None = None
+        self._matrix: tuple[tuple[int, ...], CodeMatrix | FloatCodes] | None = None
+
+    def forget(self) -> None:
+        """Drop what was computed."""
+        self._scales.clear()
+        self._codes.clear()
+        self._floats = self._matrix = None
+
+    def scale(self, weight: Tensor, bits: int) -> Tensor:
+        """The scale of a bit-width's codes, with what training has made of it: (out, 1), a scalar or (out, groups, 1)."""
+        if self._scales_of != weight._version:
+            self.forget()
+            self._scales_of = weight._version
+        if bits not in self._scales:
+            with torch.inference_mode(False), torch.no_grad():
+                self._scales[bits] = self._found_scale(self.rotation.apply(weight), bits)
+        return self._stepped(self._scales[bits], bits)
+
+    def codes(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Integer codes (out, in) in the quantizer's basis, and their scale.
+
+        Under `nested` the codes of fewer than `NESTED_IN` bits are derived anew at every call.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            scale, version = self.scale(weight, bits), self._made_of(weight, bits)
+            if bits not in self._codes or self._codes[bits][0] != version:
+                if self._is_derived(bits):
+                    return narrowed(*self.codes(weight, NESTED_IN), scale, bits, self.quantizer.grid), scale
+                groups = self._grouped(self.rotation.apply(weight))
+                self._codes[bits] = version, quantize(groups, scale, bits, self.quantizer.grid).reshape(len(weight), -1)
+            return self._codes[bits][1], scale
+
+    def read_back(self, weight: Tensor, bits: int) -> Tensor:
+        """The weight (out, in) as its codes say, in the basis of the weight itself."""
+        return self.rotation.inverse(self._read_back(*self.codes(weight, bits), weight.dtype))
+
+    def floats(self, weight: Tensor, bits: int) -> Tensor:
+        """What a frozen weight is multiplied as, (out, in) in the quantizer's basis; at 32 bits it is not quantized.
+
+        The codes are the store. The floats of the width in use are kept until another width is used, so that a pass over a
+        data set dequantizes once and a switch still writes a single attribute.
+        """
+        if bits == FULL and not self.rotation.rotates:
+            return weight
+        version = (bits, *self._made_of(weight, bits))
+        if self._floats is None or self._floats[0] != version:
+            with torch.inference_mode(False), torch.no_grad():
+                full = bits == FULL
+                floats = self.rotation.apply(weight) if full else self._read_back(*self.codes(weight, bits), weight.dtype)
+                self._floats = version, floats
+        return self._floats[1]
+
+    def matrix(self, weight: Tensor, bits: int, kind: type[CodeMatrix | FloatCodes]) -> CodeMatrix | FloatCodes:
+        """The codes of the width in use for products of this kind, kept like its floats."""
+        version = (bits, *self._made_of(weight, bits))
+        if self._matrix is None or self._matrix[0] != version or type(self._matrix[1]) is not kind:
+            with torch.inference_mode(False), torch.no_grad():
+                self._matrix = version, kind(*self.codes(weight, bits))
+        return self._matrix[1]
+
+    def fake_quantized(self, weight: Tensor, bits: int, frozen: bool) -> Tensor:
+        """As `floats`, computed at this very call, with gradients to the weight and to the step sizes that are trained.
+
+        Args:
+            frozen: whether only the steps are trained, so that the scale they change is the kept one.
+        """
+        with torch.autocast(weight.device.type, enabled=False):  # its codes are of the weight in fp32
+            rotated = self.rotation.apply(weight)
+        if bits == FULL:
+            return rotated
+        if not frozen:
+            scale = self._stepped(self._found_scale(rotated, bits), bits)
+        else:
+            if self._is_derived(bits):
+                rotated = self._read_back(*self.codes(weight, NESTED_IN), weight.dtype)
+            scale = self.scale(weight, bits)
+        clips = self.quantizer.clipping != "minmax" or str(bits) in self.steps
+        return fake_quantize(self._grouped(rotated), scale, bits, self.quantizer.grid, clips=clips).reshape(rotated.shape)
+
+    def _made_of(self, weight: Tensor, bits: int) -> tuple[int, ...]:
+        """Changes whenever the codes of this width do."""
+        widths = {str(bits), str(NESTED_IN)} if self.quantizer.nested else {str(bits)}
+        return (weight._version, *(step._version for key, step in self.steps.items() if key in widths))
+
+    def _found_scale(self, rotated: Tensor, bits: int) -> Tensor:
+        find = mse_scale if self.quantizer.clipping == "mse" else minmax_scale
+        return find(self._grouped(rotated), bits, None if self.quantizer.weights == "per_tensor" else -1, self.quantizer.grid)
+
+    def _stepped(self, scale: Tensor, bits: int) -> Tensor:
+        return scale * self.steps[str(bits)].exp() if str(bits) in self.steps else scale
+
+    def _is_derived(self, bits: int) -> bool:
+        return self.quantizer.nested and bits < NESTED_IN
+
+    def _grouped(self, weight: Tensor) -> Tensor:
+        """(out, in) → (out, groups, group size) where groups have scales of their own."""
+        return weight.unflatten(1, (-1, self.quantizer.group_size)) if self.quantizer.weights == "per_group" else weight
+
+    @staticmethod
+    def _read_back(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        return dequantize(grouped(codes, scale), scale, dtype).view_as(codes)

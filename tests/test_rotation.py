@@ -1,0 +1,87 @@
+"""Every rotation keeps products and is undone by its inverse; nothing takes a rotation for its own inverse."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from qatlib.arguments import QuantizerArguments, RotationName
+from qatlib.attacks.rounding import noisy_rounding
+from qatlib.export import load_adapter, save_adapter
+from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.model import SwitchableModel
+from qatlib.precision import Precision
+from qatlib.rotation import ROTATIONS, Rotation, hadamard, hadamard_blocks
+
+
+@given(st.sampled_from([*ROTATIONS]), st.sampled_from([1, 3, 24, 64, 96, 576]), st.integers(0, 2**31))
+def test_a_rotation_keeps_products_and_its_inverse_undoes_it(name, size, seed):
+    a, b = torch.randn(2, 5, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rotated = ROTATIONS[name]
+    assert torch.allclose(rotated.inverse(rotated.apply(a)), a, atol=1e-6)
+    assert torch.allclose(rotated.apply(a) @ rotated.apply(b).t(), a @ b.t(), atol=1e-5)
+    assert rotated.rotates == (name != "none") and set(ROTATIONS) == set(get_args(RotationName))
+
+
+@pytest.mark.parametrize("n", [1, 2, 64])
+def test_the_hadamard_rotation_spreads_an_outlier_over_its_block(n):
+    assert torch.allclose(hadamard(n) @ hadamard(n), torch.eye(n), atol=1e-6)
+    assert torch.allclose(hadamard_blocks(torch.eye(n)).abs(), torch.full((n, n), n**-0.5))
+
+
+@pytest.fixture
+def turned(monkeypatch):
+    """A rotation that is not its own inverse, under the name of one."""
+    turn = Rotation(lambda x: hadamard_blocks(x).roll(1, -1), inverse=lambda x: hadamard_blocks(x.roll(-1, -1)))
+    monkeypatch.setitem(ROTATIONS, "hadamard", turn)
+    return QuantizerArguments(rotation="hadamard")
+
+
+X = torch.randn(9, 24, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_layers_ask_for_the_inverse_where_they_go_back(turned):
+    torch.manual_seed(0)
+    layer = SwitchableLinear(nn.Linear(24, 16), turned).eval()
+    layer.precision = Precision(16, 16)
+    assert torch.allclose(layer(X), nn.functional.linear(X, layer.weight, layer.bias), atol=1e-3)
+    assert torch.allclose(layer.read_back(16), layer.weight, atol=1e-3)
+    layer.add_adapters({32: LoraSpec(2, 4)})
+    nn.init.normal_(layer.adapters["32"].lora_B)
+    layer.precision = Precision(32, 32)
+    before = layer(X)
+    layer.merge_adapter(32)
+    layer.adapters.clear()
+    assert torch.allclose(layer(X), before, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_adapter_is_exported_for_inputs_that_are_not_rotated_and_comes_back(turned, tmp_path):
+    layer, spec = SwitchableLinear(nn.Linear(24, 16), turned).eval(), LoraSpec(2, 2)
+    layer.add_adapters({32: spec})
+    nn.init.normal_(layer.adapters["32"].lora_B)
+    base = nn.functional.linear(X, layer.weight, layer.bias)
+    change = layer(X) - base
+    save_adapter(tmp_path, {"it": layer}, 32, spec)
+    plain = SwitchableLinear(nn.Linear(24, 16), QuantizerArguments()).eval()
+    again = SwitchableLinear(nn.Linear(24, 16), turned).eval()
+    for other in (plain, again):
+        other.add_adapters({32: spec})
+        load_adapter(tmp_path, {"it": other}, 32)
+        found = other(X) - nn.functional.linear(X, other.weight, other.bias)
+        assert torch.allclose(found, change, atol=1e-4)
+
+
+@torch.no_grad()
+def test_noise_in_the_rounding_is_added_in_the_rotated_basis_and_turned_back(turned, tiny_lm):
+    model = SwitchableModel(tiny_lm(), turned).eval()
+    layer, x = model.layers[0], torch.randn(3, model.layers[0].in_features)
+    exact = layer(x)
+    with noisy_rounding(model, torch.Generator().manual_seed(0)), model.at("w32a16"):
+        assert torch.allclose(layer(x), exact, atol=1e-3)  # a step at 16 bits is 1e-4 of the input
