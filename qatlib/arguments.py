@@ -54,7 +54,13 @@ BitWidth = Annotated[int, AfterValidator(_bit_width)]
 
 @dataclass(frozen=True, config=_STRICT)
 class QuantizerArguments:
-    """How numbers are put on a grid; the bit-widths are chosen elsewhere."""
+    """How numbers are put on a grid; the bit-widths are chosen elsewhere.
+
+    Example:
+        >>> QuantizerArguments(weights="per_group", group_size=32).scale_group
+        32
+        >>> model.set_quantizer(QuantizerArguments(clipping="mse", grid="midrise"))
+    """
 
     weights: Literal["per_channel", "per_tensor", "per_group"] = "per_channel"
     """One weight scale an output channel, one for the whole matrix, or one for `group_size` neighbours in a channel."""
@@ -83,7 +89,13 @@ class QuantizerArguments:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainingArguments:
-    """One training loop: AdamW, linear warm-up, then linear decay to 0."""
+    """One training loop: AdamW, linear warm-up, then linear decay to 0.
+
+    Example:
+        >>> args = TrainingArguments(steps=300, batch_size=8, learning_rate=1e-3, warmup_steps=30)
+        >>> args.weight_decay, args.gradient_bits
+        (0.0, 32)
+    """
 
     steps: Annotated[int, Field(ge=1)]
     """Optimizer steps."""
@@ -151,7 +163,15 @@ class PhaseArguments:
 
 @dataclass(frozen=True, config=_STRICT)
 class ScheduleArguments:
-    """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is."""
+    """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is.
+
+    Example:
+        >>> ScheduleArguments("sandwich").passes_a_step(5)
+        4
+        >>> schedule = ScheduleArguments("scheduled", pattern=(Precision(8, 8), Precision(4, 4)), interval=10)
+        >>> schedule.passes_a_step(2)
+        1
+    """
 
     name: Literal["random_per_layer", "random_uniform", "all", "sandwich", "cyclic", "progressive", "scheduled", "cpt"]
     passes: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
@@ -227,7 +247,14 @@ class ScheduleArguments:
 
 @dataclass(frozen=True, config=_STRICT)
 class AttackArguments:
-    """What an attacker on embeddings does; `qatlib.attacks.embedding` has the equations."""
+    """What an attacker on embeddings does; `qatlib.attacks.embedding` has the equations.
+
+    Example:
+        >>> AttackArguments(epsilon=0.1, steps=10, restarts=2).passes
+        22
+        >>> AttackArguments.fgsm(0.1, norm="l2").passes
+        2
+    """
 
     epsilon: Annotated[float, Field(ge=0)]
     """Radius, in units of the mean norm of the token embeddings: of a token's perturbation in L2; in L∞ of a coordinate times
