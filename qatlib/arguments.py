@@ -24,32 +24,35 @@ from qatlib.precision import BIT_WIDTHS, FULL, Precision
 Grid = Literal["narrow", "full", "midrise"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
+PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
 
 
 def _precision(value: Any) -> Precision:
     try:
         return Precision.parse(value)
     except ValueError:
-        raise ValueError(_PRECISION) from None
+        raise ValueError(PRECISION) from None
 
 
 PrecisionField = Annotated[
     Precision,
     PlainValidator(_precision),
     PlainSerializer(lambda p: p.name, return_type=str),
-    WithJsonSchema({"description": _PRECISION}),
+    WithJsonSchema({"description": PRECISION}),
 ]
 """A `Precision` in a params file: whatever `Precision.parse` reads, written back by its name."""
 
 
+_BIT_WIDTH = f"a bit-width from 2 to 16 or {FULL}"
+
+
 def _bit_width(value: int) -> int:
     if value not in BIT_WIDTHS:
-        raise ValueError(f"a bit-width from 2 to 16 or {FULL}")
+        raise ValueError(_BIT_WIDTH)
     return value
 
 
-BitWidth = Annotated[int, AfterValidator(_bit_width)]
+BitWidth = Annotated[int, AfterValidator(_bit_width), WithJsonSchema({"description": _BIT_WIDTH})]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -57,8 +60,6 @@ class QuantizerArguments:
     """How numbers are put on a grid; the bit-widths are chosen elsewhere.
 
     Example:
-        >>> QuantizerArguments(weights="per_group", group_size=32).scale_group
-        32
         >>> model.set_quantizer(QuantizerArguments(clipping="mse", grid="midrise"))
     """
 
@@ -100,11 +101,15 @@ class TrainingArguments:
     steps: Annotated[int, Field(ge=1)]
     """Optimizer steps."""
     batch_size: Annotated[int, Field(ge=1)]
-    """Features (windows) a step."""
+    """Features (windows) in a step."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """Learning rate after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up; at most `steps`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the next-token loss beside the span loss: keeps the language model and so the meaning of perplexity."""
     gradient_bits: BitWidth = FULL
@@ -157,8 +162,9 @@ class PhaseArguments:
     """A second phase of a training at one precision for all layers (S2's two-phase CPT)."""
 
     precision: PrecisionField
+    """One of the precisions."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Of the training's steps, the last."""
+    """Share of the training's steps, the last ones."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -168,12 +174,13 @@ class ScheduleArguments:
     Example:
         >>> ScheduleArguments("sandwich").passes_a_step(5)
         4
-        >>> schedule = ScheduleArguments("scheduled", pattern=(Precision(8, 8), Precision(4, 4)), interval=10)
-        >>> schedule.passes_a_step(2)
-        1
     """
 
     name: Literal["random_per_layer", "random_uniform", "all", "sandwich", "cyclic", "progressive", "scheduled", "cpt"]
+    """`random_per_layer` and `random_uniform` draw `passes` configurations a step, layer by layer or one precision for all
+    layers. `all`: every precision at every step. `sandwich`: the widest, the narrowest and `passes` − 2 drawn ones. `cyclic`: one
+    precision a step, in the order of the list. `progressive`: from the widest to the narrowest, an equal share of the steps each.
+    `scheduled`: along `pattern`. `cpt`: along `cosine`."""
     passes: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
     """Configurations a step, where they are drawn: 1 if left out, 4 for `sandwich`, which takes at least 2."""
     pattern: Annotated[tuple[PrecisionField, ...] | None, Field(validate_default=True)] = None
@@ -252,21 +259,23 @@ class AttackArguments:
     Example:
         >>> AttackArguments(epsilon=0.1, steps=10, restarts=2).passes
         22
-        >>> AttackArguments.fgsm(0.1, norm="l2").passes
-        2
     """
 
     epsilon: Annotated[float, Field(ge=0)]
     """Radius, in units of the mean norm of the token embeddings: of a token's perturbation in L2; in L∞ of a coordinate times
     the square root of their number, so that the corners of the cube are as far as the sphere of L2."""
     norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball: L∞ or L2."""
     steps: Annotated[int, Field(ge=1)] = 10
+    """Gradient steps of each restart."""
     step_size: Annotated[float, Field(gt=0, le=1)] | None = None
     """As a share of epsilon; 2.5 / steps if left out (Madry et al. 2018), at most 1."""
     restarts: Annotated[int, Field(ge=1)] = 1
     """Each from another random point of the ball, but the first from the clean input without `random_start`."""
     random_start: bool = True
+    """Whether the first start is a random point of the ball instead of the clean input."""
     loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    """What the attacker raises: the cross entropy of the answer, or the margin of the best wrong token."""
 
     @classmethod
     def fgsm(cls, epsilon: float, norm: Literal["linf", "l2"] = "linf") -> AttackArguments:
@@ -284,6 +293,8 @@ class ObjectiveArguments:
     """What a training step minimises; `qatlib.objectives` says what each objective adds and whose it is."""
 
     name: Literal["average", "joint", "cascaded", "distillation", "consistency"]
+    """`average` and `joint`: the mean or the sum of the task's losses. `cascaded`: each configuration also learns from all wider
+    ones of its step. `consistency`: from the widest one. `distillation`: from the teacher at full precision."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the term that `cascaded`, `distillation` and `consistency` add to the task's loss."""
     divergence: Literal["kl", "js", "mse"] = "kl"
