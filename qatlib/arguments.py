@@ -24,6 +24,7 @@ from qatlib.precision import BIT_WIDTHS, FULL, Precision
 Grid = Literal["narrow", "full", "midrise"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_BIT_WIDTH = f"a bit-width from 2 to 16 or {FULL}"
 PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
 
 
@@ -41,9 +42,6 @@ PrecisionField = Annotated[
     WithJsonSchema({"description": PRECISION}),
 ]
 """A `Precision` in a params file: whatever `Precision.parse` reads, written back by its name."""
-
-
-_BIT_WIDTH = f"a bit-width from 2 to 16 or {FULL}"
 
 
 def _bit_width(value: int) -> int:
@@ -64,21 +62,21 @@ class QuantizerArguments:
     """
 
     weights: Literal["per_channel", "per_tensor", "per_group"] = "per_channel"
-    """One weight scale an output channel, one for the whole matrix, or one for `group_size` neighbours in a channel."""
+    """One weight scale per output channel, one for the whole matrix, or one for every `group_size` neighbours in a channel."""
     activations: Literal["per_token", "per_tensor_static"] = "per_token"
-    """One dynamic scale a token, or one calibrated scale a layer (EMA observer)."""
+    """One dynamic scale per token, or one calibrated scale per layer (EMA observer)."""
     grid: Grid = "narrow"
-    """Of 2^b − 1 levels, ±(2^(b−1) − 1) (`narrow`, LLM-QAT); of all 2^b, −2^(b−1) … 2^(b−1) − 1 (`full`, torchao); of all
-    2^b without a zero, for weights of 2 to 4 bits, narrow for the rest (`midrise`)."""
+    """`narrow`: 2^b − 1 levels, ±(2^(b−1) − 1) (LLM-QAT). `full`: all 2^b, −2^(b−1) … 2^(b−1) − 1 (torchao). `midrise`: all 2^b
+    without a zero, for weights of 2 to 4 bits; narrow for the rest."""
     clipping: Literal["minmax", "mse"] = "minmax"
-    """The grid ends at the largest magnitude, or where the squared error is least: found for each weight scale by search,
-    for the activations of a layer as a share of each token's largest magnitude by calibration."""
+    """The grid ends at the largest magnitude (`minmax`), or where the squared error is least (`mse`): for each weight scale by
+    search, for a layer's activations at a calibrated share of each token's largest magnitude."""
     learned_steps: bool = False
     """Whether training goes on to learn what `clipping` starts from (LSQ, Esser et al. 2020)."""
     rotation: Literal["none", "hadamard"] = "none"
     """Whether inputs and weights are quantized in a basis rotated by blocks of a Hadamard matrix."""
     nested: bool = False
-    """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that those alone are stored."""
+    """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that only those are stored."""
     group_size: Annotated[int, Field(ge=8)] = 64
     """Weights that share a scale under `per_group`; must divide the inputs of every layer."""
 
@@ -111,11 +109,12 @@ class TrainingArguments:
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the next-token loss beside the span loss: keeps the language model and so the meaning of perplexity."""
+    """Weight of the next-token loss beside the span loss. It keeps the language model, and so the meaning of perplexity."""
     gradient_bits: BitWidth = FULL
-    """Bits of the gradients that enter the switchable layers in the backward pass, one scale a token; 32 for floats (CPT: 8)."""
+    """Bits of the gradients that enter the switchable layers in the backward pass, rounded stochastically, one scale per token;
+    32 for floats (CPT: 8)."""
     gradient_checkpointing: bool = False
-    """Keep each block's input alone and compute the rest anew in the backward pass: less memory for one more forward pass."""
+    """Keep only each block's input, and compute the rest again in the backward pass: less memory, one more forward pass."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints."""
 
@@ -262,16 +261,16 @@ class AttackArguments:
     """
 
     epsilon: Annotated[float, Field(ge=0)]
-    """Radius, in units of the mean norm of the token embeddings: of a token's perturbation in L2; in L∞ of a coordinate times
-    the square root of their number, so that the corners of the cube are as far as the sphere of L2."""
+    """Radius, in units of the mean norm of the token embeddings. In L2 that of a token's perturbation. In L∞ that of a coordinate
+    times the square root of their number, so that the corners of the cube are as far away as the sphere of L2."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball: L∞ or L2."""
     steps: Annotated[int, Field(ge=1)] = 10
     """Gradient steps of each restart."""
     step_size: Annotated[float, Field(gt=0, le=1)] | None = None
-    """As a share of epsilon; 2.5 / steps if left out (Madry et al. 2018), at most 1."""
+    """Share of epsilon, at most 1; 2.5 / steps if left out (Madry et al. 2018)."""
     restarts: Annotated[int, Field(ge=1)] = 1
-    """Each from another random point of the ball, but the first from the clean input without `random_start`."""
+    """Starts of the attack, each from a random point of the ball; without `random_start` the first is the clean input."""
     random_start: bool = True
     """Whether the first start is a random point of the ball instead of the clean input."""
     loss: Literal["cross_entropy", "margin"] = "cross_entropy"
