@@ -26,54 +26,59 @@ Grid = Literal["narrow", "full", "midrise"]
 RotationName = Literal["none", "hadamard"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
+_BIT_WIDTH = f"a bit-width from 2 to 16 or {FULL}"
+PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
 
 
 def _precision(value: Any) -> Precision:
     try:
         return Precision.parse(value)
     except ValueError:
-        raise ValueError(_PRECISION) from None
+        raise ValueError(PRECISION) from None
 
 
 PrecisionField = Annotated[
     Precision,
     PlainValidator(_precision),
     PlainSerializer(lambda p: p.name, return_type=str),
-    WithJsonSchema({"description": _PRECISION}),
+    WithJsonSchema({"description": PRECISION}),
 ]
 """A `Precision` in a params file: whatever `Precision.parse` reads, written back by its name."""
 
 
 def _bit_width(value: int) -> int:
     if value not in BIT_WIDTHS:
-        raise ValueError(f"a bit-width from 2 to 16 or {FULL}")
+        raise ValueError(_BIT_WIDTH)
     return value
 
 
-BitWidth = Annotated[int, AfterValidator(_bit_width)]
+BitWidth = Annotated[int, AfterValidator(_bit_width), WithJsonSchema({"description": _BIT_WIDTH})]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class QuantizerArguments:
-    """How numbers are put on a grid; the bit-widths are chosen elsewhere."""
+    """How numbers are put on a grid; the bit-widths are chosen elsewhere.
+
+    Example:
+        >>> model.set_quantizer(QuantizerArguments(clipping="mse", grid="midrise"))
+    """
 
     weights: Literal["per_channel", "per_tensor", "per_group"] = "per_channel"
-    """One weight scale an output channel, one for the whole matrix, or one for `group_size` neighbours in a channel."""
+    """One weight scale per output channel, one for the whole matrix, or one for every `group_size` neighbours in a channel."""
     activations: Literal["per_token", "per_tensor_static"] = "per_token"
-    """One dynamic scale a token, or one calibrated scale a layer (EMA observer)."""
+    """One dynamic scale per token, or one calibrated scale per layer (EMA observer)."""
     grid: Grid = "narrow"
-    """Of 2^b − 1 levels, ±(2^(b−1) − 1) (`narrow`, LLM-QAT); of all 2^b, −2^(b−1) … 2^(b−1) − 1 (`full`, torchao); of all
-    2^b without a zero, for weights of 2 to 4 bits, narrow for the rest (`midrise`)."""
+    """`narrow`: 2^b − 1 levels, ±(2^(b−1) − 1) (LLM-QAT). `full`: all 2^b, −2^(b−1) … 2^(b−1) − 1 (torchao). `midrise`: all 2^b
+    without a zero, for weights of 2 to 4 bits; narrow for the rest."""
     clipping: Literal["minmax", "mse"] = "minmax"
-    """The grid ends at the largest magnitude, or where the squared error is least: found for each weight scale by search,
-    for the activations of a layer as a share of each token's largest magnitude by calibration."""
+    """The grid ends at the largest magnitude (`minmax`), or where the squared error is least (`mse`): for each weight scale by
+    search, for a layer's activations at a calibrated share of each token's largest magnitude."""
     learned_steps: bool = False
     """Whether training goes on to learn what `clipping` starts from (LSQ, Esser et al. 2020)."""
     rotation: RotationName = "none"
     """Whether inputs and weights are quantized in a basis rotated by blocks of a Hadamard matrix."""
     nested: bool = False
-    """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that those alone are stored."""
+    """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that only those are stored."""
     group_size: Annotated[int, Field(ge=8)] = 64
     """Weights that share a scale under `per_group`; must divide the inputs of every layer."""
 
@@ -85,22 +90,33 @@ class QuantizerArguments:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainingArguments:
-    """One training loop: AdamW, linear warm-up, then linear decay to 0."""
+    """One training loop: AdamW, linear warm-up, then linear decay to 0.
+
+    Example:
+        >>> args = TrainingArguments(steps=300, batch_size=8, learning_rate=1e-3, warmup_steps=30)
+        >>> args.weight_decay, args.gradient_bits
+        (0.0, 32)
+    """
 
     steps: Annotated[int, Field(ge=1)]
     """Optimizer steps."""
     batch_size: Annotated[int, Field(ge=1)]
-    """Features (windows) a step."""
+    """Features (windows) in a step."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """Learning rate after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up; at most `steps`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the next-token loss beside the span loss: keeps the language model and so the meaning of perplexity."""
+    """Weight of the next-token loss beside the span loss. It keeps the language model, and so the meaning of perplexity."""
     gradient_bits: BitWidth = FULL
-    """Bits of the gradients that enter the switchable layers in the backward pass, one scale a token; 32 for floats (CPT: 8)."""
+    """Bits of the gradients that enter the switchable layers in the backward pass, rounded stochastically, one scale per token;
+    32 for floats (CPT: 8)."""
     gradient_checkpointing: bool = False
-    """Keep each block's input alone and compute the rest anew in the backward pass: less memory for one more forward pass."""
+    """Keep only each block's input, and compute the rest again in the backward pass: less memory, one more forward pass."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints."""
 
@@ -147,15 +163,25 @@ class PhaseArguments:
     """A second phase of a training at one precision for all layers (S2's two-phase CPT)."""
 
     precision: PrecisionField
+    """One of the precisions."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Of the training's steps, the last."""
+    """Share of the training's steps, the last ones."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ScheduleArguments:
-    """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is."""
+    """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is.
+
+    Example:
+        >>> ScheduleArguments("sandwich").passes_a_step(5)
+        4
+    """
 
     name: Literal["random_per_layer", "random_uniform", "all", "sandwich", "cyclic", "progressive", "scheduled", "cpt"]
+    """`random_per_layer` and `random_uniform` draw `passes` configurations a step, layer by layer or one precision for all
+    layers. `all`: every precision at every step. `sandwich`: the widest, the narrowest and `passes` − 2 drawn ones. `cyclic`: one
+    precision a step, in the order of the list. `progressive`: from the widest to the narrowest, an equal share of the steps each.
+    `scheduled`: along `pattern`. `cpt`: along `cosine`."""
     passes: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
     """Configurations a step, where they are drawn: 1 if left out, 4 for `sandwich`, which takes at least 2."""
     pattern: Annotated[tuple[PrecisionField, ...] | None, Field(validate_default=True)] = None
@@ -229,19 +255,28 @@ class ScheduleArguments:
 
 @dataclass(frozen=True, config=_STRICT)
 class AttackArguments:
-    """What an attacker on embeddings does; `qatlib.attacks.embedding` has the equations."""
+    """What an attacker on embeddings does; `qatlib.attacks.embedding` has the equations.
+
+    Example:
+        >>> AttackArguments(epsilon=0.1, steps=10, restarts=2).passes
+        22
+    """
 
     epsilon: Annotated[float, Field(ge=0)]
-    """Radius, in units of the mean norm of the token embeddings: of a token's perturbation in L2; in L∞ of a coordinate times
-    the square root of their number, so that the corners of the cube are as far as the sphere of L2."""
+    """Radius, in units of the mean norm of the token embeddings. In L2 that of a token's perturbation. In L∞ that of a coordinate
+    times the square root of their number, so that the corners of the cube are as far away as the sphere of L2."""
     norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball: L∞ or L2."""
     steps: Annotated[int, Field(ge=1)] = 10
+    """Gradient steps of each restart."""
     step_size: Annotated[float, Field(gt=0, le=1)] | None = None
-    """As a share of epsilon; 2.5 / steps if left out (Madry et al. 2018), at most 1."""
+    """Share of epsilon, at most 1; 2.5 / steps if left out (Madry et al. 2018)."""
     restarts: Annotated[int, Field(ge=1)] = 1
-    """Each from another random point of the ball, but the first from the clean input without `random_start`."""
+    """Starts of the attack, each from a random point of the ball; without `random_start` the first is the clean input."""
     random_start: bool = True
+    """Whether the first start is a random point of the ball instead of the clean input."""
     loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    """What the attacker raises: the cross entropy of the answer, or the margin of the best wrong token."""
 
     @classmethod
     def fgsm(cls, epsilon: float, norm: Literal["linf", "l2"] = "linf") -> AttackArguments:
@@ -289,6 +324,8 @@ class ObjectiveArguments:
     """What a training step minimises; `qatlib.objectives` says what each objective adds and whose it is."""
 
     name: Literal["average", "joint", "cascaded", "distillation", "consistency"]
+    """`average` and `joint`: the mean or the sum of the task's losses. `cascaded`: each configuration also learns from all wider
+    ones of its step. `consistency`: from the widest one. `distillation`: from the teacher at full precision."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the term that an objective which learns from others adds to the task's loss."""
     divergence: Literal["kl", "js", "mse"] = "kl"

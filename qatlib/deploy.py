@@ -32,6 +32,12 @@ class DeployedModel(Switching[IntegerLinear]):
     """A causal language model with `IntegerLinear` layers and the span head; answers like the model it was made of.
 
     It switches among the weight widths that were deployed. Codes of a derived one are computed when a layer first uses them.
+
+    Example:
+        >>> deploy(model, 4).save(Path("mine"), tokenizer)
+        >>> deployed, tokenizer = DeployedModel.load(Path("mine"))
+        >>> deployed.set_precision("w4a8")  # the activations alone: only 4-bit codes were saved
+        >>> output = deployed(batch.input_ids)
     """
 
     def __init__(self, lm: PreTrainedModel, qa_outputs: nn.Linear, infos: Sequence[LayerInfo]) -> None:
@@ -118,6 +124,13 @@ def deploy(model: SwitchableModel, spec: Any) -> DeployedModel:
 
     Raises:
         ValueError: as `Configuration.resolve`; a width that has no adapter while others have one.
+
+    Example:
+        >>> deployed = deploy(model, {"attn": 8, "mlp": 4})
+        >>> with model.at({"attn": 8, "mlp": 4}):
+        ...     simulated = model(batch.input_ids).start
+        >>> torch.allclose(deployed(batch.input_ids).start, simulated, atol=1e-4)
+        True
     """
     configuration = Configuration.resolve(spec, model.infos, model.configuration)
     deployed = _with_layers(model, {name: [p.w_bits] for name, p in configuration.items()})

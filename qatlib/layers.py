@@ -51,7 +51,13 @@ def multiplied_as_floats(layers: Sequence[SwitchableLinear]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Rank, scaling numerator and dropout of one adapter (Hu et al. 2022); its output is scaled by alpha / rank."""
+    """Rank, scaling numerator and dropout of one adapter (Hu et al. 2022); its output is scaled by alpha / rank.
+
+    Example:
+        >>> model.add_adapters({8: LoraSpec(8, 16), 4: LoraSpec(rank=16, alpha=32, dropout=0.05)})
+        >>> model.lora[4].rank
+        16
+    """
 
     rank: int
     alpha: float

@@ -86,6 +86,14 @@ class SwitchableModel(Switching[SwitchableLinear]):
         lm: the injected language model; `lm`'s own forward gives next-token logits at the current precision.
         qa_outputs: linear head, (start, end) logits a token.
         infos: the switchable layers, in the model's order.
+
+    Example:
+        >>> lm, tokenizer = load_pretrained("hub:gpt2")
+        >>> model = SwitchableModel(lm)  # at 32 bits: the outputs of `lm`, bit for bit
+        >>> model.add_adapters({8: LoraSpec(8, 16), 4: LoraSpec(16, 32)})
+        >>> model.set_precision({"attn": 8, "mlp": 4})
+        >>> with model.at(4):
+        ...     logits = model.lm(**tokenizer("Quantized", return_tensors="pt")).logits
     """
 
     def __init__(self, lm: PreTrainedModel, quantizer: QuantizerArguments | None = None) -> None:

@@ -28,7 +28,16 @@ FAMILIES = {"attn": ("qkv", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
 
 
 class Precision(NamedTuple):
-    """One layer's weight and activation bit-widths, each 2..16, or 32 for 'not quantized'."""
+    """One layer's weight and activation bit-widths, each 2..16, or 32 for 'not quantized'.
+
+    Example:
+        >>> Precision.parse("w4a8")
+        Precision(w_bits=4, a_bits=8)
+        >>> Precision(8, 8).name
+        '8'
+        >>> Precision(4, 8) < Precision(8, 8)
+        True
+    """
 
     w_bits: int
     a_bits: int
@@ -108,7 +117,15 @@ def _matches(pattern: str, layer: LayerInfo) -> bool:
 
 @dataclass(frozen=True)
 class Configuration(Mapping[str, Precision]):
-    """A precision for every switchable layer, by layer name, in the model's order."""
+    """A precision for every switchable layer, by layer name, in the model's order.
+
+    Example:
+        >>> configuration = Configuration.resolve({"attn": 8, "mlp": "w4a8"}, model.infos)
+        >>> {info.role: configuration[info.name].name for info in model.infos}
+        {'qkv': '8', 'attn_out': '8', 'mlp_in': 'w4a8', 'mlp_out': 'w4a8'}
+        >>> configuration.save(Path("mine.yaml"))
+        >>> model.set_precision("mine.yaml")
+    """
 
     precisions: Mapping[str, Precision]
 

@@ -32,6 +32,11 @@ def load_pretrained(
 
     Raises:
         ModelError: no such source, a directory without config or weights, the package not installed, the hub out of reach.
+
+    Example:
+        >>> lm, tokenizer = load_pretrained("hub:gpt2")
+        >>> lm.dtype, lm.config.n_layer
+        (torch.float32, 12)
     """
     prefix, _, where = source.partition(":")
     if source == SMOLLM2:

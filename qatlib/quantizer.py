@@ -48,7 +48,13 @@ def scale_from_absmax(magnitude: Tensor, bits: int, grid: Grid = "narrow") -> Te
 
 
 def minmax_scale(x: Tensor, bits: int, dims: Dims = None, grid: Grid = "narrow") -> Tensor:
-    """`scale_from_absmax` of `x` over `dims`; broadcasts against `x`."""
+    """`scale_from_absmax` of `x` over `dims`; broadcasts against `x`.
+
+    Example:
+        >>> minmax_scale(torch.tensor([[0.5, -1.0], [2.0, 7.0]]), 4, dims=1)  # one scale per row
+        tensor([[0.1429],
+                [1.0000]])
+    """
     return scale_from_absmax(absmax(x, dims), bits, grid)
 
 
@@ -75,13 +81,22 @@ def quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow") -> Tens
     """Codes of `x` (any shape) on the grid of `scale` (broadcastable): int8 up to 8 bits, int16 above.
 
     Rounds half to even (up, on the midrise grid). Values beyond the grid go to its ends. `x` must be finite.
+
+    Example:
+        >>> quantize(torch.tensor([0.2, -1.0, 9.0]), torch.tensor(0.25), bits=4)
+        tensor([ 1, -4,  7], dtype=torch.int8)
     """
     codes = codes_of(bits, grid)
     return codes.nearest(_at_least_float(x), scale).clamp_(*codes.ends).to(code_dtype(bits))
 
 
 def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`codes · scale`, computed in the scale's type (fp32 or wider) and rounded once to `dtype`."""
+    """`codes · scale`, computed in the scale's type (fp32 or wider) and rounded once to `dtype`.
+
+    Example:
+        >>> dequantize(torch.tensor([1, -4, 7], dtype=torch.int8), torch.tensor(0.25))
+        tensor([ 0.2500, -1.0000,  1.7500])
+    """
     x = codes.to(scale.dtype) * scale
     return x if dtype is None else x.to(dtype)
 
@@ -157,6 +172,13 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow", *,
 
     Returns:
         Same shape and type as `x`. The gradient is 1 inside the grid and 0 where a value was clamped to its end.
+
+    Example:
+        >>> x = torch.tensor([0.2, -1.0, 0.9], requires_grad=True)
+        >>> scale = minmax_scale(x, bits=4)
+        >>> y = fake_quantize(x, scale, bits=4)
+        >>> torch.equal(y, dequantize(quantize(x, scale, bits=4), scale))
+        True
     """
     result: Tensor = _FakeQuantize.apply(x, scale, codes_of(bits, grid), clips)
     return result

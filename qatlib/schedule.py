@@ -124,6 +124,11 @@ def make_schedule(
 
     Args:
         precisions: what a switchable model is trained for, in the order listed, which `cyclic` keeps.
+
+    Example:
+        >>> draw = make_schedule(ScheduleArguments("random_uniform"), precisions, model.infos, seed=0, steps=100)
+        >>> [configuration] = draw(0)  # of step 0
+        >>> model.set_precision(configuration)
     """
     passes = args.passes_a_step(len(precisions))
     first_phase = steps - round(args.then.share * steps) if args.then else steps

@@ -132,6 +132,13 @@ def fit(
         ValueError: no feature holds an answer; a batch smaller than the number of processes; an objective without the
             teacher it needs; gradient checkpointing of a model that has no blocks for it.
         ModuleNotFoundError: a tracker that is not installed.
+
+    Example:
+        >>> args = TrainingArguments(steps=2, batch_size=4, learning_rate=1e-3)
+        >>> pairs = make_schedule(ScheduleArguments("all"), precisions, model.infos, seed=0, steps=args.steps)
+        >>> metrics = fit(model, features, args, pairs, pad_id=0, seed=0, checkpoint=Path("run/fit.safetensors"))
+        >>> list(metrics["passes"].dropna())
+        [2.0, 2.0]
     """
     objective = objective or ObjectiveArguments("average")
     answered = [f for f in features if f.start >= 0]

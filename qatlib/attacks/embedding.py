@@ -46,6 +46,13 @@ def attack_embeddings(
     Returns:
         Embeddings (batch, tokens, width), and the attacker's mean loss there, (batch,), nats or logits; where the first start
         is the clean input that counts as found, and the loss is never below its own under the same draws.
+
+    Example:
+        >>> pgd = AttackArguments(epsilon=0.1, steps=10)
+        >>> at_8_bits = lambda query: [Configuration.uniform(8, model.infos)]
+        >>> attacked, loss = attack_embeddings(model, batch, pgd, at_8_bits, seed=0)
+        >>> with model.at(4):  # the same perturbation at another precision
+        ...     output = model(inputs_embeds=attacked)
     """
     training = model.training
     model.eval()

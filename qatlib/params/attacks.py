@@ -35,44 +35,49 @@ class Words(Section):
     candidates: Annotated[str, AfterValidator(_masked_lm)]
     """`synonyms` (WordNet), `vocabulary` (the embedded data's own words), or a masked language model, `hub:ID` or `dir:PATH`."""
     count: Count
-    """Candidates for a word, of a vocabulary or a masked language model."""
+    """Candidates for each word, from a vocabulary or a masked language model."""
     ranking: Literal["attention", "removal", "both"]
+    """How the words that an answer depends on are found: by attention, by removing each word, or by both."""
     most: Count
-    """Words of a question that may be exchanged."""
+    """Words of one question's context that may be exchanged."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
+    """Validation questions, spread evenly over all of them."""
 
 
 class Adversarial(Section):
     """Attacks, and random precision inference against static precisions."""
 
     attack: AttackArguments
-    """The PGD that robustness is judged by."""
+    """The PGD attack that robustness is judged by."""
     epsilons: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
-    """Radii that the same attack is tried at on one static precision; at all but the last, which is so large that nothing should
-    survive, static precisions are held against random ones."""
+    """Radii at which the same attack is tried on one static precision. The last is so large that nothing should survive. At the
+    others static precisions are compared with random ones."""
     sets: Annotated[tuple[Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)], ...], Field(min_length=1)]
-    """Precisions that random precision inference draws from; the first is the one that finer draws and text attacks face."""
+    """Precisions that random precision inference draws from. Finer draws and text attacks use the first set."""
     control: Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)] = (Precision(16, 16), Precision(32, 32))
     """A set whose precisions are alike, so that drawing from it must gain nothing."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them, for the first of `methods`."""
+    """Validation questions, spread evenly over all of them, for the first of `methods`."""
     fewer_questions: Annotated[int, Field(ge=10)]
-    """For the other methods, for finer draws and for the checks."""
+    """Questions for the other methods, for finer draws and for the checks."""
     methods: Annotated[tuple[RobustMethod, ...], Field(min_length=1), AfterValidator(once)]
-    """Trainings, all with one shared adapter; the first is judged in full."""
+    """Trainings, all with one shared adapter; the first is judged in full. `plain` trains at 32 bits; the others at random
+    precisions of all sets. `random pair` and `consistency` draw two a step, and under `consistency` the narrower learns from the
+    wider. `cpt` cycles. `adversarial` trains on attacked input."""
     passes: Count
-    """Of every training; what an adversary takes is not counted."""
+    """Forward-backward passes of each training, without those of an adversary."""
     seeds: Seeds
-    """Of every training; the first is judged in full, its twin of the next number attacks it from outside."""
+    """Seeds of each training. The first is judged in full; a model trained with the next number attacks it by transfer."""
     adversary: AttackArguments
-    """Of the method adversarial."""
+    """The attack in the training of the method adversarial."""
     draws: Count
-    """Configurations that are drawn for layers of mixed precision, by the attacker at each step and by the defender."""
+    """Configurations drawn where layers differ in precision, by the attacker at each step and by the defender. A believable
+    evaluation takes 20."""
     flips: Count
     """Tokens that HotFlip may exchange."""
     noise_rate: Annotated[float, Field(gt=0, le=1)]
     """Share of the words that character noise changes."""
     words: Words | None = None
+    """QA-Attack: words of the context are exchanged. Null for none."""
     shifted: Sources | None = None
-    """Shifted or adversarial questions that are answered as they are: as `data.validation`, or null for none."""
+    """Other questions that are answered as they are, given as `data.validation`; null for none."""

@@ -23,7 +23,7 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]
     context = first.get("ctx", {})
     loc = (*first["loc"], context["key"]) if first["type"] == "inner" else first["loc"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-    schema = _Schema(model)
+    schema = Schema(model)
     if unknown:
         names = sorted(schema.section(loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), names, 1)
@@ -36,7 +36,7 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]
     return key, f"{key} is {state}; allowed is {allowed}"
 
 
-class _Schema:
+class Schema:
     """A model's JSON schema, to be asked what stands where."""
 
     def __init__(self, model: type[BaseModel]) -> None:
@@ -65,7 +65,8 @@ class _Schema:
     def words(self, node: dict[str, Any]) -> str:
         """A schema in words: `an integer of at least 1`."""
         if {"type": "null"} in node.get("anyOf", ()):
-            return f"{self.words(self._resolve(node))} or null"
+            inner = self._resolve(node)
+            return f"{self.words(inner)}{',' * (inner.get('type') == 'array')} or null"
         node = self._resolve(node)
         if "properties" in node:
             return f"a section with {', '.join(node['properties'])}"
@@ -73,11 +74,13 @@ class _Schema:
             return str(node["description"])
         if "enum" in node or "const" in node:
             return " or ".join(repr(value) for value in node.get("enum", [node.get("const")]))
+        if "prefixItems" in node:
+            return f"a list of {len(node['prefixItems'])}, each {self.words(node['prefixItems'][0])}"
         if node["type"] == "array":
             count = node.get("minItems", 0)
             least = f" of at least {'one' if count == 1 else count}" if count else ""
             return f"a list{least}, each {self.words(node['items'])}"
-        limits = {"minimum": "at least", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
+        limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
         bounds = [f"{word} {node[key]:g}" for key, word in limits.items() if key in node]
         name = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}[node["type"]]
         return f"{name} of {' and '.join(bounds)}" if bounds else name

@@ -13,7 +13,6 @@ from qatlib.arguments import BitWidth, ObjectiveArguments, PrecisionField, Sched
 from qatlib.named import NAMED
 from qatlib.params.sections import Adapters, Count, DynamicQuantizer, Section, Seeds, Switchable, once
 from qatlib.params.yaml import given
-from qatlib.precision import FULL
 
 
 def _label(name: str) -> str:
@@ -23,13 +22,18 @@ def _label(name: str) -> str:
 
 
 class Method(Section):
-    """One line of a comparison: what it does otherwise than `switchable`, all else alike."""
+    """One line of a comparison: what differs from `switchable`. All else is the same."""
 
     name: Annotated[str, AfterValidator(_label)]
+    """Up to 40 lower-case letters, digits, blanks and '-'. Each name once in `methods` and `quantizers` together."""
     schedule: ScheduleArguments | None = None
+    """Null for the schedule of `switchable`."""
     objective: ObjectiveArguments | None = None
+    """Null for the objective of `switchable`."""
     adapters: Adapters | None = None
+    """Null for the adapters of `switchable`."""
     quantizer: DynamicQuantizer | None = None
+    """Null for the quantizer of `switchable`."""
 
     def applied(self, switchable: Switchable) -> Switchable:
         """The settings of `switchable` with what this method changes."""
@@ -41,16 +45,19 @@ class Comparisons(Section):
     """Trainings side by side, each at the same budget of forward-backward passes and with every seed."""
 
     passes: Count
+    """Forward-backward passes of each training."""
     seeds: Seeds
+    """Each training runs once with each seed. A claim about training takes three."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
+    """Validation questions, spread evenly over all of them."""
     methods: tuple[Method, ...]
-    """Schedules, objectives, kinds of adapters; the first is what the others are compared with. Empty for no comparison."""
+    """Trainings that differ from `switchable` in schedule, objective or adapters. The others are compared with the first. Empty
+    for no comparison."""
     quantizers: tuple[Method, ...] = ()
-    """Ways to put numbers on a grid, likewise."""
+    """Trainings that differ from `switchable` in the quantizer."""
     specialists: Annotated[int, Field(ge=0)] = 0
-    """At so many of the precisions of 8 bits at most and 32, the narrowest and the widest among them (at all, where there are
-    fewer), a model of its own is trained with the whole budget."""
+    """Number of single-precision baselines, each trained with the whole budget. Their precisions are spread from the widest to
+    the narrowest of those with at most 8 bits and 32 (of all, if there are none)."""
 
     @check("methods", "quantizers")
     @classmethod
@@ -69,14 +76,14 @@ class Comparisons(Section):
 
 
 class Named(Section):
-    """Configurations by name that the switchable model is judged at."""
+    """The studies' configurations, by name, at which the switchable model is judged."""
 
     names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Null for all that need no other bit-widths than `precisions` has."""
+    """Names of `qatlib.named`, such as `C14` and `mixed8648`. Null for all whose bit-widths are in `precisions`."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them, and as many paragraphs for perplexity."""
+    """Validation questions, spread evenly over all of them, and as many paragraphs for perplexity."""
     norm_bits: BitWidth = 4
-    """What C2 answers with layer norms at as well (S4's C9), where it is among the names; 32 for leaving that out."""
+    """Where C2 is among the names, it is judged with layer norms at this width as well (S4's C9); 32 for not."""
 
     @check("names")
     @classmethod
@@ -90,34 +97,38 @@ class Deployment(Section):
     """The switchable model on integer storage and kernels."""
 
     precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)] | None = None
-    """They answer the questions a second time, and are timed: of 8 bits at most; null for all such that are trained."""
+    """What is deployed, answers the questions again, and is timed: precisions of at most 8 bits. Null for all of those that are
+    trained."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
+    """Validation questions, spread evenly over all of them."""
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(once)]
+    """Windows in a batch that is timed."""
     lengths: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(once)]
-    """Tokens of the windows that are timed, at each of `batch_sizes`."""
+    """Tokens in a window that is timed, at each of `batch_sizes`."""
 
 
 class Generative(Section):
     """Answers written after a prompt instead of marked in the context."""
 
     questions: Annotated[int, Field(ge=10)]
+    """Validation questions, spread evenly over all of them."""
     max_answer_tokens: Count
+    """Tokens in the longest answer."""
 
 
 class Sensitivity(Section):
-    """Layers lowered one at a time."""
+    """The sweep: one block × role is lowered at a time."""
 
     bases: Annotated[tuple[PrecisionField, ...], Field(min_length=1), AfterValidator(once)] | None = None
-    """What all other layers are at: some of `precisions`, or 32. The search starts from the first. Null for the widest of
-    `precisions` of 8 bits at most (of all, if there is nothing narrower), and 32 where that is one of them."""
+    """Precision of all other layers: some of `precisions`, or 32. The search starts from the first. Null for the widest of
+    `precisions` with at most 8 bits (of all, if no other is narrower), and for 32 where it is one of them."""
     bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(once)] | None = None
-    """What a layer is lowered to: weight bit-widths of `precisions`, null for all. Each base has those below itself, and a later
-    one that of the first."""
+    """Weight bit-widths of `precisions` that a layer is lowered to; null for all. Only those below a base count for it. For a
+    later base the bits of the first one count as well."""
     lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
-    """What of a layer goes to those bits while the rest of it stays; the search needs both."""
+    """What of a layer is lowered while the rest of it stays. The search needs `both`."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, from the half that the search may see."""
+    """Validation questions, from the half that the search may see."""
 
     @check("lowered")
     @classmethod
@@ -131,117 +142,29 @@ class Learning(Section):
     """Training of a learned allocation."""
 
     steps: Count
+    """Optimizer steps."""
     batch_size: Count
+    """Windows in a batch."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """Learning rate of the choice between bit-widths; the model stays frozen."""
     penalty: Annotated[float, Field(gt=0)]
-    """Nats for every time the budget that is expected to be spent beyond it."""
+    """Nats added to the loss for each multiple of the budget by which the expected cost exceeds it."""
 
 
 class Search(Section):
-    """Allocation of bits under a budget; candidates are the first of `sensitivity.bases` and what it is lowered to. Under
-    one of latency they are those of the last."""
+    """Allocation of bits under a budget. The candidates are the first of `sensitivity.bases` and the bits it is lowered to; under
+    a budget of latency, the last base and its bits."""
 
     budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1)] | None = None
-    """Average weight bits; null for those of 8, 6, 5, 4 and 3 that lie within the candidates."""
+    """Average weight bits. Null for those of 8, 6, 5, 4 and 3 that lie within the candidates."""
     draws: Count
     """Random configurations at every budget."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, from the half that the search never sees."""
+    """Validation questions, from the half that the search never sees."""
     shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] | None = None
-    """Budgets of bytes, and of latency as measured, from all at the cheapest candidate (0) to all at the dearest (1)."""
+    """Budgets of bytes, and of measured latency, between all layers at the cheapest candidate (0) and all at the most expensive
+    one (1). Null for none."""
     pairs: Literal["none", "block", "all"] = "none"
-    """Which pairs of block × role are lowered together, for a correction of second order."""
+    """Pairs of block × role that are lowered together, for a second-order correction."""
     learned: Learning | None = None
-
-
-class RangeTest(Section):
-    """Precision range test: a short training at each precision, from the narrowest up."""
-
-    steps: Annotated[int, Field(ge=2)]
-    """Of each training; the learning rate and the batches are those of `switchable`."""
-    window: Count
-    """Steps at both ends over which the training loss is averaged."""
-    threshold: Annotated[float, Field(gt=0)]
-    """Nats that the span loss must fall by from the first window to the last for training to count as making progress."""
-
-    @check("window")
-    @classmethod
-    def _short(cls, value: int, info: Info) -> int:
-        if (steps := info.data.get("steps")) and value > steps / 2:
-            raise ValueError(f"an integer from 1 to half of steps ({steps})")
-        return value
-
-
-class Sharpness(Section):
-    """Loss under random perturbation of the trained weights, filter by filter of their own size."""
-
-    radii: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-    """Length of the perturbation as a share of each filter's norm."""
-    draws: Count
-    """Random directions."""
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
-
-
-CptMethod = Literal[
-    "static",
-    "random separate",
-    "random shared",
-    "cpt separate",
-    "cpt shared",
-    "pattern shared",
-    "two-phase",
-    "cpt reversed",
-    "cpt shuffled",
-    "random all weights",
-    "cpt all weights",
-]
-"""What notebook 4 knows how to train; `qatlib.studies.cyclic` says what each is."""
-
-
-class Cpt(Section):
-    """Cyclic precision training beside static and random training, at equal passes, with every seed."""
-
-    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=2), AfterValidator(once)] | None = None
-    """What is trained; null for those of the run's `precisions` that have 8 bits at most, if there are two (or else for those
-    that are not 32, or all)."""
-    untrained: Annotated[tuple[PrecisionField, ...], AfterValidator(once)] = ()
-    """Precisions that models without an adapter for each are judged at as well; `precisions` among them change nothing."""
-    lowest: PrecisionField | None = None
-    """Where cycles start; null for what the range test finds. They end at the widest of `precisions`."""
-    cycles: Count
-    """Of a whole training."""
-    form: Literal["restart", "continuous"] = "restart"
-    gradient_bits: BitWidth = FULL
-    """Of every training here: 2 to 16, or 32 for floats."""
-    second_phase: PrecisionField | None = None
-    """What the method two-phase ends at; null for where its cycles start."""
-    second_phase_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Of its passes."""
-    passes: Count
-    seeds: Seeds
-    questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
-    methods: Annotated[tuple[CptMethod, ...], Field(min_length=1), AfterValidator(once)]
-    static: Count | None = None
-    """At so many of `precisions`, spread from the widest to the narrowest, `static` is trained, a model each; null for all."""
-    equal_bitops: Annotated[tuple[CptMethod, ...], AfterValidator(once)] = ()
-    """Methods that are trained a second time, for the bit operations that `passes` at the widest precision cost."""
-    range_test: RangeTest
-    """Where it is made, and what counts as progress."""
-    sharpness: Sharpness | None = None
-    """Null for none."""
-
-    @check("passes")
-    @classmethod
-    def _enough(cls, value: int, info: Info) -> int:
-        if value < (cycles := info.data.get("cycles", 1)):
-            raise ValueError(f"an integer of at least {cycles}, the number of cycles")
-        return value
-
-    @check("equal_bitops")
-    @classmethod
-    def _also(cls, value: tuple[str, ...], info: Info) -> tuple[str, ...]:
-        if other := [name for name in value if name not in info.data.get("methods", value)]:
-            raise ValueError(f"a list of some of methods, which {given(other[0])} is not")
-        return value
+    """A learned allocation: a softmax over bit-widths, trained under a budget penalty. Null for none."""

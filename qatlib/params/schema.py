@@ -13,7 +13,8 @@ from pydantic_core import PydanticCustomError
 from qatlib.arguments import OBJECTIVES, PrecisionField, QuantizerArguments
 from qatlib.named import NAMED
 from qatlib.params.attacks import Adversarial
-from qatlib.params.experiments import Comparisons, Cpt, Deployment, Generative, Named, Search, Sensitivity
+from qatlib.params.cyclic import Cpt
+from qatlib.params.experiments import Comparisons, Deployment, Generative, Named, Search, Sensitivity
 from qatlib.params.sections import (
     Compute,
     Data,
@@ -33,11 +34,14 @@ class Params(Section):
     """Everything a run is told: one params file with its overrides, resolved."""
 
     seed: Annotated[int, Field(ge=0)]
+    """Draws the questions, the weights, the order of the data and the configurations."""
     model: Model
     data: Data
     quantizer: DynamicQuantizer
+    """Quantizer of the teacher, and of the switchable model where `switchable.quantizer` is null."""
     precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=2)]
-    """Precisions of the switchable model, one adapter each."""
+    """Precisions of the switchable model, one adapter for each; each weight bit-width once. 32 is a control: it is trained beside
+    the others and never quantized. `post_training.precisions` must hold the others."""
     lora: LoraSettings
     teacher: Teacher
     post_training: PostTraining
@@ -46,7 +50,8 @@ class Params(Section):
     configurations: Named
     deployment: Deployment
     generative: Generative | None = None
-    """Null for none: the embedded model has never seen a prompt."""
+    """Answers written after a prompt instead of marked in the context; null for none, since the embedded model has never seen a
+    prompt."""
     sensitivity: Sensitivity
     search: Search
     cpt: Cpt

@@ -93,14 +93,19 @@ Sources = Annotated[
 
 
 class Model(Section):
-    """Where the weights come from; a shape and a pre-training for the embedded model, which starts from nothing."""
+    """Where the weights come from. The embedded model has a shape and a pre-training as well."""
 
     source: _Source
-    """`embedded`, `hub:ID`, `dir:PATH` or `pip:smollm2-135m`."""
+    """`embedded` (a small GPT-2, trained from scratch), `hub:ID`, `dir:PATH` (the hub's layout, safetensors) or
+    `pip:smollm2-135m`."""
     n_layer: Annotated[Count | None, Field(validate_default=True)] = None
+    """Blocks of the embedded model; null for every other source."""
     n_head: Annotated[Count | None, Field(validate_default=True)] = None
+    """Attention heads in each block of the embedded model; null for every other source."""
     n_embd: Annotated[Count | None, Field(validate_default=True)] = None
+    """Width of the embedded model, a multiple of `n_head`; null for every other source."""
     pretraining: Annotated[TrainingArguments | None, Field(validate_default=True)] = None
+    """Training of the embedded model from scratch, at full precision; null for every other source."""
 
     @check("n_layer", "n_head", "n_embd", "pretraining")
     @classmethod
@@ -117,20 +122,23 @@ class Model(Section):
 
 
 class Data(Section):
-    """Questions to train on and to be judged by, and how they are cut into windows."""
+    """Questions for training and for evaluation, and how they are cut into windows."""
 
     train: Sources
-    """`embedded`, `hub:ID`, `dir:PATH` (the hub's layout), or absolute paths of SQuAD JSON files."""
+    """`embedded` (generated questions), `hub:ID`, `dir:PATH` (the hub's layout), or a list of SQuAD v1.1 files, plain or
+    `.gz`."""
     validation: Sources
+    """As `train`; no file may be in both."""
     train_questions: Annotated[Count | None, Field(validate_default=True)] = None
-    """At most this many, drawn with the seed; null for all. For `embedded`: how many are generated."""
+    """Largest number of questions, drawn with the seed; null for all. For `embedded` the number that is generated."""
     validation_questions: Annotated[Annotated[int, Field(ge=10)] | None, Field(validate_default=True)] = None
+    """As `train_questions`, of `validation`."""
     max_length: Annotated[int, Field(ge=16)]
-    """Tokens a window."""
+    """Tokens in a window."""
     stride: Annotated[int, Field(ge=0)]
-    """Tokens that neighbouring windows of a long paragraph share."""
+    """Tokens that two neighbouring windows of a long paragraph share; less than half of `max_length`."""
     perplexity_paragraphs: Annotated[int, Field(ge=2)]
-    """Validation paragraphs that perplexity is measured on, spread evenly over them."""
+    """Validation paragraphs that perplexity is measured on, spread evenly over all of them."""
 
     @check("validation")
     @classmethod
@@ -156,32 +164,42 @@ class Data(Section):
 
 
 class LoraSettings(Section):
-    """One adapter a precision: its rank, alpha and dropout, in the order of `precisions`."""
+    """The adapter of each precision: rank, alpha and dropout, in the order of `precisions`."""
 
     ranks: tuple[Count, ...]
+    """Rank of each adapter."""
     alphas: tuple[Annotated[float, Field(gt=0)], ...]
+    """Each adapter's output is scaled by alpha / rank."""
     dropouts: tuple[Share, ...]
+    """Dropout of each adapter's input during training."""
 
 
 class Teacher(Section):
-    """The same model fine-tuned at full precision, all weights and LoRA; `base` is the one later stages build on."""
+    """The same model fine-tuned at full precision, once with all weights and once with LoRA."""
 
     base: Literal["full", "lora"]
+    """Which of the two trainings the later stages build on."""
     full: TrainingArguments
+    """Training of all weights."""
     lora: TrainingArguments
+    """Training of one LoRA adapter."""
     rank: Count
+    """Rank of that adapter."""
     alpha: Annotated[float, Field(gt=0)]
+    """Its output is scaled by alpha / rank."""
     dropout: Share
+    """Dropout of its input during training."""
 
 
 class Comparison(Section):
-    """Size of the comparisons of quantizers, which take many evaluations."""
+    """Size of the comparison of quantizers."""
 
     bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)]
+    """Bit-widths at which quantizers are compared, each once."""
     questions: Annotated[int, Field(ge=10)]
-    """So many of the validation questions, spread evenly over them."""
+    """Validation questions, spread evenly over all of them."""
     paragraphs: Annotated[int, Field(ge=2)]
-    """So many of the perplexity paragraphs, likewise."""
+    """Paragraphs, of those that perplexity is measured on, spread evenly over all of them."""
 
     @check("bits")
     @classmethod
@@ -192,10 +210,12 @@ class Comparison(Section):
 
 
 class PostTraining(Section):
-    """Precisions the teacher is evaluated at without further training."""
+    """Precisions at which the teacher is evaluated without further training."""
 
     precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
+    """Each once, without 32, which is the teacher's own. All of the run's `precisions` but 32 must be among them."""
     comparison: Comparison
+    """Size of the comparison of quantizers, which takes many evaluations."""
 
     @check("precisions")
     @classmethod
@@ -224,31 +244,37 @@ class Switchable(Section):
     schedule: ScheduleArguments
     objective: ObjectiveArguments
     adapters: Adapters = "separate"
-    """One adapter a weight bit-width; one for all of them, with the first rank, alpha and dropout of `lora`; or none: all
-    weights are trained in their place."""
+    """`separate`: one adapter for each weight bit-width. `shared`: one for all of them, with the first rank, alpha and dropout of
+    `lora`. `none`: all weights are trained instead."""
     quantizer: DynamicQuantizer | None = None
-    """Of the switchable model; null for the `quantizer` that the teacher is quantized with."""
+    """Quantizer of the switchable model; null for the run's `quantizer`."""
     learning_rate_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Factors on the learning rate, one for each of `precisions`; null for none."""
     adversary: AttackArguments | None = None
-    """Who perturbs every training batch at the very configuration it is trained at; null for nobody."""
+    """Attack that perturbs every training batch, at the configuration that the batch is trained at; null for none."""
     training: TrainingArguments
+    """Length, batches and learning rate of the training."""
 
 
 class Evaluation(Section):
-    """How answers are decoded and how sure the scores are."""
+    """How answers are decoded, and how intervals are made."""
 
     batch_size: Count
+    """Windows in a batch."""
     max_answer_tokens: Count
+    """Tokens in the longest answer that may be given."""
     resamples: Annotated[int, Field(ge=100)]
     """Bootstrap resamples, drawn by paragraph."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    """Level of the intervals."""
 
 
 class Compute(Section):
-    """Arithmetic, CPU threads (null leaves their number to torch), and who follows a training."""
+    """Arithmetic, CPU threads, and trackers of a training."""
 
     mixed_precision: Literal["no", "bf16"]
+    """`bf16` for training and for an attacker's own passes. Evaluation is always in fp32."""
     threads: Count | None = None
+    """CPU threads; null leaves their number to torch."""
     trackers: tuple[Literal["tensorboard"], ...] = ()
-    """Where training metrics go beside their files."""
+    """`tensorboard`: training metrics go to `runs/<profile>/<stage>/checkpoints/logs` as well as to their files."""

@@ -84,6 +84,11 @@ def evaluate_spans(
     Returns:
         One row a question, in order: `id`, `paragraph` (the bootstrap's cluster), `em` and `f1` in percent,
         `loss` (span NLL in nats, mean over the windows that hold the answer; NaN where none does), `prediction`.
+
+    Example:
+        >>> with model.at(4):
+        ...     scores = evaluate_spans(model, questions, features, pad_id=0, batch_size=16, max_answer_tokens=30)
+        >>> f1 = scores["f1"].mean()
     """
     model.eval()
     found = over_batches(features, batch_size, pad_id, device_of(model), partial(span_figures, model), description)

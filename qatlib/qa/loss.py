@@ -50,6 +50,11 @@ def collate(
 
     Args:
         whole: the batch that `features` are a share of, if they are one.
+
+    Example:
+        >>> batch = collate(features[:8], pad_id=0)
+        >>> batch.input_ids.shape == batch.real.shape
+        True
     """
     lengths = torch.tensor([len(f.input_ids) for f in features])
     position = torch.arange(int(lengths.max()))

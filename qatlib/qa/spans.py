@@ -67,6 +67,12 @@ def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase,
 
     Raises:
         DataError: `max_length` leaves no room for a token of the question and `stride + 1` of the context.
+
+    Example:
+        >>> questions = read_squad("dev-v1.1.json")
+        >>> features = featurize(questions, tokenizer, max_length=384, stride=128)
+        >>> max(len(feature.input_ids) for feature in features) <= 384
+        True
     """
     before, after = PREFIX.split("{question}")
 

@@ -132,6 +132,12 @@ def read_squad(paths: str | Path | Sequence[str | Path]) -> list[Question]:
     Raises:
         DataError: a file is missing, cut short, not JSON or not in the layout; an answer is not at its offset; a
             question has no answer; two questions share an id; there are no questions.
+
+    Example:
+        >>> questions = read_squad(["train-v1.1.json", "dev-v1.1.json"])
+        >>> answer = questions[0].answers[0]
+        >>> questions[0].context[answer.start :].startswith(answer.text)
+        True
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     pairs = ((str(path), question) for path in files for question in _read_file(path))

@@ -87,6 +87,18 @@ WRONG = {
         "cpt.methods=[static, best]",
         "cpt.methods[1] is \"best\"; allowed is 'static' or 'random separate'",
     ),
+    "rate beyond 1": (
+        "adversarial.noise_rate=2",
+        "adversarial.noise_rate is 2; allowed is a number of more than 0 and at most 1",
+    ),
+    "no two precisions": (
+        "switchable.schedule={name: cpt, cosine: {cycles: 2, between: 8}}",
+        f"switchable.schedule.cosine.between is 8; allowed is a list of 2, each {BIT_WIDTH}, or null",
+    ),
+    "gradients of 1 bit": (
+        "cpt.gradient_bits=float",
+        'cpt.gradient_bits is "float"; allowed is a bit-width from 2 to 16 or 32',
+    ),
     "other tracker": (
         "compute.trackers=[wandb]",
         "compute.trackers[0] is \"wandb\"; allowed is 'tensorboard'",

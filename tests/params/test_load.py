@@ -183,11 +183,12 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
     assert load_params(str(path)) == params
 
 
-README_LINES = re.findall(r"make report(?: PROFILE=(\S+))? SET='([^']+)'", (ROOT / "README.md").read_text())
+TEXTS = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+COMMANDS = re.findall(r"make report(?: PROFILE=(\S+))? SET='([^']+)'", "\n".join(TEXTS))
 
 
-@pytest.mark.parametrize(("profile", "overrides"), README_LINES)
-def test_every_command_of_the_readme_is_valid(profile: str, overrides: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("profile", "overrides"), COMMANDS)
+def test_every_command_of_the_readme_and_of_docs_is_valid(profile: str, overrides: str, tmp_path: Path) -> None:
     for name in set(files := re.findall(r"[\w-]+\.json(?:\.gz)?", overrides)):
         (tmp_path / name).touch()
         overrides = overrides.replace(name, str(tmp_path / name))
@@ -195,5 +196,6 @@ def test_every_command_of_the_readme_is_valid(profile: str, overrides: str, tmp_
     load_params(profile or "quick", shlex.split(overrides))
 
 
-def test_the_readme_has_commands() -> None:
-    assert len(README_LINES) > 5
+def test_the_readme_and_docs_have_commands() -> None:
+    assert len(re.findall(r"make report PROFILE=\S+ SET='", TEXTS[0])) > 1
+    assert len(COMMANDS) > 9
