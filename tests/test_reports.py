@@ -18,6 +18,7 @@ import pytest
 from qatlib.judging import attack_rules as checks
 from qatlib.judging.attack_scores import contrast
 from qatlib.judging.claims import cpt, robust
+from qatlib.judging.published import published as declarations
 from qatlib.params.load import load_params
 from qatlib.run.stages import STAGES
 from qatlib.site import ledger, pages
@@ -88,6 +89,18 @@ def test_the_ledger_is_rebuilt_from_the_result_files(root: Path, tmp_path: Path)
         assert row["value"] == ("" if e["value"] is None else str(e["value"])) and (report / e["href"]).is_file()
 
 
+def test_every_table_that_the_params_ask_for_is_there_with_the_declared_columns(root: Path) -> None:
+    """A declaration that nothing fulfils any more is as stale as a table without one, which no stage writes."""
+    report, params = root / "reports" / "smoke", load_params("smoke").model_dump(mode="json")
+    for stage, tables in declarations().tables.items():
+        for table in (t for t in tables if t.due(params)):
+            pattern = f"{table.folder}/{stage}/{re.sub(r'{.*?}', '*', table.name)}.csv"
+            assert next(report.glob(pattern), None), f"{pattern} is declared, and nothing wrote it"
+        for path in (p for kind in ("results", "timing") for p in report.glob(f"{kind}/{stage}/*.csv")):
+            columns = path.read_text().partition("\n")[0].split(",")
+            declarations().check(stage, path.stem, columns, measured=path.parts[-3] == "timing")
+
+
 def published(root: Path, stage: str, name: str, **dtype: str) -> pd.DataFrame:
     return pd.read_csv(root / "reports" / "smoke" / "results" / stage / f"{name}.csv", dtype=dtype)
 
@@ -108,14 +121,15 @@ def test_differences_are_made_again_from_the_files_of_scores(root: Path) -> None
 
 def test_verdicts_on_cyclic_training_are_made_again_from_the_files_of_answers(root: Path) -> None:
     params = load_params("smoke")
-    names = {p.name.lower(): p.name for p in params.cycled}
+    cycled = {p.name: p for p in params.cycled}
 
     def trained(kind: str) -> pd.DataFrame:
         parts = []
         for path in sorted((root / "reports/smoke/results/04_cpt").glob(f"{kind}_*_seed0_*.csv")):
             model, precision = re.fullmatch(rf"{kind}_(.*?)(?:_\d+)?_seed0_(\w+)", path.stem).groups()
-            if precision in names and not model.endswith("at_equal_bitops"):
-                parts.append(pd.read_csv(path).assign(model=model.replace("_", " "), precision=names[precision], seed=0))
+            if precision in cycled and not model.endswith("at_equal_bitops"):
+                about = {"precision": precision, **cycled[precision]._asdict(), "seed": 0}
+                parts.append(pd.read_csv(path).assign(model=model.replace("_", " "), **about))
         return pd.concat(parts, ignore_index=True)
 
     made = cpt.verdicts(trained("scores"), trained("perplexity"), {}, **OPTIONS).query("claim != 'C03'")

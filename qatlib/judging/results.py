@@ -5,6 +5,8 @@ Scores are kept per question and per paragraph, so that any two models can be co
     scores       model, precision, seed, id, paragraph, em, f1, loss        em and f1 in percent, loss in nats
     perplexity   model, precision, seed, paragraph, nll, tokens, correct    nll summed over the tokens, in nats; correct:
                                                                             how many of them were predicted right
+
+Beside `precision` stand `w_bits` and `a_bits`; configurations by name have no single width, and so no such columns.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from qatlib.judging import stats
+from qatlib.precision import Precision
 
 
 class Cell(NamedTuple):
@@ -42,6 +45,16 @@ def cells(frame: pd.DataFrame) -> list[Cell]:
     """Models and precisions, in order of appearance."""
     unique = frame[["model", "precision"]].astype(str).drop_duplicates()
     return [Cell(*row) for row in unique.itertuples(index=False)]
+
+
+def widths(frame: pd.DataFrame) -> dict[str, Precision]:
+    """The widths of every `precision` of a frame, in order of appearance; rows without widths are left out.
+
+    Raises:
+        KeyError: the frame has no columns `w_bits` and `a_bits`.
+    """
+    unique = frame[["precision", "w_bits", "a_bits"]].dropna().drop_duplicates()
+    return {str(name): Precision(int(w_bits), int(a_bits)) for name, w_bits, a_bits in unique.itertuples(index=False)}
 
 
 def interval(name: str, estimate: stats.Estimate) -> dict[str, float]:
@@ -205,15 +218,18 @@ def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: st
         metric: as in `paired`.
 
     Returns:
-        One row a pair and precision: `model`, `over` (the second), `precision`, `difference` (`model` minus `over`, in the
-        metric's unit, with `_low`, `_high`), `p` (Holm-corrected within the table), `n`, `paragraphs`, `seeds`.
+        One row a pair and precision: `model`, `over` (the second), `precision` (with `w_bits` and `a_bits` where `scores` have
+        them), `difference` (`model` minus `over`, in the metric's unit, with `_low`, `_high`), `p` (Holm-corrected within the
+        table), `n`, `paragraphs`, `seeds`.
     """
-    rows = []
+    rows, known = [], widths(scores) if "w_bits" in scores else {}
     for model, over in pairs:
         for precision, gap in gaps(scores, model, over, metric, **options):
             row = {"model": model, "over": over, "precision": precision, **interval("difference", gap), "p": gap.p}
+            row |= known[precision]._asdict() if precision in known else {}
             rows.append(row | {"n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds})
-    columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "p", "n", "paragraphs", "seeds"]
+    columns = ["model", "over", "precision", *(Precision._fields if known else ())]
+    columns += ["difference", "difference_low", "difference_high", "p", "n", "paragraphs", "seeds"]
     table = pd.DataFrame(rows, columns=columns)
     return table.assign(p=stats.holm(table["p"].tolist()))
 
@@ -235,8 +251,12 @@ def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> 
 
 
 def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1) -> pd.DataFrame:
-    """For the page: every `x`, `x_low`, `x_high` as one column `value [low, high]`, and names in words."""
+    """For the page: every `x`, `x_low`, `x_high` as one column `value [low, high]`, and names in words.
+
+    `precision` says what `w_bits` and `a_bits` say: beside it they are left out.
+    """
     shown = table.drop(columns=list(leave_out))
+    shown = shown.drop(columns=list(Precision._fields), errors="ignore") if "precision" in shown else shown
     for name in [c for c in table if f"{c}_low" in table and c in shown]:
         triples = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
         texts = ("{} [{}, {}]".format(*(_number(x, digits) for x in triple)) for triple in triples)

@@ -19,6 +19,12 @@ def to_csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=not _counts_rows(frame), lineterminator="\n")
 
 
+def columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that `to_csv` writes; that of an index without a name is empty."""
+    index = [] if _counts_rows(frame) else [str(name or "") for name in frame.index.names]
+    return [*index, *map(str, frame.columns)]
+
+
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write `<path>.csv` and, after it, `<path>.dtypes`: what CSV does not tell.
 

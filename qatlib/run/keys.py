@@ -105,7 +105,8 @@ class Run:
     def report_key(self) -> str:
         """The key of the rendered report."""
         package = self.root / "qatlib"
-        files = [*imported(["import qatlib.site.pages"], package), *(package / "site" / "templates").rglob("*")]
+        data = (path for folder in ("site/templates", "judging/tables") for path in (package / folder).rglob("*"))
+        files = [*imported(["import qatlib.site.pages"], package), *data]
         return _digest([{stage: key.stage for stage, key in self.keys.items()}, hash_files(files, package)])
 
     def is_done(self, stage: str) -> bool:

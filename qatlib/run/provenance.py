@@ -82,13 +82,18 @@ def _data(name: str, digest: str | None) -> dict[str, str]:
 
 def _code(root: Path) -> dict[str, Any]:
     head = commit(root)
-    package = root / "qatlib"
     return {
         "version": metadata.version("qatlib"),
         "commit": head,
         "dirty": None if head is None else _git(root, "status", "--porcelain", "--", ".", ":!reports") != "",
-        "library_sha256": hash_files(package.rglob("*.py"), package),
+        "library_sha256": library_hash(root),
     }
+
+
+def library_hash(root: Path = ROOT) -> str:
+    """SHA-256 over the modules of the library at `root`."""
+    package = root / "qatlib"
+    return hash_files(package.rglob("*.py"), package)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qatlib.files import lock, write_atomic
+from qatlib.judging.published import Declarations, published
 from qatlib.params.sections import ROOT
-from qatlib.run.frames import read_table, to_csv, write_table
+from qatlib.run.frames import columns, read_table, to_csv, write_table
 from qatlib.run.keys import Run
 from qatlib.run.provenance import collect, commit, taken
 from qatlib.run.sources import PipelineError
@@ -56,14 +57,23 @@ class Stage:
         name: the notebook's name, `01_build`.
         profile: a name in params/, or the path of a params file.
         overrides: `dotted.key=YAML value`.
+        tables: what may be published; `qatlib.judging.published` if left out.
 
     Raises:
         ParamsError: params that can't be used.
         PipelineError: an upstream stage that failed.
     """
 
-    def __init__(self, name: str, profile: str, overrides: Sequence[str] = (), root: Path = ROOT) -> None:
+    def __init__(
+        self,
+        name: str,
+        profile: str,
+        overrides: Sequence[str] = (),
+        root: Path = ROOT,
+        tables: Declarations | None = None,
+    ) -> None:
         self.started = datetime.now(UTC)
+        self._tables = published() if tables is None else tables
         self.name, self.run = name, Run(profile, overrides, root)
         self.params = self.run.params
         self.directory = self.run.directory / name
@@ -105,14 +115,19 @@ class Stage:
 
         Raises:
             TypeError: another index or another kind of column.
+            PublishedError: published, and not as it is declared; what `compute` returned is kept.
         """
         memo = self.directory / "memo" / _checked(name)
+        if published:
+            self._tables.find(self.name, name)
         if not memo.with_suffix(".dtypes").is_file():
             write_table(memo, compute())
             self._computed()
+        frame = read_table(memo)
         if published:
+            self._tables.check(self.name, name, frame.columns)
             write_atomic(self.results / f"{name}.csv", memo.with_suffix(".csv").read_bytes().decode())
-        return read_table(memo)
+        return frame
 
     def record(self, name: str, compute: Callable[[], Any]) -> Any:
         """The JSON value that `compute` returns, computed once; also written as `results/<name>.json`."""
@@ -129,10 +144,13 @@ class Stage:
         import pandas as pd
 
         path = self.directory / "timing" / f"{_checked(name)}.csv"
+        self._tables.find(self.name, name)
         if not path.is_file():
             write_atomic(path, to_csv(compute()))
             self._computed()
-        return pd.read_csv(path)
+        frame = pd.read_csv(path)
+        self._tables.check(self.name, name, frame.columns, measured=True)
+        return frame
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -161,14 +179,15 @@ class Stage:
         Args:
             shown: what the page has in place of `frame`: the same, made readable. The file has all of `frame`.
             measured: `frame` comes of what `measured` returned, and stands beside it as `timing/<name>.csv`.
+
+        Raises:
+            PublishedError: the table is not declared, or its columns are others than those declared.
         """
         from IPython.display import display
 
         from qatlib.site.show import table_html
 
-        kind = "timing" if measured else "results"
-        write_atomic(self.directory / kind / f"{_checked(name)}.csv", to_csv(frame))
-        href = self._href(name, kind)
+        href = self._publish(frame, name, measured)
         display(table_html(frame if shown is None else shown, caption, href, formats))
 
     def figure(self, fig: Figure, name: str, frame: pd.DataFrame, alt: str, caption: str) -> None:
@@ -177,16 +196,20 @@ class Stage:
 
         from qatlib.site.show import figure_html
 
-        self._write_csv(frame, name)
-        svg = self.results / "figures" / f"{_checked(name)}.svg"
-        display(figure_html(fig, svg, alt, caption, self._href(name)))
+        href = self._publish(frame, name)
+        display(figure_html(fig, self.results / "figures" / f"{name}.svg", alt, caption, href))
 
     def headline(self, text: str, table: str | None = None, brief: bool = False) -> None:
         """Put a finding on the report's first page, linked to the table `results/<table>.csv`.
 
         Args:
             brief: whether it is among the few that a busy reader is shown first.
+
+        Raises:
+            PublishedError: the table is not declared.
         """
+        if table is not None:
+            self._tables.find(self.name, table)
         self._headlines.append({"text": text, "table": table, "brief": brief})
         self._write_headlines()
 
@@ -224,10 +247,11 @@ class Stage:
         now = {"commit": self._commit, **taken(self.started)}
         write_atomic(self.directory / "computed.json", json.dumps([*self._earlier, now], indent=1) + "\n")
 
-    def _write_csv(self, frame: pd.DataFrame, name: str) -> None:
-        write_atomic(self.results / f"{_checked(name)}.csv", to_csv(frame))
-
-    def _href(self, name: str, kind: str = "results") -> str:
+    def _publish(self, frame: pd.DataFrame, name: str, measured: bool = False) -> str:
+        """Write a declared table as CSV; returns its address in the report."""
+        self._tables.check(self.name, _checked(name), columns(frame), measured)
+        kind = "timing" if measured else "results"
+        write_atomic(self.directory / kind / f"{name}.csv", to_csv(frame))
         return f"{kind}/{self.name}/{name}.csv"
 
     def _write_headlines(self) -> None:

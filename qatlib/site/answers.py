@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qatlib.judging.rule import SEEDS
-from qatlib.site.ledger import Entry, failed_checks, interval, number, table
+from qatlib.site.ledger import Entry, failed_checks, interval, number
+from qatlib.site.tables import OlderReport, Row, address, has_run, table
 
 ALPHA = 0.05
 """Corrected p-value below which two models differ."""
@@ -23,12 +24,22 @@ class Answer:
 
 
 def answers(report: Path, entries: Sequence[Entry]) -> list[Answer]:
-    """Does CPT help, does RPI defend, which configuration is best, which objective helps: what this report's tables say."""
-    return [_cpt(report, entries), _rpi(report, entries), _configuration(report), _objective(report)]
+    """Does CPT help, does RPI defend, which configuration is best, which objective helps: what this report's tables say.
+
+    Raises:
+        PublishedError: the present code made the report, and a table or column is missing from it.
+    """
+    return [_answered(report, entries, *asked) for asked in _QUESTIONS]
 
 
-def _cpt(report: Path, entries: Sequence[Entry]) -> Answer:
-    stage, question = "04_cpt", "Does cyclic precision training help here, and does it match the CPT paper?"
+def _answered(report: Path, entries: Sequence[Entry], question: str, stage: str, answer: Callable[..., Answer]) -> Answer:
+    try:
+        return answer(question, stage, report, entries)
+    except OlderReport as older:
+        return Answer(question, str(older), ())
+
+
+def _cpt(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> Answer:
     others = ("static", "random shared", "cpt shuffled")  # with one adapter for all precisions as well
     rows, language = (
         [r for r in table(report, stage, name) if r["model"] == "cpt shared" and r["over"] in others]
@@ -59,8 +70,7 @@ def _cpt(report: Path, entries: Sequence[Entry]) -> Answer:
     return _answer(report, question, heads, parts, paper, said, stage, tables)
 
 
-def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
-    stage, question = "05_adversarial", "Does random precision inference defend, and does it match Double-Win Quant?"
+def _rpi(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> Answer:
     rows = [r for r in table(report, stage, "against_static") if r["attacker"] in ("adaptive", "worst")]
     parts = [f"{r['defence']} over {r['over']} under {r['attack']}: {interval(r, 'difference')} F1 points" for r in rows]
     trained = [r for r in table(report, stage, "trainings") if rows and r["training"] == "adversarial"]
@@ -84,9 +94,8 @@ def _rpi(report: Path, entries: Sequence[Entry]) -> Answer:
     return _answer(report, question, heads, parts, paper, said, stage, tables)
 
 
-def _configuration(report: Path) -> Answer:
-    stage, question = "03_sensitivity_heatmaps", "Which configuration is best, and how was it found?"
-    rows = [r for r in table(report, stage, "recommended") if "f1_change" in r]  # an older report's tell less
+def _configuration(question: str, stage: str, report: Path, _: Sequence[Entry]) -> Answer:
+    rows = table(report, stage, "recommended")
     heads = []
     if good := [r for r in rows if number(r["f1_change_high"]) >= 0]:
         leanest = min(good, key=lambda r: float(r["budget"]))
@@ -108,8 +117,7 @@ def _configuration(report: Path) -> Answer:
     return _answer(report, question, heads, parts, how, "", stage, ("search", "search_gaps", "recommended"))
 
 
-def _objective(report: Path) -> Answer:
-    stage, question = "02_switchable_train", "Which extra objective or schedule helps?"
+def _objective(question: str, stage: str, report: Path, _: Sequence[Entry]) -> Answer:
     rows = table(report, stage, "method_gaps")
     told = {r["model"] for r in rows if _clear(r)}
     heads = [_tally(f"{model} over {over}", _pair(rows, model, over)) for model, over in _pairs(rows) if model in told]
@@ -123,11 +131,16 @@ def _objective(report: Path) -> Answer:
     return _answer(report, question, heads, parts, alike, "", stage, tables)
 
 
-def _clear(row: Mapping[str, str]) -> bool:
-    return number(row.get("p", "")) < ALPHA and int(row.get("seeds", SEEDS)) >= SEEDS
+def _clear(row: Row) -> bool:
+    return number(row["p"]) < ALPHA and _seeds(row) >= SEEDS
 
 
-def _tally(what: str, rows: Sequence[Mapping[str, str]], lower_is_better: bool = False) -> str:
+def _seeds(row: Row) -> int:
+    """How many trainings a row rests on; enough where its table is of one model by declaration."""
+    return int(row["seeds"]) if row.declared.declares("seeds") else SEEDS
+
+
+def _tally(what: str, rows: Sequence[Row], lower_is_better: bool = False) -> str:
     """In how many comparisons a difference is clear, to either side; between trainings it takes several of them."""
     if not rows:
         return ""
@@ -138,7 +151,7 @@ def _tally(what: str, rows: Sequence[Mapping[str, str]], lower_is_better: bool =
     said = "is not seen to help" if better == worse else "hurts more than it helps" if worse > better else "helps in part"
     if better == len(rows):
         said = "helps"
-    few = f" (fewer than {SEEDS} trainings)" if any(int(r.get("seeds", SEEDS)) < SEEDS for r in rows) else ""
+    few = f" (fewer than {SEEDS} trainings)" if any(_seeds(r) < SEEDS for r in rows) else ""
     undecided = len(rows) - len(clear)
     tallied = f"better in {better}, worse in {worse}, undecided in {undecided} of {len(rows)} comparisons{few}"
     return f"{what} {said}: {tallied}, by p after Holm"
@@ -154,22 +167,23 @@ def _answer(
     stage: str,
     tables: Sequence[str],
 ) -> Answer:
-    if not parts:
-        return Answer(question, f"Not tested in this report: {stage.replace('_', ' ')} has no such table.", ())
-    links = tuple(path for name in tables if (report / (path := f"results/{stage}/{name}.csv")).is_file())
+    if not parts:  # the params ask for nothing of the kind
+        said = "has no such table" if has_run(report, stage) else "has not run"
+        return Answer(question, f"Not tested in this report: {stage.replace('_', ' ')} {said}.", ())
+    links = tuple(path for name in tables if (path := address(report, stage, name)))
     figures = [f"{text[0].upper()}{text[1:]}." for text in ("; ".join(filter(None, heads)), "; ".join(parts)) if text]
     return Answer(question, " ".join(x for x in (*figures, beside, said) if x), links)
 
 
-def _pairs(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((r["model"], r["over"]) for r in rows))
 
 
-def _pair(rows: Sequence[Mapping[str, str]], model: str, over: str) -> list[Mapping[str, str]]:
+def _pair(rows: Sequence[Row], model: str, over: str) -> list[Row]:
     return [r for r in rows if r["model"] == model and r["over"] == over]
 
 
-def _differences(rows: Sequence[Mapping[str, str]], unit: str) -> list[str]:
+def _differences(rows: Sequence[Row], unit: str) -> list[str]:
     found = []
     for model, over in _pairs(rows):
         at = ", ".join(f"{interval(r, 'difference')} at {r['precision']}" for r in _pair(rows, model, over))
@@ -180,3 +194,11 @@ def _differences(rows: Sequence[Mapping[str, str]], unit: str) -> list[str]:
 def _said(entries: Sequence[Entry], ids: Sequence[str]) -> str:
     chosen = [e for e in entries if e.id in ids]
     return " ".join(f"{e.id} ({e.claim.says}): {e.said}." for e in chosen)
+
+
+_QUESTIONS = (
+    ("Does cyclic precision training help here, and does it match the CPT paper?", "04_cpt", _cpt),
+    ("Does random precision inference defend, and does it match Double-Win Quant?", "05_adversarial", _rpi),
+    ("Which configuration is best, and how was it found?", "03_sensitivity_heatmaps", _configuration),
+    ("Which extra objective or schedule helps?", "02_switchable_train", _objective),
+)

@@ -1,21 +1,23 @@
 """The claims ledger: what the studies claim, what they measured, and what a report's own result files say of it.
 
 Made from `results/<stage>/claims.csv` (and `timing/<stage>/claims_cost.csv`, where a claim is about time) and the tables those
-rows name; nothing is computed that does not stand there.
+rows name; nothing is computed that does not stand there. A claim is 'not tested' where its own row says so, or where its stage
+has not run.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qatlib.judging.claims.catalog import CLAIMS, Claim
+from qatlib.judging.published import published
 from qatlib.judging.rule import MARGIN, SEEDS, Verdict, combined
 from qatlib.judging.stats import with_interval
+from qatlib.site.tables import OlderReport, Row, address, has_run, missing, table
 
 RULE = (
     "A claim is taken as one or several figures, each of which it says lies above a bound, or below one. Reproduced: the "
@@ -86,33 +88,56 @@ class Entry:
 
 
 def read_ledger(report: Path) -> list[Entry]:
-    """The ledger of a report's folder, all claims in order."""
+    """The ledger of a report's folder, all claims in order.
+
+    Raises:
+        PublishedError: the present code made the report, and a table, a column or a claim's row is missing from it.
+    """
     return [_entry(report, name, claim) for name, claim in CLAIMS.items()]
 
 
 def _entry(report: Path, name: str, claim: Claim) -> Entry:
     verdicts: list[Verdict] = []
     effects: list[Effect] = []
-    missing: list[str] = []
+    reasons: list[str] = []
     for stage in claim.stages:
-        rows = [row for row in claim_rows(report, stage) if row["claim"] == name]
-        found = [row for row in rows if int(row["n"]) > 0]
+        try:
+            rows = _rows_of(report, stage, name)
+            found = [row for row in rows if int(row["n"]) > 0]
+            effects += [_effect(report, stage, row) for row in found]
+        except OlderReport as older:
+            reasons.append(str(older))
+            continue
         if found:
             verdicts.append(_verdict(found[0]["verdict"]))
-            effects += [_effect(report, stage, row) for row in found]
         else:
-            missing.append(rows[0]["effect"] if rows else f"{stage.replace('_', ' ')} has not come to it")
-    if verdicts and missing:
+            reasons.append(rows[0]["effect"] if rows else f"{stage.replace('_', ' ')} has not come to it")
+    if verdicts and reasons:
         verdicts.append("undecided")
     trainings = min((e.seeds for e in effects), default=SEEDS)
     if claim.about_training and trainings < SEEDS:
-        missing.append(f"rests on {trainings} of the {SEEDS} trainings that it takes")
-    if verdicts and claim.attacked and (failed := failed_checks(report)):
-        missing.append(f"of the attacks {', '.join(failed)}")
+        reasons.append(f"rests on {trainings} of the {SEEDS} trainings that it takes")
+    if verdicts and claim.attacked and (failed := _or_older(failed_checks, report)):
+        reasons.append(f"of the attacks {', '.join(failed)}")
     if any("perplexity" in e.effect for e in effects):
-        missing += _worn(report)
+        reasons += _or_older(_worn, report)
     verdict = combined(verdicts) if verdicts else None
-    return Entry(name, claim, verdict, tuple(effects), "; ".join(dict.fromkeys(missing)))
+    return Entry(name, claim, verdict, tuple(effects), "; ".join(dict.fromkeys(reasons)))
+
+
+def _rows_of(report: Path, stage: str, claim: str) -> list[Row]:
+    """What a stage says of one claim; it must say something if it has run."""
+    rows = [row for row in claim_rows(report, stage) if row["claim"] == claim]
+    if not rows and has_run(report, stage):
+        raise missing(report, stage, f"a row on {claim} in the claims of {stage}")
+    return rows
+
+
+def _or_older(read: Callable[[Path], list[str]], report: Path) -> list[str]:
+    try:
+        return read(report)
+    except OlderReport as older:
+        return [str(older)]
 
 
 def claims_behind(entries: Sequence[Entry], stage: str) -> dict[str, list[str]]:
@@ -145,12 +170,12 @@ def _verdict(text: str) -> Verdict:
     raise ValueError(f"{text!r} in a claims.csv is no verdict")
 
 
-def _effect(report: Path, stage: str, row: Mapping[str, str]) -> Effect:
-    places = (f"results/{stage}/{row['table']}.csv", f"timing/{stage}/{row['table']}.csv")
-    href = next((place for place in places if (report / place).is_file()), f"results/{stage}/claims.csv")
+def _effect(report: Path, stage: str, row: Row) -> Effect:
+    if (href := address(report, stage, row["table"])) is None:
+        raise missing(report, stage, f"the table {row['table']}, which a claim rests on")
     value, low, high, margin = (number(row[key]) for key in ("value", "value_low", "value_high", "margin"))
     return Effect(
-        row["effect"], row["must_be"], value, low, high, margin, int(row["n"]), int(row["seeds"]), stage, href, row["source"]
+        row["effect"], row["must_be"], value, low, high, margin, int(row["n"]), int(row["seeds"]), stage, href, row.source
     )
 
 
@@ -159,19 +184,10 @@ def number(text: str) -> float:
     return float(text) if text else math.nan  # of a score of 0 no share is kept
 
 
-def claim_rows(report: Path, stage: str) -> list[dict[str, str]]:
-    """What a stage says of claims, an effect a row, with `source`, the file that it stands in."""
-    files = {f"results/{stage}/claims.csv": ("claims", "results"), f"timing/{stage}/claims_cost.csv": ("claims_cost", "timing")}
-    return [row | {"source": path} for path, (name, kind) in files.items() for row in table(report, stage, name, kind)]
-
-
-def table(report: Path, stage: str, name: str, kind: str = "results") -> list[dict[str, str]]:
-    """The rows of a result table; none where the stage has not written it."""
-    path = report / kind / stage / f"{name}.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def claim_rows(report: Path, stage: str) -> list[Row]:
+    """What a stage says of claims, one effect in each row."""
+    names = [t.name for t in published().tables[stage] if t.name in ("claims", "claims_cost")]
+    return [row for name in names for row in table(report, stage, name)]
 
 
 def interval(row: Mapping[str, str], name: str) -> str:

@@ -24,11 +24,13 @@ from markupsafe import Markup
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 
 from qatlib.files import write_atomic
+from qatlib.judging.published import PublishedError
 from qatlib.run.stages import STAGES
 from qatlib.site import ledger
 from qatlib.site.answers import answers
 from qatlib.site.cells import TEMPLATES, Cells, read_cells
 from qatlib.site.origin import duration, executions, flatten, moment, summary
+from qatlib.site.tables import OlderReport, missing
 
 log = logging.getLogger(__name__)
 
@@ -218,11 +220,17 @@ def _read_stage(report: Path, name: str, stages: set[str], entries: Sequence[led
     for headline in read_json(report / f"headlines/{name}.json", []):
         table = str(headline.get("table") or "").removesuffix(".csv")
         if table and table not in tables:
-            log.warning("%s: a headline names the table %s, which is not in results/%s", name, table, name)
+            _refuse_unless_older(missing(report, name, f"the table {table}, which a headline names"))
         line = {"text": headline["text"], "href": tables.get(table, ""), "brief": headline.get("brief", False)}
         stage.headlines.append(line)
 
     return stage
+
+
+def _refuse_unless_older(error: PublishedError) -> None:
+    if not isinstance(error, OlderReport):
+        raise error
+    log.warning("%s", error)
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -81,8 +81,8 @@ class Cyclic:
         """
         if self.section.lowest:
             return self.section.lowest
-        training = progress.loc[progress["trains"], "precision"]
-        found = [Precision.parse(name) for name in training]
+        training = {*progress.loc[progress["trains"], "precision"]}
+        found = [p for p in reversed(self.precisions) if p.name in training]
         if not found or found[0] == self.precisions[0]:
             least = self.section.range_test.threshold
             raise ValueError(

@@ -28,17 +28,19 @@ def stored_sizes(study: Study, model: SwitchableModel) -> pd.DataFrame:
     """Bytes of the switchable weights with their scales, by formula and as they lie on disk, and of the whole directory.
 
     Returns:
-        One row a precision or configuration that is deployed: `precision`, `formula_bytes`, `disk_bytes`, `directory_bytes`
-        (everything a user needs: embeddings, norms, adapters, tokenizer too).
+        One row a precision or configuration that is deployed: `precision`, `w_bits` and `a_bits` (means over the weights),
+        `formula_bytes`, `disk_bytes`, `directory_bytes` (everything a user needs: embeddings, norms, adapters, tokenizer too).
     """
     rows = []
     for name, spec in study.params.deployed.items():
         folder = study.stage.checkpoints(f"deployed_{name}")
         deploy(model, spec).save(folder, study.tokenizer)
-        formula = Configuration.resolve(spec, model.infos).storage_bytes(model.infos, model.quantizer.scale_group)
+        configuration = Configuration.resolve(spec, model.infos)
+        formula = configuration.storage_bytes(model.infos, model.quantizer.scale_group)
+        w_bits, a_bits = configuration.average_bits(model.infos)
         on_disk = {"disk_bytes": _bytes(folder / "weights.safetensors"), "directory_bytes": sum(map(_bytes, folder.iterdir()))}
-        rows.append({"precision": name, "formula_bytes": formula} | on_disk)
-    return pd.DataFrame(rows, columns=["precision", "formula_bytes", "disk_bytes", "directory_bytes"])
+        rows.append({"precision": name, "w_bits": w_bits, "a_bits": a_bits, "formula_bytes": formula} | on_disk)
+    return pd.DataFrame(rows, columns=["precision", "w_bits", "a_bits", "formula_bytes", "disk_bytes", "directory_bytes"])
 
 
 def _bytes(path: Path) -> int:

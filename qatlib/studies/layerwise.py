@@ -49,7 +49,7 @@ class Layerwise:
         return self.params.bases[0]
 
     def lowered(self, base: Precision) -> pd.DataFrame:
-        """What of a layer is lowered, and to how many bits: `lowered`, `bits`, `precision` (the name of what it is at then).
+        """What of a layer is lowered, and to what: `lowered`, `bits`, `precision`, `w_bits`, `a_bits`.
 
         Both are lowered to a precision that was trained. Activations alone stay where that has them as they are.
         """
@@ -57,8 +57,12 @@ class Layerwise:
         for bits in self.params.lowered_to(base):
             both = self.params.at_bits(bits)
             at = {"both": both, "weights": Precision(bits, base.a_bits), "activations": Precision(base.w_bits, both.a_bits)}
-            rows += [(part, bits, at[part].name) for part in self.params.sensitivity.lowered if at[part] != base]
-        return pd.DataFrame(rows, columns=["lowered", "bits", "precision"])
+            rows += [(part, bits, at[part].name, *at[part]) for part in self.params.sensitivity.lowered if at[part] != base]
+        return pd.DataFrame(rows, columns=["lowered", "bits", "precision", "w_bits", "a_bits"])
+
+    def _lowered_to(self, base: Precision) -> list[Precision]:
+        """The different precisions of `lowered`, in its order."""
+        return [Precision(*widths) for widths in self.lowered(base)[["w_bits", "a_bits"]].drop_duplicates().to_numpy().tolist()]
 
     def candidates(self, base: Precision) -> tuple[Precision, ...]:
         """What a search from a base may choose: the base, and all it is lowered to in both weights and activations."""
@@ -74,11 +78,11 @@ class Layerwise:
         """Every block × role alone at every precision, as changes against the base; one file a block, so that a kill costs one.
 
         Returns:
-            One row a block, role, precision and question: `base`, `block`, `role`, `precision`, `lowered` (`both`,
-            `weights` or `activations`), `bits`, `id`, `paragraph`, `loss_change` (nats), `f1_change`, `em_change` (points).
+            One row a block, role, precision and question: `base`, `block`, `role`, `precision`, `w_bits`, `a_bits`, `lowered`
+            (`both`, `weights` or `activations`), `bits`, `id`, `paragraph`, `loss_change` (nats), `f1_change`, `em_change`
+            (points).
         """
-        kinds = self.lowered(base)
-        precisions = [Precision.parse(name) for name in kinds["precision"].unique()]
+        kinds, precisions = self.lowered(base), self._lowered_to(base)
         parts, reached = [], Reached()
         with self.model.at(base):
             for block in range(len(self.model.blocks)):
@@ -90,10 +94,10 @@ class Layerwise:
         return changes.merge(kinds, on="precision")
 
     def noise(self, base: Precision) -> pd.DataFrame:
-        """`output_noise` of what the sweep lowers, with the columns `base`, `lowered` and `bits` beside it."""
+        """`output_noise` of what the sweep lowers, with `base` and the columns of `lowered` beside it."""
         kinds, windows = self.lowered(base), spread(self.study.train_features, NOISE_WINDOWS)
         with self.model.at(base):
-            found = output_noise(self.model, windows, [Precision.parse(name) for name in kinds["precision"].unique()])
+            found = output_noise(self.model, windows, self._lowered_to(base))
         return found.assign(base=base.name).merge(kinds, on="precision")
 
     def reuse(self) -> pd.DataFrame:
@@ -105,7 +109,7 @@ class Layerwise:
         """
         questions = spread(self.seen, TIMED_QUESTIONS)
         features = self.study.featurize(questions)
-        precisions = [Precision.parse(name) for name in self.lowered(self.base)["precision"].unique()]
+        precisions = self._lowered_to(self.base)
         rows, reached = [], Reached()
         with self.model.at(self.base):
             for p in (*precisions, self.base):  # codes are computed before anything is timed

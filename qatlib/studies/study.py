@@ -264,6 +264,8 @@ class Study:
     ) -> pd.DataFrame:
         """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
 
+        `w_bits` and `a_bits` stand beside `precision`, unless configurations are given by name: these have no single width.
+
         Args:
             label: what the model is called in the result files.
             at: precisions, or anything that `Configuration.resolve` reads, by the name that `precision` shall have.
@@ -301,7 +303,10 @@ class Study:
     def perplexities(
         self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], paragraphs: int | None = None
     ) -> pd.DataFrame:
-        """Per-paragraph figures at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`, `correct`."""
+        """Per-paragraph figures at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`, `correct`.
+
+        `w_bits` and `a_bits` as in `scores`.
+        """
 
         def measure(name: str) -> pd.DataFrame:
             return self.perplexity(model, spread(self.paragraphs, paragraphs), f"perplexity of {label} at {name}")
@@ -343,7 +348,9 @@ class Study:
         for name, spec in (at if isinstance(at, Mapping) else {p.name: p for p in at}).items():
             with model.at(spec):
                 part = self.stage.table(f"{file}_{name.lower()}", partial(measure, name), published)
-            for column, value in (("seed", self.params.seed), ("precision", name), ("model", label)):
-                part.insert(0, column, value)
+            widths = spec._asdict() if isinstance(spec, Precision) else {}
+            about = {"model": label, "precision": name, **widths, "seed": self.params.seed}
+            for place, (column, value) in enumerate(about.items()):
+                part.insert(place, column, value)
             parts.append(part)
         return pd.concat(parts, ignore_index=True)

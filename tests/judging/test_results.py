@@ -17,7 +17,9 @@ from qatlib.judging.results import (
     pick,
     readable,
     signed,
+    widths,
 )
+from qatlib.precision import Precision
 
 OPTIONS = {"resamples": 200}
 
@@ -63,6 +65,15 @@ def test_gaps_are_at_shared_precisions_only():
     frame = pd.concat([BOTH, scores("other", "4", 5)], ignore_index=True)
     gaps = gap_table(frame, [("other", "low")], "f1", **OPTIONS)
     assert gaps["precision"].tolist() == ["4"] and gaps["difference"].iloc[0] == pytest.approx(15)
+
+
+def test_widths_stand_beside_the_precision_in_gaps_and_not_on_the_page():
+    frame = pd.concat([scores(m, p).assign(w_bits=w, a_bits=8) for m in "ab" for p, w in (("8", 8), ("w2a8", 2))])
+    assert widths(frame) == {"8": Precision(8, 8), "w2a8": Precision(2, 8)}
+    gaps = gap_table(frame, [("a", "b")], "f1", **OPTIONS)
+    assert gaps["w_bits"].tolist() == [8, 2] and not {"w bits", "a bits"} & {*readable(gaps)}
+    with pytest.raises(KeyError):  # nothing falls back on the name
+        widths(BOTH)
 
 
 def test_seeds_are_paired_with_their_own_or_with_the_only_one():

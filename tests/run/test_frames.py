@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatlib.run.frames import read_table, write_table
+from qatlib.run.frames import columns, read_table, to_csv, write_table
 
 _columns = st.fixed_dictionaries(
     {},
@@ -41,3 +41,9 @@ def test_tables_that_would_not_come_back(tmp_path: Path) -> None:
         write_table(tmp_path / "t", pd.DataFrame({"x": [1]}, index=["a"]))
     assert not list(tmp_path.iterdir())
     write_table(tmp_path / "t", pd.DataFrame({"x": np.array([0.1], dtype=np.float32)}))
+
+
+def test_the_columns_are_those_of_the_file() -> None:
+    frame = pd.DataFrame({"x": [1, 2]})
+    for each in (frame, frame.iloc[1:], frame.set_index(pd.Index(["a", "b"], name="y"))):
+        assert columns(each) == to_csv(each).splitlines()[0].split(",")

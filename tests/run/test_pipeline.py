@@ -21,6 +21,10 @@ from qatlib.run.stages import STAGES
 REPOSITORY = Path(__file__).parents[2]
 PARAMETERS = 'profile = "quick"\noverrides = []'
 
+DECLARE = """from qatlib.judging.published import Column, Declarations, Table
+tables = [Table(name, "", (Column("x", "number"),)) for name in "{1}".split(", ")]
+stage = Stage("{0}", profile, overrides, tables=Declarations({{"{0}": tables}}))"""
+
 # A stage that logs what it computes, stops where a file tells it to, and uses everything a stage offers.
 FIRST = [
     ("# What is tested?", "prose"),
@@ -30,7 +34,7 @@ FIRST = [
         "import matplotlib.pyplot as plt\nfrom qatlib.run.stage import Stage",
         "",
     ),
-    ('stage = Stage("01_build", profile, overrides)', ""),
+    (DECLARE.format("01_build", "a, shown, curve"), ""),
     (
         'log = Path("log").open("a")\n'
         'a = stage.table("a", lambda: (log.write("a"), log.flush(), pd.DataFrame({"x": [stage.params.seed / 3]}))[2])\n'
@@ -55,7 +59,7 @@ SECOND = [
     ("# What next?", "prose"),
     (PARAMETERS, "parameters"),
     ("from qatlib import search\nfrom qatlib.judging import results\nfrom qatlib.run.stage import Stage", ""),
-    ('stage = Stage("02_switchable_train", profile, overrides)', ""),
+    (DECLARE.format("02_switchable_train", "twice"), ""),
     ('stage.table("twice", lambda: stage.upstream_table("01_build", "a") * 2)\nstage.provenance()', ""),
 ]
 CALL = "from qatlib.run.stage import Stage\nstage = Stage({!r}, profile, overrides)"

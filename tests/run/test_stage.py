@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from qatlib.judging.published import Declarations, PublishedError, read_tables
 from qatlib.run.keys import Run
 from qatlib.run.sources import PipelineError
 from qatlib.run.stage import Stage
 
 REPOSITORY = Path(__file__).parents[2]
+MADE_UP = {"t": {"about": "", "columns": "x [–]"}, "speed": {"about": "", "measured": True, "columns": "seconds [s]"}}
+TABLES = Declarations({"01_build": read_tables(MADE_UP, {}, {})})
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def test_other_params_compute_anew_and_what_was_kept_is_found_again(root: Path) 
     computed: list[int] = []
 
     def table(seed: int) -> int:
-        stage = Stage("01_build", "smoke", [f"seed={seed}"], root)
+        stage = Stage("01_build", "smoke", [f"seed={seed}"], root, TABLES)
 
         def compute() -> pd.DataFrame:
             computed.append(seed)
@@ -49,7 +53,7 @@ def test_other_params_compute_anew_and_what_was_kept_is_found_again(root: Path) 
 @pytest.mark.parametrize("stop", range(7))  # of six moves none, one, … all are made
 def test_what_is_set_aside_survives_a_kill(root: Path, monkeypatch: pytest.MonkeyPatch, stop: int, then: tuple[int, int]) -> None:
     def stage(seed: int) -> Stage:
-        return Stage("01_build", "smoke", [f"seed={seed}"], root)
+        return Stage("01_build", "smoke", [f"seed={seed}"], root, TABLES)
 
     for seed in (1, 2):
         stage(seed).table("t", lambda seed=seed: pd.DataFrame({"x": [seed]}))
@@ -69,7 +73,7 @@ def test_what_is_set_aside_survives_a_kill(root: Path, monkeypatch: pytest.Monke
 
 def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(root: Path) -> None:
     def stage(*overrides: str) -> Stage:
-        return Stage("01_build", "smoke", overrides, root)
+        return Stage("01_build", "smoke", overrides, root, TABLES)
 
     why = "a seed that nothing draws from"
     with pytest.raises(PipelineError, match="01_build: keeps nothing yet"):
@@ -101,8 +105,27 @@ def test_unpublished_table_is_for_later_stages_only(root: Path) -> None:
 
 
 def test_what_is_measured_of_the_machine_is_kept_apart_from_results(root: Path) -> None:
-    stage = Stage("01_build", "smoke", [], root)
+    stage = Stage("01_build", "smoke", [], root, TABLES)
     first = stage.measured("speed", lambda: pd.DataFrame({"seconds": [0.25]}))
     assert stage.measured("speed", lambda: pytest.fail("measured again")).equals(first)
     stage.show(first, "speed", "Speed", measured=True)
     assert (stage.directory / "timing/speed.csv").is_file() and not (stage.results / "speed.csv").exists()
+
+
+def test_what_is_not_declared_is_refused_and_what_was_computed_for_it_is_kept(root: Path) -> None:
+    stage = Stage("01_build", "smoke", [], root, TABLES)
+    renamed = pd.DataFrame({"y": [1]})
+    with pytest.raises(PublishedError, match="no table 'u' is declared"):
+        stage.table("u", lambda: pytest.fail("computed"))
+    for publish in (
+        lambda: stage.table("t", lambda: renamed),
+        lambda: stage.show(renamed, "t", "A table"),
+        lambda: stage.figure(Figure(), "t", renamed, "A picture", "A picture"),
+    ):
+        with pytest.raises(PublishedError, match="01_build: table 't' lacks 'x', has, undeclared, 'y'; declared are x"):
+            publish()
+    with pytest.raises(PublishedError, match="table 'speed' is declared for timing/ alone"):
+        stage.show(pd.DataFrame({"seconds": [1]}), "speed", "Speed")
+    with pytest.raises(PublishedError, match="no table 'u' is declared"):
+        stage.headline("It works.", "u")
+    assert not [*stage.results.glob("*")] and (stage.directory / "memo/t.csv").is_file()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from qatlib.judging.published import PublishedError
 from qatlib.site.answers import Answer, answers
 from qatlib.site.ledger import read_ledger
-from tests.site.test_ledger import write
+from tests.site.test_ledger import ran, write
 
 GAPS = ["model", "over", "precision", "difference", "difference_low", "difference_high", "p", "seeds"]
 
@@ -26,6 +27,11 @@ def report(tmp_path):
 
 def answered(report: Path) -> list[Answer]:
     return answers(report, read_ledger(report))
+
+
+def answered_alone(report: Path) -> list[Answer]:
+    """Without a ledger, which has requirements of its own."""
+    return answers(report, [])
 
 
 def test_questions_are_answered_from_the_tables_or_not_at_all(report):
@@ -99,8 +105,21 @@ def test_the_leanest_configuration_is_one_that_is_not_shown_to_lose(report):
     assert "within 3 bits (3.00 spent) F1 −9.0 [−12.0, −6.0] points" in text
 
 
-def test_an_older_reports_tables_are_read_as_far_as_they_go(report):
-    write(report, "04_cpt", "gaps", GAPS[:-2], [{key: value for key, value in gap(3, 0.01).items() if key in GAPS[:-2]}])
-    write(report, "03_sensitivity_heatmaps", "recommended", ["budget", "file"], [{"budget": 8, "file": "a.yaml"}])
-    cpt, _, configuration, _ = answered(report)
-    assert "undecided in 1 of 1" in cpt.text and configuration.text.startswith("Not tested")
+def test_not_tested_is_what_the_params_leave_out_or_what_has_not_run(report):
+    ran(report, "02_switchable_train", {"comparisons": {"methods": [], "quantizers": []}})
+    said = [a.text for a in answered_alone(report)]
+    assert said[3] == "Not tested in this report: 02 switchable train has no such table."
+    assert said[1] == "Not tested in this report: 05 adversarial has not run."
+
+
+@pytest.mark.parametrize("what", ["table", "column"])
+def test_what_is_declared_and_missing_is_an_error_or_an_older_report(report, what):
+    ran(report, "03_sensitivity_heatmaps")
+    if what == "column":
+        write(report, "03_sensitivity_heatmaps", "recommended", ["budget", "file"], [{"budget": 8, "file": "a.yaml"}])
+    with pytest.raises(PublishedError, match="recommended.csv is declared, and missing"):
+        answered_alone(report)
+    ran(report, "03_sensitivity_heatmaps", code="of another time")
+    found = answered_alone(report)
+    assert found[2].text.startswith("This report was made before the present code") and not found[2].links
+    assert "run 03_sensitivity_heatmaps again" in found[2].text and "undecided in 1 of 1" in found[0].text

@@ -10,6 +10,7 @@ import pytest
 
 from qatlib.judging.claims import COLUMNS
 from qatlib.judging.claims.catalog import CLAIMS
+from qatlib.judging.published import PublishedError
 from qatlib.site import ledger
 
 
@@ -22,7 +23,17 @@ def write(report: Path, stage: str, name: str, columns: list[str], rows: list[di
         writer.writerows(rows)
 
 
-def effect(claim: str, value: float, verdict: str, table: str = "behind") -> dict[str, object]:
+def ran(report: Path, stage: str, params: dict[str, object] | None = None, code: str | None = None) -> None:
+    """Make it a report in which a stage has run with some params, by the present code if nothing else is said."""
+    for folder, name, content in (
+        ("notebooks", f"{stage}.ipynb", ""),
+        ("provenance", f"{stage}.json", json.dumps({"parameters": params or {}, "code": {"library_sha256": code}})),
+    ):
+        (report / folder).mkdir(exist_ok=True)
+        (report / folder / name).write_text(content)
+
+
+def effect(claim: str, value: float, verdict: str, table: str = "claims") -> dict[str, object]:
     figures = {
         "value": value,
         "value_low": value - 1,
@@ -39,12 +50,15 @@ def untested(claim: str) -> dict[str, object]:
     return {"claim": claim, "says": "…", "effect": "not trained here", "n": 0, "seeds": 0, "table": "", "verdict": "not tested"}
 
 
+SCALES = (("C07", 5, "reproduced"), ("C08", -3, "not reproduced"))
+
+
 @pytest.fixture
 def report(tmp_path):
-    write(tmp_path, "01_build", "claims", COLUMNS, [effect("C07", 5, "reproduced"), effect("C08", -3, "not reproduced")])
-    write(tmp_path, "01_build", "behind", ["x"], [])
+    write(tmp_path, "01_build", "claims", COLUMNS, [effect(*c, "calibration_gap") for c in SCALES])
+    write(tmp_path, "01_build", "calibration_gap", ["model"], [])
     write(tmp_path, "02_switchable_train", "claims", COLUMNS, [effect("C03", 2, "reproduced"), untested("C05")])
-    write(tmp_path, "04_cpt", "claims", COLUMNS, [effect("C03", -2, "not reproduced", "gone"), effect("C16", 0.5, "undecided")])
+    write(tmp_path, "04_cpt", "claims", COLUMNS, [effect("C03", -2, "not reproduced"), effect("C16", 0.5, "undecided")])
     return tmp_path
 
 
@@ -91,18 +105,18 @@ def test_every_figure_of_the_json_stands_in_the_table_it_names(report):
     assert len(effects) == 5
     for claim, e in effects:
         assert (report / e["href"]).is_file()
-        rows = ledger.table(report, e["stage"], "claims")
+        rows = ledger.claim_rows(report, e["stage"])
         (row,) = (r for r in rows if r["claim"] == claim and r["effect"] == e["effect"])
         assert [e["value"], e["low"], e["high"]] == [float(row[k]) for k in ("value", "value_low", "value_high")]
-    assert dict(effects)["C07"]["href"] == "results/01_build/behind.csv"
+    assert dict(effects)["C07"]["href"] == "results/01_build/calibration_gap.csv"
 
 
 def test_a_stages_tables_lead_back_to_the_claims_that_rest_on_them(report):
     entries = ledger.read_ledger(report)
-    assert ledger.claims_behind(entries, "01_build") == {"table-behind": ["C07", "C08"]}
-    write(report, "04_cpt", "claims", COLUMNS, [effect("C16", 0.5, "undecided", "x")] * 2)
-    write(report, "04_cpt", "x", ["x"], [])
-    assert ledger.claims_behind(ledger.read_ledger(report), "04_cpt") == {"table-x": ["C16"]}
+    assert ledger.claims_behind(entries, "01_build") == {"table-calibration_gap": ["C07", "C08"]}
+    write(report, "04_cpt", "claims", COLUMNS, [effect("C16", 0.5, "undecided", "gaps")] * 2)
+    write(report, "04_cpt", "gaps", ["model"], [])
+    assert ledger.claims_behind(ledger.read_ledger(report), "04_cpt") == {"table-gaps": ["C16"]}
 
 
 def test_n_and_seeds_are_given_from_the_fewest_to_the_most(report):
@@ -131,4 +145,22 @@ def test_a_figure_that_is_none_is_said_and_not_drawn(report):
 def test_a_verdict_that_is_none_is_refused(report):
     write(report, "01_build", "claims", COLUMNS, [effect("C07", 5, "surely")])
     with pytest.raises(ValueError, match="'surely'"):
+        ledger.read_ledger(report)
+
+
+def test_a_claim_without_a_row_in_a_stage_that_has_run_is_an_error_or_an_older_report(report):
+    ran(report, "04_cpt")
+    with pytest.raises(PublishedError, match="a row on C17 in the claims of 04_cpt is declared, and missing"):
+        ledger.read_ledger(report)
+    ran(report, "04_cpt", code="of another time")
+    why = {e.id: e.why for e in ledger.read_ledger(report)}
+    assert why["C17"].startswith("This report was made before the present code") and why["C16"] == ""
+
+
+def test_a_table_that_a_claim_names_must_be_there(report):
+    write(report, "04_cpt", "claims", COLUMNS, [effect("C16", 0.5, "undecided", "gaps")])
+    with pytest.raises(PublishedError, match="the table gaps, which a claim rests on"):
+        ledger.read_ledger(report)
+    write(report, "04_cpt", "claims", COLUMNS, [effect("C16", 0.5, "undecided", "gasp")])
+    with pytest.raises(PublishedError, match="no table 'gasp' is declared .*; close to it are .*gaps"):
         ledger.read_ledger(report)

@@ -29,6 +29,7 @@ def model(study, base):
 
 def test_bytes_on_disk_are_those_of_the_formula_and_a_header(study, model):
     stored = deployment.stored_sizes(study, model).set_index("precision")
+    assert stored.loc["2", ["w_bits", "a_bits"]].tolist() == [2, 2]
     header = stored["disk_bytes"] - stored["formula_bytes"]
     assert (0 < header).all() and header.max() < 200 * len(model.infos)  # 189 a tensor
     assert (stored["directory_bytes"] > stored["disk_bytes"]).all() and stored["disk_bytes"]["2"] < stored["disk_bytes"]["8"]

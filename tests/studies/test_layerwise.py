@@ -19,8 +19,8 @@ def test_no_paragraph_is_on_both_sides(layers):
 
 def test_a_sweep_lowers_weights_and_activations_together_and_apart(layers, sweep):
     kinds = layers.lowered(layers.base).set_index("precision")
-    assert kinds.loc["4"].tolist() == ["both", 4] and kinds.loc["w2a8"].tolist() == ["weights", 2]
-    assert kinds.loc["w8a2"].tolist() == ["activations", 2]
+    assert kinds.loc["4"].tolist() == ["both", 4, 4, 4] and kinds.loc["w2a8"].tolist() == ["weights", 2, 2, 8]
+    assert kinds.loc["w8a2"].tolist() == ["activations", 2, 8, 2]
     assert len(sweep) == len(layers.groups) * 6 * len(layers.seen)
     assert set(sweep.groupby("precision").size()) == {len(layers.groups) * len(layers.seen)}
 
@@ -30,7 +30,7 @@ def test_a_layer_is_lowered_to_what_was_trained(layers):
     found.params = load_params("quick", ["precisions=[32,8,w2a8]", *(f"lora.{k}=[1,1,1]" for k in ("ranks", "alphas")), *REST])
     assert [p.name for p in found.params.bases] == ["8", "32"]
     assert [p.name for p in found.candidates(found.base)] == ["8", "w2a8"]
-    kinds = [["both", 2, "w2a8"], ["weights", 2, "w2a8"]]  # activations have nowhere to go
+    kinds = [["both", 2, "w2a8", 2, 8], ["weights", 2, "w2a8", 2, 8]]  # activations have nowhere to go
     assert found.lowered(found.base).to_numpy().tolist() == kinds
 
 

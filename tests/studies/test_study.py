@@ -70,6 +70,8 @@ def test_scores_are_measured_once_and_leave_the_configuration(study, desk, teach
     measured = list(desk.computed)
     second = study.scores(teacher, "again", precisions, questions=10)
     assert desk.computed == measured and first.equals(second)
-    assert list(first)[:4] == ["model", "precision", "seed", "id"] and len(first) == 20
+    assert list(first)[:6] == ["model", "precision", "w_bits", "a_bits", "seed", "id"] and len(first) == 20
+    assert first[["precision", "w_bits", "a_bits"]].drop_duplicates().to_numpy().tolist() == [["8", 8, 8], ["w2a8", 2, 8]]
+    assert "w_bits" not in study.scores(teacher, "named", {"uniform8": "uniform8"}, questions=10)
     assert {p.name for p in teacher.configuration.values()} == {"32"}
     assert study.perplexities(teacher, "again", precisions, 3)["tokens"].min() > 0

@@ -15,6 +15,7 @@ from scipy.stats import f
 from qatlib.judging import results
 from qatlib.judging import rule as claims
 from qatlib.judging.claims.catalog import CLAIMS
+from qatlib.judging.published import PublishedError, published
 from qatlib.judging.rule import MARGIN
 from qatlib.judging.stats import Estimate
 
@@ -56,6 +57,9 @@ def verdict_table(found: Mapping[str, Sequence[Effect] | str], undermined: Colle
     Returns:
         One row an effect: `claim`, `says`, `effect`, `must_be` (`> 95`: as the claim has it), `value` with `_low` and `_high`,
         `margin`, `n`, `seeds`, `table`, `verdict` (the claim's).
+
+    Raises:
+        PublishedError: an effect names a table that no stage of its claim publishes.
     """
     rows: list[dict[str, Any]] = []
     for claim, effects in found.items():
@@ -65,6 +69,8 @@ def verdict_table(found: Mapping[str, Sequence[Effect] | str], undermined: Colle
             said = "undecided"
         common = {"claim": claim, "says": about.says, "verdict": said if known else "not tested"}
         for e in known:
+            if not any(published().declares(stage, e.table) for stage in about.stages):
+                raise PublishedError(f"{claim}: no table {e.table!r} is declared for {' or '.join(about.stages)}")
             figures = results.interval("value", e.found) | {"n": e.found.n, "seeds": e.found.seeds}
             rows.append(common | figures | {"effect": e.name, "must_be": e.must_be, "margin": e.margin, "table": e.table})
         if not known:

@@ -12,7 +12,6 @@ from qatlib.judging.claims import Effect, mean_over_precisions, spreads_wider, v
 from qatlib.judging.results import Cell
 from qatlib.judging.rule import MARGIN
 from qatlib.judging.stats import Estimate
-from qatlib.precision import Precision
 
 S2_KEPT = 96.0
 """Percent of full precision that S2 keeps with cyclic training."""
@@ -76,8 +75,9 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Mapping[str
         most = _gains_most(scores, "cpt separate", "random separate", "4", S4_WIDTHS, **options)
         low = [Effect("gain of cpt separate over random separate at 4 bits", gained, "gaps"), *most]
     static: list[Effect] = []
+    widths = results.widths(perplexities)
     for cell in results.cells(perplexities):
-        trained_by_s3 = cell.model == "static" and Precision.parse(cell.precision).w_bits >= S3_LEAST
+        trained_by_s3 = cell.model == "static" and widths[cell.precision].w_bits >= S3_LEAST
         if trained_by_s3 and Cell("cpt shared", cell.precision) in results.cells(perplexities):
             change = results.paired(perplexities, Cell("cpt shared", cell.precision), cell, "perplexity", **options)
             name = f"percent of perplexity, cpt shared against static, at {cell.precision}"

@@ -8,7 +8,6 @@ import pandas as pd
 
 from qatlib.judging import results
 from qatlib.judging.claims import Effect, verdict_table
-from qatlib.precision import Precision
 
 CRUCIAL_AT = (4, 5, 6)
 """Weight bits that C07 speaks of."""
@@ -23,10 +22,11 @@ def verdicts(weights: pd.DataFrame, activations: pd.DataFrame, **options: Any) -
     Returns:
         As `verdict_table`; effects in points of F1.
     """
+    widths = results.widths(weights)
     channel = [
         Effect(f"a scale a channel over one a matrix at {p}", gap, "weight_scales_gap")
         for p, gap in results.gaps(weights, "per_channel", "per_tensor", "f1", **options)
-        if Precision.parse(p).w_bits in CRUCIAL_AT
+        if widths[p].w_bits in CRUCIAL_AT
     ]
     own = [
         Effect(f"calibrated at {p} bits over carried over from others", gap, "calibration_gap")

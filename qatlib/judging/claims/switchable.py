@@ -15,7 +15,7 @@ from qatlib.judging.rule import MARGIN
 from qatlib.judging.stats import Estimate
 from qatlib.params.experiments import Method
 from qatlib.params.sections import Switchable
-from qatlib.precision import FULL_PRECISION, Precision
+from qatlib.precision import FULL_PRECISION
 
 S1_KEPT = {"16": 100 * 75.42 / 76.80, "8": 100 * 74.03 / 76.80, "6": 100 * 71.15 / 76.80, "4": 100 * 60.41 / 76.80}
 """Percent of fp LoRA's F1 that S1 keeps."""
@@ -62,7 +62,8 @@ def verdicts(
     cells = results.cells(first)
     kept = {c.precision: results.kept(first, c, control, **options) for c in cells if c != control} if control in cells else {}
     of = f"{control.model} at {control.precision} bits"
-    of_weights = {str(Precision.parse(name).w_bits): name for name in kept}  # S2's 2 bits may be those of weights alone
+    # S2's 2 bits may be those of weights alone
+    of_weights = {str(p.w_bits): name for name, p in results.widths(first).items() if name in kept}
 
     def keeps(precision: str, share: float) -> Iterator[Effect]:
         if precision in kept:
@@ -125,8 +126,7 @@ def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 def specialist_aims(gaps: pd.DataFrame) -> pd.DataFrame:
     """`results.gap_table` of a switchable model over specialists, with `aim` (points) and `reached`, as `aims` has it."""
-    narrow = gaps["precision"].map(lambda name: Precision.parse(name).w_bits < 4)
-    return _reached(gaps.assign(aim=np.where(narrow, SPECIALIST_AIMS[1], SPECIALIST_AIMS[0])), "difference")
+    return _reached(gaps.assign(aim=np.where(gaps["w_bits"] < 4, SPECIALIST_AIMS[1], SPECIALIST_AIMS[0])), "difference")
 
 
 def _reached(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -165,9 +165,10 @@ def _percent(share: Estimate) -> Estimate:
 
 def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Iterator[Effect]:
     """Of sizes, which are exact, and of times, whose bounds are those of the quartiles."""
-    uniform = [p for p in stored["precision"].astype(str) if p != "mixed"]
-    names = {str(Precision.parse(p).w_bits): p for p in uniform} | {"mixed": "mixed"}  # 2 bits may be those of weights alone
-    on_disk = dict(zip(stored["precision"].astype(str), stored["disk_bytes"], strict=True))
+    stored = stored.assign(precision=stored["precision"].astype(str))
+    uniform = stored[stored["precision"] != "mixed"]
+    names = {f"{bits:g}": p for bits, p in zip(uniform["w_bits"], uniform["precision"], strict=True)} | {"mixed": "mixed"}
+    on_disk = dict(zip(stored["precision"], stored["disk_bytes"], strict=True))  # 2 bits may be those of weights alone
     for bits, factor in S2_SMALLER.items():
         if names.get(bits) in on_disk:
             smaller = 4 * weights / on_disk[names[bits]]
@@ -189,7 +190,7 @@ def _spoken(name: str) -> str:
 
 def _unstable(methods: pd.DataFrame, **options: Any) -> Iterator[Effect]:
     """By what factor the F1 of trainings with other seeds spreads wider at 2 bits, of weights at least, than at the next."""
-    bits = {p: Precision.parse(p).w_bits for p in methods["precision"].unique()}
+    bits = {name: p.w_bits for name, p in results.widths(methods).items()}
     widths = sorted(bits, key=bits.__getitem__)
     if len(widths) > 1 and bits[widths[0]] == 2:
         there, beside = (methods[methods["precision"] == width] for width in widths[:2])

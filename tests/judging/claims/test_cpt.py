@@ -9,16 +9,17 @@ import pytest
 from qatlib.judging import results
 from qatlib.judging.claims import cpt
 from qatlib.judging.results import Cell
-from tests.judging.claims.scores import said, scores
+from tests.judging.claims.scores import said, scores, widths
 
 OPTIONS = {"resamples": 100}
 
 
-def perplexities(change: float, seeds=(0, 1, 2)) -> pd.DataFrame:
+def perplexities(change: float, seeds=(0, 1, 2), precision: str = "8") -> pd.DataFrame:
     base = pd.DataFrame({"paragraph": list("abcd"), "nll": [3.0, 4, 5, 6], "tokens": [3, 3, 4, 4], "correct": [1, 2, 2, 2]})
     models = {"static": base, "cpt shared": base.assign(nll=base["nll"] + base["tokens"] * np.log1p(change / 100))}
     return pd.concat(
-        [x.assign(model=m, precision="8", seed=seed) for m, x in models.items() for seed in seeds], ignore_index=True
+        [x.assign(model=m, precision=precision, seed=seed, **widths(precision)) for m, x in models.items() for seed in seeds],
+        ignore_index=True,
     )
 
 
@@ -64,7 +65,7 @@ def test_widths_that_a_study_did_not_have_do_not_speak_against_it():
     effects = set(cpt.verdicts(scores(more), perplexities(0), {}, **OPTIONS)["effect"])
     assert not any("less that at 3" in name or "less that at 2" in name for name in effects)
     assert {f"gain of cpt shared over random separate at 6 bits less that at {p}" for p in (8, 4)} <= effects
-    narrow = perplexities(5).assign(precision="2")
+    narrow = perplexities(5, precision="2")
     assert said(cpt.verdicts(scores(STUDIES), narrow, {}, **OPTIONS))["C19"] == "not tested"
 
 

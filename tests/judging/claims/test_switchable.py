@@ -77,7 +77,7 @@ def test_what_is_kept_is_kept_of_full_precision_or_not_judged():
 
 
 def test_sizes_and_times_are_factors_of_fp32():
-    stored = pd.DataFrame({"precision": ["8", "4"], "disk_bytes": [1010, 520]})
+    stored = pd.DataFrame({"precision": ["8", "4"], "w_bits": [8.0, 4.0], "disk_bytes": [1010, 520]})
     times = pd.DataFrame({"model": ["fp32", "deployed 8", "deployed 4"], "batch": 16, "tokens": 128, "speedup": [1, 3, 1.5]})
     times = times.assign(rounds=5, speedup_low=times["speedup"] - 0.1, speedup_high=times["speedup"] + 0.1)
     table = switchable.cost_verdict(stored, times, 1000)
@@ -116,8 +116,8 @@ def test_an_aim_is_reached_where_the_whole_interval_is():
 
 
 def test_specialists_are_to_be_met_at_four_bits_and_beaten_below():
-    gaps = [("8", -0.4, 1.0), ("4", -2.0, -0.6), ("3", -0.4, 1.0), ("w2a8", 0.1, 1.0)]
-    table = switchable.specialist_aims(pd.DataFrame(gaps, columns=["precision", "difference_low", "difference_high"]))
+    gaps = [("8", 8, -0.4, 1.0), ("4", 4, -2.0, -0.6), ("3", 3, -0.4, 1.0), ("w2a8", 2, 0.1, 1.0)]
+    table = switchable.specialist_aims(pd.DataFrame(gaps, columns=["precision", "w_bits", "difference_low", "difference_high"]))
     assert table["reached"].tolist() == ["yes", "no", "undecided", "yes"]
 
 

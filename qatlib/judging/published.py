@@ -1,0 +1,235 @@
+"""Every table that a notebook publishes: its name, its columns and their units, declared once in `tables/*.yaml`.
+
+`Stage` checks what it writes against the declarations, and what reads a report reads through them, so that a renamed table or
+column fails where it was renamed. `python -m qatlib.judging.published > docs/tables.md` writes them as a page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from qatlib.params.yaml import read_yaml
+
+FOLDER = Path(__file__).parent / "tables"
+
+BOUNDS = ("", "_low", "_high")
+"""Endings of the three columns of an interval."""
+
+_COLUMN = re.compile(r"(±?)([^][?±]+?)(?: \[(.+)\])?(\??)")
+
+_PLACES = {"precision": r"(?:\d+|w\d+a\d+)", "base": r"(?:\d+|w\d+a\d+)", "budget": r"[\d-]+"}
+"""What a `{place}` in a name stands for; any other stands for whatever a name may hold."""
+
+
+class PublishedError(ValueError):
+    """A table or column that is not declared, or that is declared and missing: where, what, and what is allowed."""
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", name)
+    return re.compile("".join(_PLACES.get(p, "[a-z0-9_-]+") if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One declared column, or the three of an interval."""
+
+    name: str
+    """With `{precision}` in it, it stands for any number of columns."""
+    unit: str
+    interval: bool = False
+    optional: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether the name is a pattern."""
+        return "{" in self.name
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of the file, or their pattern."""
+        return [self.name + bound for bound in BOUNDS] if self.interval else [self.name]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One declared table, or all whose names match a pattern."""
+
+    name: str
+    about: str
+    columns: tuple[Column, ...]
+    when: str = ""
+    """The part of the params without which the table is not made, `cpt.equal_bitops`."""
+    only: str = ""
+    """In words, where it is made, if no single part of the params says so."""
+    measured: bool = False
+    """Whether it stands in `timing/`, not in `results/`."""
+
+    @property
+    def folder(self) -> str:
+        """Where its file stands in a report, before the stage."""
+        return "timing" if self.measured else "results"
+
+    @cached_property
+    def known(self) -> dict[str, Column]:
+        """The column of every name in a file, or of its pattern."""
+        return {name: column for column in self.columns for name in column.names}
+
+    def declares(self, column: str) -> bool:
+        """Whether a file of this table may have a column."""
+        return column in self.known or any(c.several and _pattern(c.name).fullmatch(column) for c in self.columns)
+
+    def due(self, params: Mapping[str, Any]) -> bool:
+        """Whether a run with these params must have made it."""
+        value: Any = params
+        for key in self.when.split(".") if self.when else ():
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return not self.only and (not self.when or bool(value))
+
+    def faults(self, columns: Iterable[str]) -> list[str]:
+        """What is wrong with the columns of a file, in words."""
+        given = [*columns]
+        missing = [name for name, c in self.known.items() if not (c.optional or c.several or name in given)]
+        unknown = [name for name in given if not self.declares(name)]
+        found = {"lacks": missing, "has, undeclared,": unknown, "has twice": sorted({n for n in given if given.count(n) > 1})}
+        return [f"{what} {', '.join(map(repr, names))}" for what, names in found.items() if names]
+
+
+class Declarations:
+    """Declared tables by stage.
+
+    Args:
+        tables: by stage; an exact name goes before a pattern, and an earlier pattern before a later one.
+    """
+
+    def __init__(self, tables: Mapping[str, Iterable[Table]]) -> None:
+        self.tables = {stage: tuple(of_stage) for stage, of_stage in tables.items()}
+
+    def declares(self, stage: str, name: str) -> bool:
+        """Whether a stage may publish a table."""
+        return self._found(stage, name) is not None
+
+    def _found(self, stage: str, name: str) -> Table | None:
+        tables = self.tables.get(stage, ())
+        exact = (table for table in tables if table.name == name)
+        return next(chain(exact, (t for t in tables if _pattern(t.name).fullmatch(name))), None)
+
+    def find(self, stage: str, name: str) -> Table:
+        """The declaration of a table.
+
+        Raises:
+            PublishedError: there is none.
+        """
+        if (found := self._found(stage, name)) is None:
+            close = get_close_matches(name, [table.name for table in self.tables.get(stage, ())])
+            allowed = f"close to it are {', '.join(close)}" if close else "docs/tables.md lists what is declared"
+            raise PublishedError(f"{stage}: no table {name!r} is declared in qatlib/judging/tables/{stage}.yaml; {allowed}")
+        return found
+
+    def check(self, stage: str, name: str, columns: Iterable[str], measured: bool = False) -> None:
+        """Check what is about to be published.
+
+        Args:
+            measured: whether it goes to `timing/`.
+
+        Raises:
+            PublishedError: the table is not declared, or not for this folder, or its columns are others than those declared.
+        """
+        table = self.find(stage, name)
+        if table.measured != measured:
+            raise PublishedError(f"{stage}: table {name!r} is declared for {table.folder}/ alone")
+        if faults := table.faults(columns):
+            raise PublishedError(f"{stage}: table {name!r} {', '.join(faults)}; declared are {', '.join(table.known)}")
+
+
+def read_tables(tables: Mapping[str, Any], units: Mapping[str, str], groups: Mapping[str, str]) -> Iterator[Table]:
+    """Tables as `tables/*.yaml` declares them.
+
+    Args:
+        units: by column.
+        groups: lists of columns, by name.
+
+    Raises:
+        PublishedError: a column without a unit.
+    """
+    for name, given in tables.items():
+        columns = tuple({column.name: column for column in _columns(given["columns"], units, groups)}.values())
+        if bare := [column.name for column in columns if not column.unit]:
+            raise PublishedError(f"table {name!r}: no unit is declared for {', '.join(bare)}")
+        yield Table(name, columns=columns, **{key: value for key, value in given.items() if key not in ("columns", "stages")})
+
+
+def _columns(text: str, units: Mapping[str, str], groups: Mapping[str, str]) -> Iterator[Column]:
+    for part in text.split(", "):
+        if part.startswith("$"):
+            yield from _columns(groups[part[1:]], units, groups)
+        elif match := _COLUMN.fullmatch(part):
+            interval, name, unit, optional = match.groups()
+            yield Column(name, unit or units.get(name, ""), bool(interval), bool(optional))
+        else:
+            raise PublishedError(f"{part!r} is no column; a column is 'x', '±x', 'x [unit]' or 'x?'")
+
+
+def _read(path: Path) -> Any:
+    return read_yaml(path.read_text(encoding="utf-8"), path.name)
+
+
+@cache
+def published() -> Declarations:
+    """The tables of the five notebooks."""
+    common = _read(FOLDER / "common.yaml")
+    units = {column: unit for unit, columns in common["units"].items() for column in columns.split(", ")}
+    tables: dict[str, list[Table]] = {}
+    for path in sorted(FOLDER.glob("[0-9]*.yaml")):
+        stage = path.stem
+        shared = {name: given for name, given in common["tables"].items() if stage in given["stages"].split(", ")}
+        tables[stage] = [*read_tables(_read(path) | shared, units, common["groups"])]
+    return Declarations(tables)
+
+
+def as_markdown(declared: Declarations) -> str:
+    """The declarations as a page."""
+    lines = ["# Published tables", "", *_INTRODUCTION.strip().splitlines()]
+    for stage, tables in declared.tables.items():
+        lines += ["", f"## {stage}", "", "| table | what it holds | columns |", "| --- | --- | --- |"]
+        lines += [f"| {_named(table)} | {_described(table)} | {_spelled(table.columns)} |" for table in tables]
+    return "\n".join(lines) + "\n"
+
+
+_INTRODUCTION = """
+A notebook publishes its tables as `results/<stage>/<name>.csv` of the report, and what it measures of the machine as
+`timing/<stage>/<name>.csv`. `{model}` and the like in a name stand for what varies. `±f1` stands for three columns: `f1` and
+the ends of its interval, `f1_low` and `f1_high`. A column in brackets may be missing. Reports of older code may have other
+columns.
+
+`python -m qatlib.judging.published > docs/tables.md` writes this page from `qatlib/judging/tables`.
+"""
+
+
+def _named(table: Table) -> str:
+    return f"`{table.name}`" + (" (`timing/`)" if table.measured else "")
+
+
+def _described(table: Table) -> str:
+    made = f"where `{table.when}` is set" if table.when else table.only
+    return table.about + (f" Made {made}." if made else "")
+
+
+def _spelled(columns: Iterable[Column]) -> str:
+    """Columns by unit, `percent: ±f1, ±em`."""
+    by_unit: dict[str, list[str]] = {}
+    for column in columns:
+        text = f"`{'±' if column.interval else ''}{column.name}`"
+        by_unit.setdefault(column.unit, []).append(f"[{text}]" if column.optional else text)
+    return "; ".join(f"{unit}: {', '.join(names)}" for unit, names in by_unit.items())
+
+
+if __name__ == "__main__":
+    print(as_markdown(published()), end="")

@@ -1,0 +1,74 @@
+"""Every published table is declared once, and nothing else may be published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qatlib.judging.published import Declarations, PublishedError, as_markdown, published, read_tables
+from qatlib.run.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+MADE_UP = {
+    "speed": {"about": "Seconds.", "measured": True, "columns": "block, {precision} [ms]"},
+    "scores_{model}": {"about": "Scores.", "columns": "id, ±f1, seed?"},
+    "gaps": {"about": "Gaps.", "when": "a.b", "columns": "$pair, ±gap [nats]"},
+}
+UNITS = {"block": "count", "id": "text", "f1": "percent", "seed": "count", "model": "text", "over": "text"}
+
+
+@pytest.fixture
+def declared() -> Declarations:
+    return Declarations({"stage": read_tables(MADE_UP, UNITS, {"pair": "model, over"})})
+
+
+def test_the_page_of_tables_is_that_of_the_declarations():
+    """`python -m qatlib.judging.published > docs/tables.md` writes it."""
+    assert (ROOT / "docs/tables.md").read_text(encoding="utf-8") == as_markdown(published())
+
+
+def test_every_stage_has_tables_and_no_name_twice():
+    assert tuple(published().tables) == STAGES
+    for stage, tables in published().tables.items():
+        names = [table.name for table in tables]
+        assert len(names) == len(set(names)) and "claims" in names, stage
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "measured"),
+    [
+        ("scores_a", ["f1", "f1_low", "f1_high", "id"], False),
+        ("scores_b_8", ["id", "f1", "f1_low", "f1_high", "seed"], False),
+        ("gaps", ["model", "over", "gap", "gap_low", "gap_high"], False),
+        ("speed", ["block", "8", "w2a8"], True),
+    ],
+)
+def test_what_is_declared_may_be_published_in_any_order_of_columns(declared, name, columns, measured):
+    declared.check("stage", name, columns, measured)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        ("gasp", [], "stage: no table 'gasp' is declared in .*stage.yaml; close to it are gaps"),
+        ("scores_a", ["id", "f1", "f1_low"], "table 'scores_a' lacks 'f1_high'; declared are id, f1, f1_low, f1_high, seed"),
+        ("gaps", ["model", "over", "gap", "gap_low", "gap_high", ""], "table 'gaps' has, undeclared, ''; declared are"),
+        ("gaps", ["model", "over", "gap", "gap_low", "gap_high", "gap"], "table 'gaps' has twice 'gap'"),
+        ("speed", ["block"], "table 'speed' is declared for timing/ alone"),
+    ],
+)
+def test_what_is_not_declared_is_refused_in_one_sentence(declared, name, columns, message):
+    with pytest.raises(PublishedError, match=message):
+        declared.check("stage", name, columns)
+
+
+def test_a_table_is_due_where_the_params_ask_for_it(declared):
+    gaps, speed = declared.find("stage", "gaps"), declared.find("stage", "speed")
+    assert gaps.due({"a": {"b": ["x"]}}) and speed.due({})
+    assert not any(gaps.due(params) for params in ({"a": {"b": []}}, {"a": {"b": None}}, {"a": None}, {}))
+
+
+def test_a_column_without_a_unit_is_refused():
+    with pytest.raises(PublishedError, match="table 't': no unit is declared for y"):
+        [*read_tables({"t": {"about": "", "columns": "id, y"}}, UNITS, {})]
