@@ -9,7 +9,7 @@ import pytest
 
 from qatlib.run.keys import Run
 from qatlib.run.sources import PipelineError
-from qatlib.run.stage import Stage
+from qatlib.run.stage import EXECUTING, Stage
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -106,3 +106,21 @@ def test_what_is_measured_of_the_machine_is_kept_apart_from_results(root: Path) 
     assert stage.measured("speed", lambda: pytest.fail("measured again")).equals(first)
     stage.show(first, "speed", "Speed", measured=True)
     assert (stage.directory / "timing/speed.csv").is_file() and not (stage.results / "speed.csv").exists()
+
+
+def test_a_finding_is_shown_once_however_often_it_is_said(root: Path) -> None:
+    stage = Stage("01_build", "smoke", [], root)
+    for table in ("a", "b"):
+        stage.headline("F1 falls", table)
+        stage.headline("and rises", "c", brief=True)
+    written = json.loads((stage.directory / "headlines.json").read_text())
+    assert stage.headlines == [line["text"] for line in written] == ["F1 falls", "and rises"]
+    assert [(line["table"], line["brief"]) for line in written] == [("b", False), ("c", True)]
+    assert Stage("01_build", "smoke", [], root).headlines == []
+
+
+def test_a_kernel_may_make_its_stage_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXECUTING, "1")
+    for _ in range(2):  # the second would wait for the first one's lock
+        stage = Stage("01_build", "smoke", [], root)
+    assert stage.table("t", lambda: pd.DataFrame({"x": [1]})).x[0] == 1
