@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,8 @@ def copy(root: Path) -> Path:
 
 def start(root: Path, target: str) -> subprocess.Popen[bytes]:
     command = ["make", target, "PROFILE=smoke", "-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}"]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    env = os.environ | {"PYTHONPATH": str(root)}  # which kernels prefer to their own directory
+    return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:

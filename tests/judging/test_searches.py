@@ -71,10 +71,11 @@ def test_predictions_are_ranked_by_what_was_measured():
 
 
 def test_a_budget_of_two_configurations_says_nothing_within_itself():
-    judged = pd.DataFrame({"budget": list("aaabb"), "average_bits": [8.0, 7, 6, 4, 4], "measured": [1.0, 2, 3, 9, 1]})
+    bits = [*range(16, 6, -1), 4, 4]
+    judged = pd.DataFrame({"budget": list("a" * 10 + "bb"), "average_bits": bits, "measured": range(12)})
     judged = judged.assign(predicted=judged["average_bits"], second_order=0.0)
     table = searches.prediction_table(judged, pairs=False, resamples=100).set_index("prediction")["configurations"]
-    assert table.to_dict() == {"predicted": 5, "average bits alone": 5, "predicted, within a budget": 3}
+    assert table.to_dict() == {"predicted": 12, "average bits alone": 12, "predicted, within a budget": 10}
 
 
 def test_a_method_spends_the_mean_of_its_draws():
