@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from qatlib.run.stages import STAGES
+from tests.runs import copy, finish, start
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-LONGEST_CELL = 25
+LONGEST_CELL = 12
 
 
 def cells(path: Path, kind: str = "code") -> list[dict[str, Any]]:
@@ -55,3 +56,46 @@ class TestNotebook:
 
     def test_begins_with_its_title(self, path: Path) -> None:
         assert source(cells(path, "markdown")[0]).startswith("# ")
+
+
+def twice(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook with every code cell, but the one of parameters, followed by itself."""
+    found = []
+    for cell in notebook["cells"]:
+        found.append(cell)
+        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
+            found.append(cell | {"id": f"{cell['id']}-again"})
+    return notebook | {"cells": found}
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository."""
+    return copy(tmp_path_factory.mktemp("once"))
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in whose notebooks every cell runs twice in a row."""
+    root = copy(tmp_path_factory.mktemp("doubled"))
+    for path in (root / "notebooks").glob("*.ipynb"):
+        path.write_text(json.dumps(twice(json.loads(path.read_text()))))
+    return root
+
+
+def shown(root: Path, stage: str) -> dict[str, bytes]:
+    """A stage's result files and headlines."""
+    folder = root / "runs" / "smoke" / stage
+    files = [folder / "headlines.json", *sorted((folder / "results").rglob("*"))]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_cell_may_run_twice_in_a_row(stage: str, once: Path, doubled: Path) -> None:
+    """Nothing is changed by it: no table, record, figure or headline."""
+    for process in [start(root, f"runs/smoke/{stage}/done") for root in (once, doubled)]:
+        finish(process)
+    expected, found = shown(once, stage), shown(doubled, stage)
+    assert len(expected) > 20 and sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []

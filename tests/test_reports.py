@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,29 +21,10 @@ from qatlib.judging.published import published as declarations
 from qatlib.params.load import load_params
 from qatlib.run.stages import STAGES
 from qatlib.site import ledger, pages
+from tests.runs import copy, finish, start
 
-REPOSITORY = Path(__file__).parents[1]
 OPTIONS = {"resamples": 100, "confidence": 0.95}
 """Of the smoke profile."""
-
-
-def copy(root: Path) -> Path:
-    """A clean copy of what a run is made from."""
-    for name in ("qatlib", "notebooks", "params"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for name in ("Makefile", "constraints.txt"):
-        shutil.copy(REPOSITORY / name, root)
-    return root
-
-
-def start(root: Path, target: str) -> subprocess.Popen[bytes]:
-    command = ["make", target, "PROFILE=smoke", "-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}"]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    output, _ = process.communicate()
-    assert process.returncode == 0, output.decode()[-2000:]
 
 
 def kill_when(path: Path, process: subprocess.Popen[bytes]) -> None:

@@ -14,6 +14,38 @@ CYCLING = ("cpt separate", "cpt shared", "pattern shared", "two-phase", "cpt rev
 """The methods that go through cycles; a shuffled one has none."""
 
 
+PAIRS = (
+    ("cpt shared", "static"),
+    ("cpt separate", "static"),
+    ("cpt separate", "random separate"),
+    ("cpt shared", "random shared"),
+    ("cpt shared", "random separate"),
+    ("cpt shared", "cpt separate"),
+    ("pattern shared", "random shared"),
+    ("cpt shared", "pattern shared"),
+    ("two-phase", "static"),
+    ("two-phase", "cpt shared"),
+    ("cpt shared", "cpt reversed"),
+    ("cpt shared", "cpt shuffled"),
+    ("cpt all weights", "random all weights"),
+    ("cpt all weights", "cpt shared"),
+)
+"""Methods that are compared; the second is what the first is compared with."""
+
+MOVED_ALIKE = tuple((a, b) for a, b in PAIRS if a.endswith("all weights") == b.endswith("all weights"))
+"""Those of `PAIRS` whose sharpness compares: both have the base's weights moved, or both their adapters'."""
+
+HEADLINED = (
+    ("cpt shared", "static"),
+    ("cpt separate", "static"),
+    ("cpt separate", "random separate"),
+    ("cpt shared", "random shared"),
+    ("pattern shared", "random shared"),
+    ("two-phase", "static"),
+    ("cpt shared", "cpt shuffled"),
+)
+"""Those of `PAIRS` that differ in what they train on and not in their adapters, and so answer whether the cycle helps."""
+
 NATS = 0.02
 """A difference in the rise of the loss that would matter."""
 
@@ -100,3 +132,55 @@ def flatness(sharpness: pd.DataFrame, model: str, others: Sequence[str], **optio
             rows.append(row | {"n": gap.n, "seeds": gap.seeds, "minimum": FLATTER[rule.verdict([gap.below(0)], margin=NATS)]})
     columns = ["model", "over", "precision", "difference", "difference_low", "difference_high", "n", "seeds", "minimum"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def run_elsewhere(scores: pd.DataFrame, precisions: Sequence[str]) -> pd.DataFrame:
+    """Scores of the models that answered at a precision outside `precisions`, at all of theirs."""
+    elsewhere = scores.loc[~scores["precision"].isin(precisions), "model"]
+    return scores[scores["model"].isin(elsewhere)].reset_index(drop=True)
+
+
+def at_equal_bitops(scores: pd.DataFrame, methods: Sequence[str], precisions: Sequence[str]) -> pd.DataFrame:
+    """Scores of trainings at the bit operations of static training at the widest precision, and of that one.
+
+    Args:
+        scores: of `qatlib.studies.cyclic.Cyclic.trained`.
+        methods: what was trained at equal passes, which is left out; `static` at the widest takes as many bit operations.
+        precisions: what was cycled through, the widest first.
+
+    Returns:
+        Rows of `scores`; none where nothing was trained again at equal bit operations.
+    """
+    again = ~scores["model"].isin(methods)
+    widest = (scores["model"] == "static") & (scores["precision"] == precisions[0])
+    rows = scores[(again | widest) & scores["precision"].isin(precisions)].reset_index(drop=True)
+    return rows if (rows["model"] != "static").any() else rows[:0]
+
+
+def falls(returned: pd.DataFrame) -> str:
+    """One sentence: at how many returns to the highest precision each method's loss is below that of the return before.
+
+    Args:
+        returned: of `returns`.
+    """
+    on = returned.dropna(subset="change").groupby("model", sort=False)[["below_last", "seeds"]].sum()
+    fell = [f"{model} at {lower} of {n} returns" for model, lower, n in on.itertuples()] or ["none, which returns once"]
+    return f"Training loss at the highest precision is lower than at the return before, of {', '.join(fell)}."
+
+
+def least_agreement(same: pd.DataFrame, model: str) -> str:
+    """How often a model gives the same answer at the two precisions that agree least, and the best of the others; in words.
+
+    Args:
+        same: `results.mean_table` of `agreement`. `static` is left out: it is another training at each precision.
+
+    Returns:
+        Empty where only `static` was trained.
+    """
+    least = same[same["model"] != "static"].sort_values("same", kind="stable").drop_duplicates("model").set_index("model")
+    best = least.drop(index=model, errors="ignore")["same"].nlargest(1).index
+    parts = []
+    for name in (name for name in (model, *best) if name in least.index):
+        share, low, high = least.loc[name, ["same", "same_low", "same_high"]]
+        parts.append(f"{name} {share:.0f} % [{low:.0f}, {high:.0f}] (at {least.loc[name, 'precision']})")
+    return "Same answers at the two precisions that agree least: " + "; best of the others ".join(parts) if parts else ""

@@ -31,6 +31,20 @@ def per_bit(costs: pd.DataFrame, accuracy: pd.DataFrame, metric: str = "f1") -> 
     return table
 
 
+def trend_of_study(
+    scores: pd.DataFrame, table: pd.DataFrame, study: str, **options: Any
+) -> tuple[stats.Estimate, stats.Estimate] | None:
+    """`linear_trend` over one study's own configurations; None with fewer than three average bits or scores among them.
+
+    Args:
+        table: `configuration`, `study`, `w_bits`, `f1`, one row a configuration.
+    """
+    own = table[table["study"] == study]
+    if own["f1"].nunique() < 3 or own["w_bits"].nunique() < 3:
+        return None
+    return linear_trend(scores, dict(zip(own["configuration"], own["w_bits"], strict=True)), **options)
+
+
 def linear_trend(
     scores: pd.DataFrame, bits: Mapping[str, float], metric: str = "f1", **options: Any
 ) -> tuple[stats.Estimate, stats.Estimate]:

@@ -250,6 +250,17 @@ def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> 
     return pd.DataFrame(rows)
 
 
+def seed_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """How far trainings lie apart that differ in their seed alone.
+
+    Returns:
+        One row a cell: `model`, `precision`, `seeds` (how many), `lowest`, `highest` and `range` of their mean F1 (percent).
+    """
+    by_seed = scores.groupby(["model", "precision", "seed"], sort=False)["f1"].mean().unstack()
+    table = pd.DataFrame({"seeds": by_seed.count(axis=1), "lowest": by_seed.min(axis=1), "highest": by_seed.max(axis=1)})
+    return table.assign(range=table["highest"] - table["lowest"]).reset_index()
+
+
 def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1) -> pd.DataFrame:
     """For the page: every `x`, `x_low`, `x_high` as one column `value [low, high]`, and names in words.
 

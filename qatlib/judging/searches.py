@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from qatlib.judging import results, sweeps
+from qatlib.judging.results import Cell
 from qatlib.learned import Learned
-from qatlib.search import Allocation
+from qatlib.precision import Configuration, LayerInfo, Precision
+from qatlib.search import Allocation, Interactions
 
 SAME_TIME = 1.05
 """Candidates take the same time where the slowest takes less than so many times that of the fastest."""
@@ -58,3 +62,93 @@ def by_method(choices: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     joined = drawn.merge(scores, left_on="id", right_on="precision", suffixes=("_choice", ""))
     columns = {"method": "model", "budget": "precision", "draw": "seed"}
     return joined.drop(columns=["model", "precision", "seed"]).rename(columns=columns)[list(scores.columns)]
+
+
+def summary(methods: pd.DataFrame, choices: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """How every method of a search did at every budget.
+
+    Args:
+        methods: of `by_method`.
+        choices: of `qatlib.studies.allocations.listed`, with `average_bits` in place of `spent`.
+
+    Returns:
+        One row a method and budget: `method`, `budget`, `average_bits` (mean of its draws), `f1`, `em` (percent), `loss` (nats),
+        each with `_low` and `_high`, `n`, `paragraphs`.
+    """
+    table = results.mean_table(methods, ["f1", "em", "loss"], **options)
+    table = table.rename(columns={"model": "method", "precision": "budget"})
+    spent = choices.groupby(["method", "budget"])["average_bits"].mean()
+    table.insert(2, "average_bits", spent.loc[list(zip(table["method"], table["budget"], strict=True))].to_numpy())
+    return table
+
+
+def predicted(
+    choices: pd.DataFrame, scores: pd.DataFrame, base: pd.DataFrame, problem: Allocation, interactions: Interactions
+) -> pd.DataFrame:
+    """What a search predicted of each configuration, and what held-out questions say of it.
+
+    Args:
+        choices: of `qatlib.studies.allocations.listed`, every configuration once.
+        scores: of the configurations, whose ids `precision` holds.
+        base: scores of the base.
+
+    Returns:
+        `choices` with `measured` (loss added to the base's), `f1` (percent), `predicted` and `second_order` (loss added, if
+        losses add up, and with the interactions of pairs); losses in nats.
+    """
+    mean = scores.groupby("precision")[["loss", "f1"]].mean()
+    table = choices.assign(
+        measured=choices["id"].map(mean["loss"]) - base["loss"].mean(),
+        f1=choices["id"].map(mean["f1"]),
+        predicted=[problem.predicted(choice) for choice in choices["choice"]],
+    )
+    return table.assign(second_order=table["predicted"] + [interactions.added(choice) for choice in choices["choice"]])
+
+
+def prediction_table(judged: pd.DataFrame, pairs: bool, **options: Any) -> pd.DataFrame:
+    """How well each prediction ranks configurations as held-out questions do.
+
+    `average bits alone` says that fewer bits lose more. `predicted, within a budget` compares what each configuration has
+    beyond the mean of its budget, in budgets with more than two configurations.
+
+    Args:
+        judged: of `predicted`, with `average_bits`.
+        pairs: whether pairs were lowered together, so that the second order is a prediction of its own.
+
+    Returns:
+        One row a prediction: `prediction`, `correlation` (Spearman's, with `_low`, `_high`), `configurations` (how many).
+    """
+    within = judged.groupby("budget")[["predicted", "measured"]].transform(lambda x: x - x.mean())
+    made = {"predicted": judged[["predicted", "measured"]]}
+    if pairs:
+        made["second order"] = judged[["second_order", "measured"]]
+    made["average bits alone"] = judged[["average_bits", "measured"]].assign(average_bits=-judged["average_bits"])
+    made["predicted, within a budget"] = within[judged["budget"].map(judged["budget"].value_counts()) > 2]
+    rows = []
+    for name, pair in made.items():
+        found = sweeps.rank_correlation(pair.iloc[:, 0].tolist(), pair["measured"].tolist(), **options)
+        rows.append({"prediction": name} | results.interval("correlation", found) | {"configurations": len(pair)})
+    return pd.DataFrame(rows)
+
+
+def recommended(
+    configurations: Mapping[float, Configuration], scores: pd.DataFrame, base: Cell, layers: Sequence[LayerInfo], **options: Any
+) -> pd.DataFrame:
+    """The integer program's configuration for every budget, against all layers at the base.
+
+    Args:
+        configurations: by budget of average weight bits.
+        scores: of `by_method`, and of the base.
+        base: of `scores`; its `precision` is the one that layers were lowered from.
+
+    Returns:
+        One row a budget: `budget`, `average_bits` (of weights), `lowered` (percent of the layers), `f1_change` (points, paired,
+        with `_low`, `_high`), `n`.
+    """
+    rows = []
+    for budget, configuration in configurations.items():
+        lowered = sum(p != Precision.parse(base.precision) for p in configuration.values()) / len(configuration)
+        lost = results.paired(scores, Cell("ILP", f"{budget:g}"), base, "f1", **options)
+        row = {"budget": budget, "average_bits": configuration.average_bits(layers)[0], "lowered": 100 * lowered}
+        rows.append(row | results.interval("f1_change", lost) | {"n": lost.n})
+    return pd.DataFrame(rows)

@@ -29,6 +29,22 @@ def cell_table(sweep: pd.DataFrame, **options: Any) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def by_role(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Blocks and roles by their role, in order of appearance."""
+    found: dict[str, list[Group]] = {}
+    for block, role in groups:
+        found.setdefault(role, []).append((block, role))
+    return found
+
+
+def by_block(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Blocks and roles by their block (`block 0`), in order of appearance."""
+    found: dict[str, list[Group]] = {}
+    for block, role in groups:
+        found.setdefault(f"block {block}", []).append((block, role))
+    return found
+
+
 def effects(
     sweep: pd.DataFrame, parts: Mapping[str, Iterable[Group]], weights: Mapping[Group, int] | None = None
 ) -> pd.DataFrame:

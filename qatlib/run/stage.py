@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from qatlib.files import lock, write_atomic
 from qatlib.judging.published import Declarations, published
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 EXECUTING = "QATLIB_EXECUTING"
 """Set in kernels that the pipeline starts."""
+
+_locks: dict[Path, TextIO] = {}
+"""What this kernel holds until it ends, by the stage's directory."""
 
 
 class Stage:
@@ -78,8 +81,8 @@ class Stage:
         self.params = self.run.params
         self.directory = self.run.directory / name
         self.results = self.directory / "results"
-        if EXECUTING in os.environ:  # the kernel of a run that was killed may live for a moment more
-            self._lock = lock(self.directory / ".lock", f"{name}: waiting for its last execution to end")
+        if EXECUTING in os.environ and self.directory not in _locks:  # a killed run's kernel may live for a moment more
+            _locks[self.directory] = lock(self.directory / ".lock", f"{name}: waiting for its last execution to end")
         if (upstream := UPSTREAM[name]) and not self.run.is_done(upstream):
             if EXECUTING in os.environ:
                 raise PipelineError(f"{upstream} is no longer done: code, params or data changed; run {name} again")
@@ -87,7 +90,7 @@ class Stage:
             _execute_elsewhere(self.run, upstream)
         self.run.prepare(name)
         self._earlier = self.run.computed(name)
-        self._headlines: list[dict[str, str | bool | None]] = []
+        self._headlines: dict[str, dict[str, str | bool | None]] = {}
         self._write_headlines()
 
     def checkpoints(self, name: str) -> Path:
@@ -200,7 +203,7 @@ class Stage:
         display(figure_html(fig, self.results / "figures" / f"{name}.svg", alt, caption, href))
 
     def headline(self, text: str, table: str | None = None, brief: bool = False) -> None:
-        """Put a finding on the report's first page, linked to the table `results/<table>.csv`.
+        """Put a finding on the report's first page, linked to the table `results/<table>.csv`; once, if it is said again.
 
         Args:
             brief: whether it is among the few that a busy reader is shown first.
@@ -210,13 +213,13 @@ class Stage:
         """
         if table is not None:
             self._tables.find(self.name, table)
-        self._headlines.append({"text": text, "table": table, "brief": brief})
+        self._headlines[text] = {"text": text, "table": table, "brief": brief}
         self._write_headlines()
 
     @property
     def headlines(self) -> list[str]:
         """The findings so far."""
-        return [str(line["text"]) for line in self._headlines]
+        return list(self._headlines)
 
     def provenance(self, origin: Mapping[str, Any] | None = None) -> None:
         """Write where this run's figures come from, for the head of the page; call it last.
@@ -255,7 +258,9 @@ class Stage:
         return f"{kind}/{self.name}/{name}.csv"
 
     def _write_headlines(self) -> None:
-        write_atomic(self.directory / "headlines.json", json.dumps(self._headlines, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(
+            self.directory / "headlines.json", json.dumps([*self._headlines.values()], indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 def _checked(name: str) -> str:

@@ -20,14 +20,15 @@ from qatlib.judging.stats import with_interval
 from qatlib.site.tables import OlderReport, Row, address, has_run, missing, table
 
 RULE = (
-    "A claim is taken as one or several figures, each of which it says lies above a bound, or below one. Reproduced: the "
-    "intervals of all lie wholly on the claim's side of it. Not reproduced: an interval does not, and ends less than the margin "
-    "beyond the bound on the claim's side, so that what it leaves possible would not matter. Undecided at this size: anything "
-    f"else, and a claim about a training with fewer than {SEEDS} trainings. The margin is {MARGIN:g} point of F1 or percent, and "
-    "0.02 nats of loss for a layer (a choice: of twenty layers so lowered it makes two fifths of a nat), unless the table names "
-    "another. Intervals are of 95 % unless the parameters say otherwise: bootstraps of whole paragraphs, joined by Student's t "
-    "of the trainings where there are several; of configurations where n counts these; by F for a ratio of spreads; of times, "
-    "quartiles. One figure refutes a claim of several, each at its own level, uncorrected for their number."
+    "A claim is read as one or more figures. It says that each lies above a bound, or below one. Reproduced: the intervals of "
+    "all figures lie wholly on the claim's side of their bounds. Not reproduced: one interval does not, and even its end on the "
+    "claim's side is less than the margin beyond the bound, which excludes an effect that matters. Undecided at this size: "
+    f"anything else, and any claim about a training method with fewer than {SEEDS} trainings. The margin is {MARGIN:g} point of "
+    "F1 or percent, and 0.02 nats of loss for a layer (a choice: over twenty layers it adds up to two fifths of a nat), unless "
+    "the table names another. Intervals are of 95 % unless the parameters say otherwise. Most are bootstraps over whole "
+    "paragraphs; with several trainings, Student's t over these is added. For configurations, n counts these. A ratio of spreads "
+    "has an interval by F, and times have quartiles. One figure refutes a claim of several. Each is judged at its own level, "
+    "uncorrected for their number."
 )
 
 

@@ -27,8 +27,9 @@ from qatlib.studies.layerwise import Layerwise
 class Allocations:
     """Searches over what a sweep measured of one model's layers."""
 
-    def __init__(self, work: Layerwise) -> None:
-        self.work, self.study, self.model, self.params = work, work.study, work.model, work.params
+    def __init__(self, layerwise: Layerwise) -> None:
+        self.layerwise, self.study = layerwise, layerwise.study
+        self.model, self.params = layerwise.model, layerwise.params
 
     def measured(self, sweep: pd.DataFrame, base: Precision | None = None) -> NDArray[np.float64]:
         """(groups, candidates): mean loss that each adds alone, as measured; noise may take it below 0.
@@ -36,20 +37,20 @@ class Allocations:
         Args:
             base: what `sweep` lowers from; the search's own if left out.
         """
-        base = base or self.work.base
+        base = base or self.layerwise.base
         both = sweep[(sweep["lowered"] == "both") & (sweep["base"] == base.name)]
         mean = both.groupby(["block", "role", "bits"])["loss_change"].mean()
         bits = self.params.lowered_to(base)
-        return np.array([[0.0, *(mean[block, role, b] for b in bits)] for block, role in self.work.groups])
+        return np.array([[0.0, *(mean[block, role, b] for b in bits)] for block, role in self.layerwise.groups])
 
     def problem(self, sweep: pd.DataFrame, base: Precision | None = None) -> Allocation:
         """Allocation of average weight bits among `candidates`, losses made `monotone`; arguments as `measured`."""
-        precisions, loss = self.work.candidates(base or self.work.base), monotone(self.measured(sweep, base))
-        return Allocation(tuple(self.work.groups), precisions, loss, weight_bits(self.model.infos, precisions))
+        precisions, loss = self.layerwise.candidates(base or self.layerwise.base), monotone(self.measured(sweep, base))
+        return Allocation(tuple(self.layerwise.groups), precisions, loss, weight_bits(self.model.infos, precisions))
 
     def pairs(self) -> list[tuple[int, int]]:
         """Indices of the groups that are lowered together."""
-        kind, blocks = self.params.search.pairs, [block for block, _ in self.work.groups]
+        kind, blocks = self.params.search.pairs, [block for block, _ in self.layerwise.groups]
         if kind == "none":
             return []
         every = combinations(range(len(blocks)), 2)
@@ -65,17 +66,18 @@ class Allocations:
         Returns:
             One row a pair: `first`, `second` (indices of groups), `extra_loss` (nats).
         """
-        names, p = list(self.work.groups.values()), self.work.candidates(self.work.base)[at]
-        places, losses = list(self.work.groups), self.measured(sweep)[:, at]
-        base_loss = self.work.base_scores(self.work.base)["loss"].mean()
+        names, p = list(self.layerwise.groups.values()), self.layerwise.candidates(self.layerwise.base)[at]
+        places, losses = list(self.layerwise.groups), self.measured(sweep)[:, at]
+        base_loss = self.layerwise.base_scores(self.layerwise.base)["loss"].mean()
         rows = []
         for first, pairs in groupby(self.pairs(), key=itemgetter(0)):
             others = [second for _, second in pairs]
             changes = {str(j): dict.fromkeys([*names[first], *names[j]], p) for j in others}
             block, role = places[first]
             how = self.study.answering | {"description": f"pairs with {role} of block {block}"}
-            with self.model.at(self.work.base):
-                compute = partial(evaluate_changes, self.model, self.work.seen, self.work.features, block, changes, **how)
+            with self.model.at(self.layerwise.base):
+                asked = self.layerwise.seen, self.layerwise.features
+                compute = partial(evaluate_changes, self.model, *asked, block, changes, **how)
                 found = self.study.stage.table(f"pairs_{first}", compute, published=False)
             loss = found.assign(change=found["change"].astype(str)).groupby("change")["loss"].mean()
             alone = losses[first] + losses[others]
@@ -146,13 +148,13 @@ class Allocations:
 
     def at_share(self, problem: Allocation, share: float) -> Choice:
         """The choice of least predicted loss with at least this share of the layers below the base."""
-        sizes = np.array([[len(self.work.groups[group])] for group in problem.groups], float)
+        sizes = np.array([[len(self.layerwise.groups[group])] for group in problem.groups], float)
         stays = np.hstack([sizes / sizes.sum(), np.zeros((len(sizes), len(problem.precisions) - 1))])
         return ilp(replace(problem, cost=stays), 1 - share)
 
     def judged(self, configurations: Mapping[str, Configuration], label: str) -> pd.DataFrame:
         """Scores of the held-out questions at every configuration; too many files to publish."""
-        return self.study.scores(self.model, label, configurations, self.work.held_out, published=False)
+        return self.study.scores(self.model, label, configurations, self.layerwise.held_out, published=False)
 
 
 def likeliest(problem: Allocation, learned: Learned) -> Allocation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from qatlib.judging import cycles
 from qatlib.judging.cycles import agreement, flatness, mean_rise, returns
 
 
@@ -74,3 +75,48 @@ def test_a_minimum_is_flatter_by_its_interval(rise, seeds, said):
     found = flatness(sharp, "cpt shared", ["static", "random shared"], resamples=200)
     assert found["over"].tolist() == ["static"] and found["minimum"].tolist() == [said] and found["seeds"].tolist() == [seeds]
     assert flatness(sharp, "two-phase", ["static"]).empty
+
+
+def test_headlines_compare_the_cycle_and_not_the_adapters():
+    assert set(cycles.HEADLINED) < set(cycles.PAIRS) and set(cycles.MOVED_ALIKE) < set(cycles.PAIRS)
+    for model, over in cycles.HEADLINED:
+        kinds = [name.split()[-1] for name in (model, over) if name.split()[-1] in ("separate", "shared")]
+        assert len(set(kinds)) <= 1, (model, over)
+    assert ("cpt all weights", "random all weights") in cycles.MOVED_ALIKE
+    assert ("cpt all weights", "cpt shared") not in cycles.MOVED_ALIKE
+
+
+def at(*cells):
+    return pd.DataFrame(cells, columns=["model", "precision"])
+
+
+def test_elsewhere_ran_who_answered_at_an_untrained_precision():
+    found = cycles.run_elsewhere(at(("cpt shared", "8"), ("cpt shared", "3"), ("static", "8")), ["8", "4"])
+    assert found.to_numpy().tolist() == [["cpt shared", "8"], ["cpt shared", "3"]]
+    assert cycles.run_elsewhere(at(("static", "8")), ["8", "4"]).empty
+
+
+def test_equal_bit_operations_are_those_of_static_training_at_the_widest():
+    methods, precisions = ["static", "cpt shared"], ["8", "4"]
+    passes = [("static", "8"), ("static", "4"), ("cpt shared", "8")]
+    again = [("cpt shared at equal bitops", p) for p in ("8", "3")]
+    found = cycles.at_equal_bitops(at(*passes, *again), methods, precisions)
+    assert found.to_numpy().tolist() == [["static", "8"], ["cpt shared at equal bitops", "8"]]
+    assert cycles.at_equal_bitops(at(*passes), methods, precisions).empty
+
+
+def test_falls_are_counted_over_returns_and_trainings():
+    falling = [curve("cpt shared", [6, 2, 6, 2, 6], [4, 5, second, 5, 1], seed) for seed, second in enumerate([3, 9])]
+    assert "of cpt shared at 3 of 4 returns." in cycles.falls(returns(pd.concat(falling, ignore_index=True)))
+    assert "none, which returns once" in cycles.falls(returns(curve("cpt shared", [2, 6], [1, 1])))
+
+
+def test_the_least_agreement_is_named_with_the_best_of_the_others():
+    rows = [("static", "8 and 2", 1.0), ("cpt shared", "8 and 4", 90.0), ("cpt shared", "8 and 2", 60.0)]
+    rows += [("random shared", "8 and 2", 70.0), ("random separate", "8 and 2", 65.0)]
+    same = pd.DataFrame(rows, columns=["model", "precision", "same"])
+    same = same.assign(same_low=same["same"] - 1, same_high=same["same"] + 1)
+    said = cycles.least_agreement(same, "cpt shared")
+    assert said.endswith("cpt shared 60 % [59, 61] (at 8 and 2); best of the others random shared 70 % [69, 71] (at 8 and 2)")
+    assert "best of the others" not in cycles.least_agreement(same[1:3], "cpt shared")
+    assert cycles.least_agreement(same[:1], "cpt shared") == ""

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from qatlib.cost import cost_table
-from qatlib.judging.pareto import linear_trend, per_bit
+from qatlib.judging.pareto import linear_trend, per_bit, trend_of_study
 
 
 def scores(f1: dict[str, float], spread: float = 0.0) -> pd.DataFrame:
@@ -52,3 +52,16 @@ def test_accuracy_for_each_bit(model):
     assert table["f1_per_bit_low"].tolist() == [9, 9]
     with pytest.raises(KeyError):
         per_bit(costs, accuracy[:1])
+
+
+def test_a_study_has_a_line_of_its_own_configurations_if_three_differ():
+    bits = {"C1": 8.0, "C0": 6.0, "C2": 4.0, "int2": 2.0}
+    found = scores({name: 10 + 5 * b if name != "int2" else 90.0 for name, b in bits.items()})
+    f1 = found.groupby("precision")["f1"].mean()
+    rows = [{"configuration": n, "study": "S0" if n == "int2" else "S4", "w_bits": b, "f1": f1[n]} for n, b in bits.items()]
+    table = pd.DataFrame(rows)
+    slope, _ = trend_of_study(found, table, "S4", resamples=100)
+    assert slope.value == pytest.approx(5) and slope.n == 3
+    assert trend_of_study(found, table.query("configuration != 'C0'"), "S4") is None
+    assert trend_of_study(found, table.assign(w_bits=[4.0, 4, 8, 2]), "S4") is None
+    assert trend_of_study(found, table, "S0") is None

@@ -16,6 +16,7 @@ from qatlib.judging.results import (
     perplexity_table,
     pick,
     readable,
+    seed_table,
     signed,
     widths,
 )
@@ -185,3 +186,10 @@ def test_of_nothing_no_share_is_kept_and_nothing_is_warned_about(recwarn):
     nothing = pd.concat([scores("teacher", "32"), scores("low", "4")]).assign(f1=0.0)
     table = accuracy_table(nothing, TEACHER, **OPTIONS)
     assert table["f1_kept"].isna().all() and readable(table)["F1 kept"].tolist() == ["–", "–"] and not recwarn.list
+
+
+def test_seeds_lie_between_the_lowest_and_the_highest_training():
+    trainings = [scores("m", "8", shift).assign(seed=seed) for seed, shift in enumerate([0.0, -4, 2])]
+    table = seed_table(pd.concat([*trainings, scores("alone", "8")], ignore_index=True)).set_index("model")
+    assert table["seeds"].to_dict() == {"m": 3, "alone": 1}
+    assert table["range"].tolist() == pytest.approx([6, 0]) and (table["lowest"] <= table["highest"]).all()

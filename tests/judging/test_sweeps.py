@@ -33,3 +33,11 @@ def test_rank_correlation_knows_order_alone():
     turned = sweeps.rank_correlation(x, -(x**3), resamples=100)
     value, low, high = turned.value, turned.low, turned.high
     assert (value, low, high) == pytest.approx((-1, -1, -1))
+
+
+@pytest.mark.parametrize("parts", [sweeps.by_role, sweeps.by_block])
+def test_every_group_is_in_one_part(parts):
+    groups = [(block, role) for block in range(3) for role in ("qkv", "mlp_in")]
+    found = parts(iter(groups))
+    assert sorted(group for part in found.values() for group in part) == sorted(groups)
+    assert list(found) in (["qkv", "mlp_in"], ["block 0", "block 1", "block 2"])

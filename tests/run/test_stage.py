@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from qatlib.judging.published import Declarations, PublishedError, read_tables
 from qatlib.run.keys import Run
 from qatlib.run.sources import PipelineError
-from qatlib.run.stage import Stage
+from qatlib.run.stage import EXECUTING, Stage
 
 REPOSITORY = Path(__file__).parents[2]
 MADE_UP = {"t": {"about": "", "columns": "x [–]"}, "speed": {"about": "", "measured": True, "columns": "seconds [s]"}}
@@ -129,3 +129,21 @@ def test_what_is_not_declared_is_refused_and_what_was_computed_for_it_is_kept(ro
     with pytest.raises(PublishedError, match="no table 'u' is declared"):
         stage.headline("It works.", "u")
     assert not [*stage.results.glob("*")] and (stage.directory / "memo/t.csv").is_file()
+
+
+def test_a_finding_is_shown_once_however_often_it_is_said(root: Path) -> None:
+    stage = Stage("01_build", "smoke", [], root, TABLES)
+    for table in ("speed", "t"):
+        stage.headline("F1 falls", table)
+        stage.headline("and rises", "t", brief=True)
+    written = json.loads((stage.directory / "headlines.json").read_text())
+    assert stage.headlines == [line["text"] for line in written] == ["F1 falls", "and rises"]
+    assert [(line["table"], line["brief"]) for line in written] == [("t", False), ("t", True)]
+    assert Stage("01_build", "smoke", [], root).headlines == []
+
+
+def test_a_kernel_may_make_its_stage_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXECUTING, "1")
+    for _ in range(2):  # the second would wait for the first one's lock
+        stage = Stage("01_build", "smoke", [], root, TABLES)
+    assert stage.table("t", lambda: pd.DataFrame({"x": [1]})).x[0] == 1

@@ -48,13 +48,30 @@ def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, beside: 
     ]
 
 
+def kept_of_teacher(scores: pd.DataFrame, teacher: pd.DataFrame, **options: Any) -> dict[str, Estimate]:
+    """Percent of the teacher's F1 that the method of S2 keeps, mean over its precisions.
+
+    That is `pattern shared`, or `cpt shared` where it was not trained.
+
+    Args:
+        teacher: scores of one model at one precision, on the same questions.
+
+    Returns:
+        By the method's name; empty where neither was trained.
+    """
+    (reference,) = results.cells(teacher)
+    for name in [name for name in ("pattern shared", "cpt shared") if name in set(scores["model"])][:1]:
+        both = pd.concat([teacher, mean_over_precisions(scores[scores["model"] == name])], ignore_index=True)
+        return {name: results.kept(both, Cell(name, "mean"), reference, **options)}
+    return {}
+
+
 def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Mapping[str, Estimate], **options: Any) -> pd.DataFrame:
     """C16 to C19, and C03's cyclic row.
 
     Args:
         scores, perplexities: of the methods of notebook 4, in the schemas of `qatlib.judging.results`, at trained precisions.
-        kept: by the method cycled, `pattern shared` as S2 has it or `cpt shared`, percent of the teacher's F1 that it keeps,
-            mean over its precisions; empty where neither was trained.
+        kept: of `kept_of_teacher`.
 
     Returns:
         As `verdict_table`; effects in points of F1, and in percent for C03 and C19.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from qatlib.judging import results
+from qatlib.judging import results, stats, sweeps
 from qatlib.judging.claims import Effect, mean_over_precisions, verdict_table
 from qatlib.judging.results import Cell
 from qatlib.judging.rule import MARGIN
 from qatlib.judging.stats import Estimate
+from qatlib.precision import FAMILIES, Group
 
 NATS = 0.02
 """Nats a layer that a difference between layers must be able to reach to count as possible."""
@@ -31,13 +32,51 @@ PAIRS: Mapping[tuple[str, str], str] = {
 """Parts of the model of which the first costs more than the second, as a claim has it."""
 
 
+def parts(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """What `PAIRS` compares, as blocks and roles: families of roles, each role, pairs of roles, both ends of the model.
+
+    A third or a quarter of a model counts whole blocks only, so that it may be empty.
+    """
+    groups = list(groups)
+    role, depth = sweeps.by_role(groups), len({block for block, _ in groups})
+    found = {family: [group for name in roles for group in role[name]] for family, roles in FAMILIES.items()}
+    found |= role | {"all but attn_out": [group for group in groups if group[1] != "attn_out"]}
+    for a, b in (("qkv", "mlp_in"), ("attn_out", "mlp_out")):
+        found[f"{a} and {b}"] = [*role[a], *role[b]]
+    found["first third"] = [group for group in groups if group[0] + 1 <= depth / 3]
+    found["last quarter"] = [group for group in groups if group[0] >= depth * 3 / 4]
+    return found
+
+
+def contrasts(costs: Mapping[str, pd.DataFrame], **options: Any) -> pd.DataFrame:
+    """What lowering the first part of each of `PAIRS` costs beyond lowering the second, at every bit-width.
+
+    Args:
+        costs: as in `verdicts`.
+
+    Returns:
+        One row a pair and bit-width: `claim`, `per` (what the cost is counted per), `model` and `over` (the parts), `precision`,
+        `difference` (nats, with `_low`, `_high`), `p` (Holm-corrected within the table), `n`, `paragraphs`, `seeds`.
+    """
+    rows = [
+        {"claim": claim, "per": unit, "model": part, "over": other, "precision": precision}
+        | results.interval("difference", gap)
+        | {"p": gap.p, "n": gap.n, "paragraphs": gap.clusters, "seeds": gap.seeds}
+        for unit, frame in costs.items()
+        for (part, other), claim in PAIRS.items()
+        for precision, gap in results.gaps(frame, part, other, "loss_change", **options)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(p=stats.holm(table["p"].tolist()))
+
+
 def verdicts(
     costs: Mapping[str, pd.DataFrame], layers: Mapping[str, float], kept: Mapping[str, Estimate], **options: Any
 ) -> pd.DataFrame:
     """C10 to C13, on the mean over the bit-widths that layers are lowered to, and C15.
 
     Args:
-        costs: what lowering costs over each part of the model (`layerwise.effects`), by what it is counted per.
+        costs: what lowering costs over each of `parts` (`sweeps.effects`), by what it is counted per.
         layers: how many layers that is on average, by the same.
         kept: percent of the base's F1 with 83 % of the layers lowered, by the configuration that does it.
 

@@ -124,6 +124,23 @@ def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
     return _reached(found, "f1_kept")
 
 
+def aims_of_lora(scores: pd.DataFrame, model: str, **options: Any) -> pd.DataFrame:
+    """`aims`, of the F1 of plain LoRA: the specialist of 32 bits, trained with the same passes and never quantized.
+
+    Args:
+        scores: of `qatlib.studies.trainings.Trainings.compared`.
+        model: whose F1 is judged.
+
+    Returns:
+        As `aims`; empty where there is no such specialist.
+    """
+    plain = Cell("specialist", FULL_PRECISION.name)
+    if scores.empty or plain not in results.cells(scores):
+        return pd.DataFrame()
+    beside = pd.concat([results.pick(scores, plain), scores[scores["model"] == model]], ignore_index=True)
+    return aims(results.accuracy_table(beside, plain, **options).query("model != 'specialist'"))
+
+
 def specialist_aims(gaps: pd.DataFrame) -> pd.DataFrame:
     """`results.gap_table` of a switchable model over specialists, with `aim` (points) and `reached`, as `aims` has it."""
     return _reached(gaps.assign(aim=np.where(gaps["w_bits"] < 4, SPECIALIST_AIMS[1], SPECIALIST_AIMS[0])), "difference")

@@ -73,3 +73,13 @@ def test_gains_pair_questions_and_seeds():
     a, b = scores({"a": {"8": 60.0, "4": 50}}), scores({"b": {"8": 55.0, "3": 10}})
     gained = cpt.gains(pd.concat([a, b.sample(frac=1, random_state=0)]), "a", "b")
     assert set(gained["precision"]) == {"8"} and len(gained) == 120 and gained["gain"].to_numpy() == pytest.approx(5.0)
+
+
+def test_the_teacher_is_met_by_the_pattern_or_by_the_cosine():
+    teacher = scores({"teacher": {"32": 80.0}}, seeds=[0])
+    both = scores({"cpt shared": {"8": 60.0, "4": 20}, "pattern shared": {"8": 80.0, "4": 40}, "static": {"8": 80.0}})
+    kept = cpt.kept_of_teacher(both, teacher, **OPTIONS)
+    assert list(kept) == ["pattern shared"] and kept["pattern shared"].value == pytest.approx(75, abs=0.5)
+    kept = cpt.kept_of_teacher(both.query("model != 'pattern shared'"), teacher, **OPTIONS)
+    assert list(kept) == ["cpt shared"] and kept["cpt shared"].value == pytest.approx(50, abs=0.5)
+    assert cpt.kept_of_teacher(both.query("model == 'static'"), teacher) == {}

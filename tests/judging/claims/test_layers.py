@@ -49,3 +49,32 @@ def test_every_pair_counts_in_every_unit():
     assert values["percent of the base's F1 kept with 83 % of the layers lowered, S1's"] == 97
     margins = table.set_index("effect")["margin"]
     assert margins["cost of attn beyond mlp for a million weights, nats"] == 10 * layers.NATS  # as many layers, as much room
+
+
+GROUPS = [(block, role) for block in range(12) for role in ("qkv", "attn_out", "mlp_in", "mlp_out")]
+
+
+def test_every_part_that_a_claim_names_is_there():
+    parts = layers.parts(GROUPS)
+    assert {part for pair in layers.PAIRS for part in pair} <= set(parts)
+    assert sorted(parts["attn"] + parts["mlp"]) == sorted(parts["all but attn_out"] + parts["attn_out"]) == sorted(GROUPS)
+    assert sorted(parts["qkv and mlp_in"] + parts["attn_out and mlp_out"]) == sorted(GROUPS)
+    ends = {name: {block for block, _ in parts[name]} for name in ("first third", "last quarter")}
+    assert ends == {"first third": {0, 1, 2, 3}, "last quarter": {9, 10, 11}}
+
+
+def test_a_model_of_two_blocks_has_no_ends():
+    parts = layers.parts(group for group in GROUPS if group[0] < 2)
+    assert parts["first third"] == [] == parts["last quarter"] and len(parts["mlp"]) == 4
+
+
+def test_contrasts_are_by_unit_pair_and_width():
+    table = layers.contrasts({"a layer": costs(1), "a million weights": costs(2)}, resamples=100)
+    assert len(table) == 2 * 2 * len(layers.PAIRS)
+    for (per, part, other), rows in table.groupby(["per", "model", "over"]):
+        factor = 2 if per == "a million weights" else 1
+        gap = factor * (COSTS[part] - COSTS[other])
+        assert dict(zip(rows["precision"], rows["difference"], strict=True)) == pytest.approx({"4": gap, "3": 3 * gap})
+        assert set(rows["claim"]) == {layers.PAIRS[part, other]}
+    fewer = layers.contrasts({"a layer": costs(1).query("model != 'attn'")}, resamples=100)
+    assert "C10" not in set(fewer["claim"]) and len(fewer) == 2 * (len(layers.PAIRS) - 1)

@@ -127,3 +127,12 @@ def test_two_bits_of_weights_count_and_a_part_of_a_claim_does_not_confirm_it():
     assert verdicts["C03"] == "reproduced"
     without = {p: f1 for p, f1 in widths.items() if p != "w2a8"}
     assert said(found(scores({"first": without, "taught": without})))["C03"] == "not tested"
+
+
+def test_plain_lora_is_the_specialist_of_32_bits():
+    f1 = {"first": {"8": 79.2, "4": 60.0}, "specialist": {"32": 80.0, "4": 90.0}}
+    rows = scores(f1).assign(em=0.0, loss=1.0)
+    table = switchable.aims_of_lora(rows, "first", resamples=100).set_index("precision")
+    assert table["f1_kept"].to_dict() == pytest.approx({"8": 99, "4": 75}, abs=0.5) and table.loc["4", "reached"] == "no"
+    without = rows[(rows["model"] != "specialist") | (rows["precision"] != "32")]
+    assert switchable.aims_of_lora(without, "first").empty and switchable.aims_of_lora(pd.DataFrame(), "first").empty
