@@ -76,7 +76,7 @@ test: $(VENV)/ready
 # The last run is that of a processor with AVX2 alone, whose integer sums saturate and whose last bits differ.
 test-all: test
 	$(PYTEST) -m slow
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m 'not slow' --ignore tests/report --ignore tests/test_reports.py
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m 'not slow' --ignore tests/run --ignore tests/site --ignore tests/test_reports.py --ignore tests/test_notebooks.py
 
 bench: $(VENV)/ready $(VENV)/peers
 	@HF_HUB_OFFLINE=1 PYTHONPATH=$(VENV)/peers $(PY) -W ignore -m benchmarks
