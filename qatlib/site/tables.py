@@ -39,8 +39,8 @@ class Row(dict[str, str]):
 
 
 def has_run(report: Path, stage: str) -> bool:
-    """Whether a report has a page of this stage."""
-    return (report / "notebooks" / f"{stage}.ipynb").is_file()
+    """Whether this stage of a report came to its end, where it writes its provenance."""
+    return (report / "provenance" / f"{stage}.json").is_file()
 
 
 def table(report: Path, stage: str, name: str) -> list[Row]:
@@ -77,7 +77,7 @@ def missing(report: Path, stage: str, what: str) -> PublishedError:
     made_by = (_provenance(report, stage).get("code") or {}).get("library_sha256")
     if made_by not in (None, _own_hash()):
         return OlderReport(f"This report was made before the present code, which expects {what}: run {stage} again.")
-    return PublishedError(f"{what} is declared, and missing from the report {report.name}")
+    return PublishedError(f"{what} is declared, and missing from the report")
 
 
 def _provenance(report: Path, stage: str) -> dict[str, Any]:

@@ -21,9 +21,14 @@ from qatlib.run.stages import STAGES
 REPOSITORY = Path(__file__).parents[2]
 PARAMETERS = 'profile = "quick"\noverrides = []'
 
-DECLARE = """from qatlib.judging.published import Column, Declarations, Table
+DECLARE = """from qatlib.judging.published import Column, Declarations, Table, published
 tables = [Table(name, "", (Column("x", "number"),)) for name in "{1}".split(", ")]
+tables += published().tables["{0}"]
 stage = Stage("{0}", profile, overrides, tables=Declarations({{"{0}": tables}}))"""
+JUDGE = """import pandas as pd
+columns = [*published().find(stage.name, "claims").known]
+claims = pd.DataFrame([dict.fromkeys(columns, 0) | {"claim": f"C{i:02d}"} for i in range(1, 27)])
+stage.show(claims, "claims", "Claims, none of which is tested")"""
 
 # A stage that logs what it computes, stops where a file tells it to, and uses everything a stage offers.
 FIRST = [
@@ -54,13 +59,21 @@ FIRST = [
         'stage.headline("It works.", "a")\nstage.provenance()',
         "show",
     ),
+    (JUDGE, "show"),
 ]
+WRITTEN = ["a.csv", "b.json", "claims.csv", "curve.csv", "figures/curve.svg", "shown.csv"]
 SECOND = [
     ("# What next?", "prose"),
     (PARAMETERS, "parameters"),
     ("from qatlib import search\nfrom qatlib.judging import results\nfrom qatlib.run.stage import Stage", ""),
     (DECLARE.format("02_switchable_train", "twice"), ""),
     ('stage.table("twice", lambda: stage.upstream_table("01_build", "a") * 2)\nstage.provenance()', ""),
+    (
+        f'{JUDGE}\nstage.show(claims, "claims_cost", "Claims", measured=True)\n'
+        'gaps = [name for name, c in published().find(stage.name, "method_gaps").known.items() if not c.optional]\n'
+        'stage.show(pd.DataFrame(columns=gaps), "method_gaps", "Gaps")',
+        "show",
+    ),
 ]
 CALL = "from qatlib.run.stage import Stage\nstage = Stage({!r}, profile, overrides)"
 
@@ -140,7 +153,7 @@ def fresh(tmp_path: Path) -> Path:
 
 def test_a_run_leaves_what_a_report_is_made_of(finished: Path) -> None:
     stage = finished / "runs/smoke/01_build"
-    assert sorted(files(stage / "results")) == ["a.csv", "b.json", "curve.csv", "figures/curve.svg", "shown.csv"]
+    assert sorted(files(stage / "results")) == WRITTEN
     assert json.loads((stage / "headlines.json").read_text()) == [{"text": "It works.", "table": "a", "brief": False}]
     assert json.loads((stage / "timing/b.json").read_text()).keys() == {"seconds", "peak_rss_mb"}
     assert (finished / "log").read_text() == "ab"

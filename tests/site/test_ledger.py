@@ -25,12 +25,9 @@ def write(report: Path, stage: str, name: str, columns: list[str], rows: list[di
 
 def ran(report: Path, stage: str, params: dict[str, object] | None = None, code: str | None = None) -> None:
     """Make it a report in which a stage has run with some params, by the present code if nothing else is said."""
-    for folder, name, content in (
-        ("notebooks", f"{stage}.ipynb", ""),
-        ("provenance", f"{stage}.json", json.dumps({"parameters": params or {}, "code": {"library_sha256": code}})),
-    ):
-        (report / folder).mkdir(exist_ok=True)
-        (report / folder / name).write_text(content)
+    (report / "provenance").mkdir(exist_ok=True)
+    found = {"parameters": params or {}, "code": {"library_sha256": code}}
+    (report / "provenance" / f"{stage}.json").write_text(json.dumps(found))
 
 
 def effect(claim: str, value: float, verdict: str, table: str = "claims") -> dict[str, object]:
