@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.measure import Row, compare_times
 from benchmarks.models import Settings, gpt2, plain, switchable
-from qatlib.deploy import deploy
+from qatlib.deployed import deploy
 from qatlib.latency import Work, in_turn
 
 

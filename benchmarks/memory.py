@@ -12,7 +12,7 @@ import torch
 from benchmarks.measure import Row, compare_bytes, compare_times
 from benchmarks.models import WIDTHS, Settings, gpt2, switchable
 from qatlib.arguments import QuantizerArguments
-from qatlib.deploy import deploy, deploy_nested
+from qatlib.deployed import deploy, deploy_nested
 from qatlib.latency import in_turn
 from qatlib.qa.toyqa import build_tokenizer
 

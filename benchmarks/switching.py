@@ -10,7 +10,7 @@ import torch
 from benchmarks.measure import Row, compare_times
 from benchmarks.models import WIDTHS, Settings, gpt2, peft_lora, switchable
 from qatlib.arguments import QuantizerArguments
-from qatlib.deploy import deploy_nested
+from qatlib.deployed import deploy_nested
 from qatlib.latency import Work, in_turn
 from qatlib.precision import Configuration
 

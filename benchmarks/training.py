@@ -13,10 +13,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from benchmarks.measure import Row, compare_bytes, compare_times
 from benchmarks.models import Settings, gpt2, llama, peft_lora, switchable, torchao_qat
-from qatlib.arguments import CosineArguments
 from qatlib.latency import Work, in_turn, peak_bytes
 from qatlib.precision import Precision
 from qatlib.schedule import cosine_cycles
+from qatlib.scheduling import CosineArguments
 
 _TARGETS = {"w4a32": "≤ 1.05"} | dict.fromkeys(("w4a4", "w4a8", "8, 4"), "≤ 1.10, on a GPU ≤ 1.25")
 

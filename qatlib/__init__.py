@@ -5,9 +5,7 @@ that `import qatlib` alone takes no time and no torch. Notebooks and the package
 themselves, since a content key follows literal imports (`qatlib.run.keys`).
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -15,16 +13,16 @@ __version__ = "0.1.0"
 _MODULES = {
     "AttackArguments": "arguments",
     "Configuration": "precision",
-    "DeployedModel": "deploy",
+    "DeployedModel": "deployed",
     "LoraSpec": "layers",
     "Precision": "precision",
     "QuantizerArguments": "arguments",
-    "ScheduleArguments": "arguments",
+    "ScheduleArguments": "scheduling",
     "SwitchableModel": "model",
     "TrainingArguments": "arguments",
     "attack_embeddings": "attacks.embedding",
     "collate": "qa.loss",
-    "deploy": "deploy",
+    "deploy": "deployed",
     "dequantize": "quantizer",
     "evaluate_spans": "qa.evaluate",
     "fake_quantize": "quantizer",
@@ -51,14 +49,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """The package, in which the public function `deploy` keeps its name once the module `qatlib.deploy` is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -40,3 +40,9 @@ def hash_files(paths: Iterable[Path], base: Path) -> str:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.relative_to(base).as_posix()}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def library_hash(root: Path) -> str:
+    """SHA-256 over the modules of the library at `root`."""
+    package = root / "qatlib"
+    return hash_files(package.rglob("*.py"), package)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
-from qatlib.deploy import deploy
+from qatlib.deployed import deploy
 from qatlib.integer import IntegerLinear
 from qatlib.model import SwitchableModel
 from qatlib.precision import Group, Precision
@@ -58,7 +58,7 @@ def pass_latencies(model: SwitchableModel, configurations: Mapping[str, Any], ba
     """Milliseconds of a pass of the span model at each configuration, deployed: `batch` windows of `tokens` each.
 
     Raises:
-        ValueError: as `qatlib.deploy.deploy`.
+        ValueError: as `qatlib.deployed.deploy`.
     """
     ids = torch.randint(1, model.lm.config.vocab_size, (batch, tokens), device=device_of(model))
     return {name: _milliseconds(deploy(model, spec), ids) for name, spec in configurations.items()}

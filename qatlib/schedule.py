@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from qatlib.arguments import CosineArguments, ScheduleArguments, TrainingArguments
+from qatlib.arguments import TrainingArguments
 from qatlib.precision import Configuration, LayerInfo, Precision, widest_first
+from qatlib.scheduling import CosineArguments, ScheduleArguments
 
 Schedule = Callable[[int], Sequence[Configuration]]
 """Step number → the configurations whose losses make up that step."""

@@ -7,16 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from qatlib.arguments import (
-    AttackArguments,
-    CosineArguments,
-    ObjectiveArguments,
-    PhaseArguments,
-    QuantizerArguments,
-    ScheduleArguments,
-    TrainingArguments,
-)
+from qatlib.arguments import AttackArguments, ObjectiveArguments, QuantizerArguments, TrainingArguments
 from qatlib.precision import BIT_WIDTHS, Precision
+from qatlib.scheduling import CosineArguments, PhaseArguments, ScheduleArguments
 
 # the section as plain data, the key that is refused, what is said of it
 WRONG = {

@@ -5,7 +5,6 @@ import doctest
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +97,6 @@ def test_the_table_of_modules_is_true():
     assert {*qatlib.__all__} <= {*dir(qatlib)}
     with pytest.raises(AttributeError, match="module 'qatlib' has no attribute 'quantise'"):
         qatlib.quantise  # noqa: B018
-
-
-def test_a_name_stays_public_once_the_module_of_that_name_is_imported():
-    module = import_module("qatlib.deploy")
-    assert qatlib.deploy is module.deploy
 
 
 def test_importing_the_package_imports_nothing_else():

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qatlib.arguments import CosineArguments, PhaseArguments, ScheduleArguments, TrainingArguments
+from qatlib.arguments import TrainingArguments
 from qatlib.precision import LayerInfo, Precision
 from qatlib.schedule import at_passes, cosine_bits, make_schedule, random_per_layer, random_uniform
+from qatlib.scheduling import CosineArguments, PhaseArguments, ScheduleArguments
 
 LAYERS = [LayerInfo(f"h.{i}.mlp", i, "mlp_in", 10, 2) for i in range(5)]
 WIDTHS = [Precision(b, b) for b in (4, 8, 2)]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qatlib import training
-from qatlib.arguments import CosineArguments, ObjectiveArguments, ScheduleArguments, TrainingArguments
+from qatlib.arguments import ObjectiveArguments, TrainingArguments
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision
@@ -29,6 +29,7 @@ from qatlib.qa.loss import collate, span_nll
 from qatlib.qa.spans import Feature, featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from qatlib.schedule import every_precision, make_schedule, random_per_layer
+from qatlib.scheduling import CosineArguments, ScheduleArguments
 from qatlib.training import batch_plan, fit, learning_rate, learning_rate_factor
 
 ARGS = TrainingArguments(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, lm_weight=0.5, checkpoint_every=2)

@@ -212,7 +212,7 @@ def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
     return stats.mean(a[metric], a["paragraph"], ends=results.ends(metric), **options)
 
 
-def mean_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
+def attack_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
     """`results.mean_table` of every way of answering under every attack: `answered`, `attack`, and at the end `ABOUT`."""
     back = {"model": "answered", "precision": "attack"}
     scores = frame.rename(columns={name: column for column, name in back.items()}).assign(seed=0)

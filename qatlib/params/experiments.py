@@ -9,10 +9,11 @@ from pydantic import AfterValidator, Field
 from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 
-from qatlib.arguments import BitWidth, ObjectiveArguments, PrecisionField, ScheduleArguments
+from qatlib.arguments import BitWidth, ObjectiveArguments, PrecisionField
 from qatlib.named import NAMED
 from qatlib.params.sections import Adapters, Count, DynamicQuantizer, Section, Seeds, Switchable, once
 from qatlib.params.yaml import given
+from qatlib.scheduling import ScheduleArguments
 
 
 def _label(name: str) -> str:

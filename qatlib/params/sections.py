@@ -11,16 +11,10 @@ from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
-from qatlib.arguments import (
-    AttackArguments,
-    ObjectiveArguments,
-    PrecisionField,
-    QuantizerArguments,
-    ScheduleArguments,
-    TrainingArguments,
-)
+from qatlib.arguments import AttackArguments, ObjectiveArguments, PrecisionField, QuantizerArguments, TrainingArguments
 from qatlib.params.yaml import given
 from qatlib.precision import FULL_PRECISION, Precision
+from qatlib.scheduling import ScheduleArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository: relative paths in params files and overrides start here, whatever the working directory."""

@@ -167,3 +167,10 @@ def best_spans(
             i, k = divmod(flat, max_answer_tokens)
             best[feature.question] = (score, (feature.offsets[i][0], feature.offsets[i + k][1]))
     return [span for _, span in best]
+
+
+def sizes(questions: Sequence[Question], features: Sequence[Feature]) -> dict[str, float]:
+    """How many `questions`, `paragraphs` and `windows` there are, and the windows' `mean tokens` and `longest`."""
+    tokens = [len(f.input_ids) for f in features]
+    found = {"questions": len(questions), "paragraphs": len({q.paragraph for q in questions}), "windows": len(features)}
+    return found | {"mean tokens": float(np.mean(tokens)), "longest": max(tokens)}

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qatlib.files import hash_files
+from qatlib.files import library_hash
 from qatlib.params.schema import Params
 from qatlib.params.sections import ROOT
 from qatlib.run.stages import SEEDED
@@ -88,12 +88,6 @@ def _code(root: Path) -> dict[str, Any]:
         "dirty": None if head is None else _git(root, "status", "--porcelain", "--", ".", ":!reports") != "",
         "library_sha256": library_hash(root),
     }
-
-
-def library_hash(root: Path = ROOT) -> str:
-    """SHA-256 over the modules of the library at `root`."""
-    package = root / "qatlib"
-    return hash_files(package.rglob("*.py"), package)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

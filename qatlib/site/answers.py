@@ -15,7 +15,7 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnsweredQuestion:
     """One question, its paragraph, and the tables that this is made of, relative to the report."""
 
     question: str
@@ -23,7 +23,7 @@ class Answer:
     links: tuple[str, ...]
 
 
-def answers(report: Path, entries: Sequence[Entry]) -> list[Answer]:
+def answers(report: Path, entries: Sequence[Entry]) -> list[AnsweredQuestion]:
     """Does CPT help, does RPI defend, which configuration is best, which objective helps: what this report's tables say.
 
     Raises:
@@ -32,14 +32,16 @@ def answers(report: Path, entries: Sequence[Entry]) -> list[Answer]:
     return [_answered(report, entries, *asked) for asked in _QUESTIONS]
 
 
-def _answered(report: Path, entries: Sequence[Entry], question: str, stage: str, answer: Callable[..., Answer]) -> Answer:
+def _answered(
+    report: Path, entries: Sequence[Entry], question: str, stage: str, answer: Callable[..., AnsweredQuestion]
+) -> AnsweredQuestion:
     try:
         return answer(question, stage, report, entries)
     except OlderReport as older:
-        return Answer(question, str(older), ())
+        return AnsweredQuestion(question, str(older), ())
 
 
-def _cpt(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> Answer:
+def _cpt(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> AnsweredQuestion:
     others = ("static", "random shared", "cpt shuffled")  # with one adapter for all precisions as well
     rows, language = (
         [r for r in table(report, stage, name) if r["model"] == "cpt shared" and r["over"] in others]
@@ -70,7 +72,7 @@ def _cpt(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> A
     return _answer(report, question, heads, parts, paper, said, stage, tables)
 
 
-def _rpi(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> Answer:
+def _rpi(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> AnsweredQuestion:
     rows = [r for r in table(report, stage, "against_static") if r["attacker"] in ("adaptive", "worst")]
     parts = [f"{r['defence']} over {r['over']} under {r['attack']}: {interval(r, 'difference')} F1 points" for r in rows]
     trained = [r for r in table(report, stage, "trainings") if rows and r["training"] == "adversarial"]
@@ -94,7 +96,7 @@ def _rpi(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> A
     return _answer(report, question, heads, parts, paper, said, stage, tables)
 
 
-def _configuration(question: str, stage: str, report: Path, _: Sequence[Entry]) -> Answer:
+def _configuration(question: str, stage: str, report: Path, _: Sequence[Entry]) -> AnsweredQuestion:
     rows = table(report, stage, "recommended")
     heads = []
     if good := [r for r in rows if number(r["f1_change_high"]) >= 0]:
@@ -117,7 +119,7 @@ def _configuration(question: str, stage: str, report: Path, _: Sequence[Entry]) 
     return _answer(report, question, heads, parts, how, "", stage, ("search", "search_gaps", "recommended"))
 
 
-def _objective(question: str, stage: str, report: Path, _: Sequence[Entry]) -> Answer:
+def _objective(question: str, stage: str, report: Path, _: Sequence[Entry]) -> AnsweredQuestion:
     rows = table(report, stage, "method_gaps")
     told = {r["model"] for r in rows if _clear(r)}
     heads = [_tally(f"{model} over {over}", _pair(rows, model, over)) for model, over in _pairs(rows) if model in told]
@@ -166,13 +168,13 @@ def _answer(
     said: str,
     stage: str,
     tables: Sequence[str],
-) -> Answer:
+) -> AnsweredQuestion:
     if not parts:  # the params ask for nothing of the kind
         said = "has no such table" if has_run(report, stage) else "has not run"
-        return Answer(question, f"Not tested in this report: {stage.replace('_', ' ')} {said}.", ())
+        return AnsweredQuestion(question, f"Not tested in this report: {stage.replace('_', ' ')} {said}.", ())
     links = tuple(path for name in tables if (path := address(report, stage, name)))
     figures = [f"{text[0].upper()}{text[1:]}." for text in ("; ".join(filter(None, heads)), "; ".join(parts)) if text]
-    return Answer(question, " ".join(x for x in (*figures, beside, said) if x), links)
+    return AnsweredQuestion(question, " ".join(x for x in (*figures, beside, said) if x), links)
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:

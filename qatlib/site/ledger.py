@@ -33,7 +33,7 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Effect:
+class Evidence:
     """A figure that a verdict rests on."""
 
     effect: str
@@ -73,7 +73,7 @@ class Entry:
     claim: Claim
     verdict: Verdict | None
     """None where it could not be tested."""
-    effects: tuple[Effect, ...]
+    effects: tuple[Evidence, ...]
     why: str
     """Why it was not tested, or not in full."""
 
@@ -99,7 +99,7 @@ def read_ledger(report: Path) -> list[Entry]:
 
 def _entry(report: Path, name: str, claim: Claim) -> Entry:
     verdicts: list[Verdict] = []
-    effects: list[Effect] = []
+    effects: list[Evidence] = []
     reasons: list[str] = []
     for stage in claim.stages:
         try:
@@ -171,11 +171,11 @@ def _verdict(text: str) -> Verdict:
     raise ValueError(f"{text!r} in a claims.csv is no verdict")
 
 
-def _effect(report: Path, stage: str, row: Row) -> Effect:
+def _effect(report: Path, stage: str, row: Row) -> Evidence:
     if (href := address(report, stage, row["table"])) is None:
         raise missing(report, stage, f"the table {row['table']}, which a claim rests on")
     value, low, high, margin = (number(row[key]) for key in ("value", "value_low", "value_high", "margin"))
-    return Effect(
+    return Evidence(
         row["effect"], row["must_be"], value, low, high, margin, int(row["n"]), int(row["seeds"]), stage, href, row.source
     )
 
@@ -198,7 +198,7 @@ def interval(row: Mapping[str, str], name: str) -> str:
     return "no figure" if math.isnan(value) else with_interval(value, low, high, f"{sign}z.1f")
 
 
-def _plain(effect: Effect) -> dict[str, Any]:
+def _plain(effect: Evidence) -> dict[str, Any]:
     """Without what JSON has no word for."""
     return {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in asdict(effect).items()}
 

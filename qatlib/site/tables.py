@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qatlib.files import library_hash
 from qatlib.judging.published import PublishedError, Table, published
 from qatlib.params.sections import ROOT
-from qatlib.run.provenance import library_hash
 
 
 class OlderReport(PublishedError):

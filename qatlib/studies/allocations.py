@@ -22,6 +22,7 @@ from qatlib.precision import Configuration, Precision
 from qatlib.search import Allocation, Choice, Interactions, best_uniform, ilp, monotone, weight_bits, weight_bytes
 from qatlib.sensitivity import evaluate_changes
 from qatlib.studies.layerwise import Layerwise
+from qatlib.studies.pieces import Piece, run
 
 
 class Allocations:
@@ -69,16 +70,18 @@ class Allocations:
         names, p = list(self.layerwise.groups.values()), self.layerwise.candidates(self.layerwise.base)[at]
         places, losses = list(self.layerwise.groups), self.measured(sweep)[:, at]
         base_loss = self.layerwise.base_scores(self.layerwise.base)["loss"].mean()
-        rows = []
-        for first, pairs in groupby(self.pairs(), key=itemgetter(0)):
-            others = [second for _, second in pairs]
+
+        def compute(first: int, others: Sequence[int]) -> pd.DataFrame:
             changes = {str(j): dict.fromkeys([*names[first], *names[j]], p) for j in others}
             block, role = places[first]
             how = self.study.answering | {"description": f"pairs with {role} of block {block}"}
             with self.model.at(self.layerwise.base):
-                asked = self.layerwise.seen, self.layerwise.features
-                compute = partial(evaluate_changes, self.model, *asked, block, changes, **how)
-                found = self.study.stage.table(f"pairs_{first}", compute, published=False)
+                return evaluate_changes(self.model, self.layerwise.seen, self.layerwise.features, block, changes, **how)
+
+        seconds = {first: [second for _, second in pairs] for first, pairs in groupby(self.pairs(), key=itemgetter(0))}
+        pieces = [Piece(f"pairs_{i}", partial(compute, i, others), published=False) for i, others in seconds.items()]
+        rows = []
+        for (first, others), found in zip(seconds.items(), run(pieces, self.study.stage), strict=True):
             loss = found.assign(change=found["change"].astype(str)).groupby("change")["loss"].mean()
             alone = losses[first] + losses[others]
             rows += [

@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 
 from qatlib import cost
-from qatlib.arguments import CosineArguments, PhaseArguments, ScheduleArguments
 from qatlib.landscape import sharpness
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, LayerInfo, Precision
 from qatlib.schedule import Schedule
-from qatlib.studies.study import Study, spread
+from qatlib.scheduling import CosineArguments, PhaseArguments, ScheduleArguments
+from qatlib.studies.pieces import Piece, run, spread
+from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings, at_budget, file_name
 
 STATIC = ScheduleArguments("all")
@@ -228,11 +229,15 @@ class Cyclic:
         settings = self.section.sharpness
         assert settings
         questions = spread(self.study.validation, settings.questions)
-        features, parts = self.study.featurize(questions), []
+        features = self.study.featurize(questions)
         around = (settings.radii, settings.draws, self.params.seed + recipe.seed * settings.draws)
-        measure = partial(sharpness, model, questions, features, *around, **self.study.answering)
-        for p in dict.fromkeys((recipe.precisions[0], recipe.precisions[-1])):
+
+        def measure(p: Precision) -> pd.DataFrame:
             with model.at(p):
-                part = self.study.stage.table(f"sharpness_{file_name(recipe)}_at_{p.name.lower()}", measure, published=False)
-            parts.append(part.assign(model=recipe.name, precision=p.name, seed=recipe.seed))
-        return pd.concat(parts, ignore_index=True)
+                return sharpness(model, questions, features, *around, **self.study.answering)
+
+        at, name = dict.fromkeys((recipe.precisions[0], recipe.precisions[-1])), f"sharpness_{file_name(recipe)}_at"
+        pieces = [Piece(f"{name}_{p.name.lower()}", partial(measure, p), published=False) for p in at]
+        parts = zip(at, run(pieces, self.study.stage), strict=True)
+        about = {"model": recipe.name, "seed": recipe.seed}
+        return pd.concat([part.assign(precision=p.name, **about) for p, part in parts], ignore_index=True)

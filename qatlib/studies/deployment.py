@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qatlib.deploy import deploy
+from qatlib.deployed import deploy
 from qatlib.latency import in_turn, peak_bytes
 from qatlib.layers import multiplied_as_floats
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.qa.evaluate import evaluate_spans
-from qatlib.studies.study import Study, spread
+from qatlib.studies.pieces import spread
+from qatlib.studies.study import Study
 from qatlib.switching import Output
 
 SECONDS = 1.0

@@ -14,7 +14,8 @@ from qatlib.qa.evaluate import evaluate_spans
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
 from qatlib.sensitivity import Reached, evaluate_changes, output_noise, sweep_block
-from qatlib.studies.study import Study, spread
+from qatlib.studies.pieces import Piece, run, spread
+from qatlib.studies.study import Study
 
 NOISE_WINDOWS = 16
 """Training windows that output noise is measured on."""
@@ -75,7 +76,7 @@ class Layerwise:
         return self.study.scores(self.model, f"all_at_{base.name}", [base], self.seen)
 
     def sweep(self, base: Precision) -> pd.DataFrame:
-        """Every block × role alone at every precision, as changes against the base; one file a block, so that a kill costs one.
+        """Every block × role alone at every precision, as changes against the base; each block is a piece.
 
         Returns:
             One row a block, role, precision and question: `base`, `block`, `role`, `precision`, `w_bits`, `a_bits`, `lowered`
@@ -83,13 +84,16 @@ class Layerwise:
             (points).
         """
         kinds, precisions = self.lowered(base), self._lowered_to(base)
-        parts, reached = [], Reached()
-        with self.model.at(base):
-            for block in range(len(self.model.blocks)):
-                how = self.study.answering | {"description": f"block {block} from {base.name}", "reached": reached}
-                compute = partial(sweep_block, self.model, self.seen, self.features, block, precisions, **how)
-                parts.append(self.study.stage.table(f"sweep_{base.name}_block_{block}", compute, published=False))
-        found = pd.concat(parts, ignore_index=True)
+        reached = Reached()
+
+        def compute(block: int) -> pd.DataFrame:
+            how = self.study.answering | {"description": f"block {block} from {base.name}", "reached": reached}
+            with self.model.at(base):
+                return sweep_block(self.model, self.seen, self.features, block, precisions, **how)
+
+        blocks = range(len(self.model.blocks))
+        pieces = [Piece(f"sweep_{base.name}_block_{i}", partial(compute, i), published=False) for i in blocks]
+        found = pd.concat(run(pieces, self.study.stage), ignore_index=True)
         changes = against(found, self.base_scores(base)).assign(precision=found["precision"].astype(str), base=base.name)
         return changes.merge(kinds, on="precision")
 

@@ -13,7 +13,7 @@ from functools import partial
 import pandas as pd
 import torch
 
-from qatlib.arguments import CosineArguments, ObjectiveArguments, ScheduleArguments
+from qatlib.arguments import ObjectiveArguments
 from qatlib.attacks.defence import Set, every, per_layer, per_token, set_name, static
 from qatlib.attacks.embedding import own_seed
 from qatlib.attacks.judge import Answering, Craft, answers_at, averaged, judged
@@ -23,8 +23,10 @@ from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 from qatlib.qa.evaluate import SpanFigures, span_figures
 from qatlib.qa.loss import Batch
 from qatlib.qa.squad import Question
+from qatlib.scheduling import CosineArguments, ScheduleArguments
 from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers, generator
-from qatlib.studies.study import Study, spread
+from qatlib.studies.pieces import Piece, run, spread
+from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings
 from qatlib.training import reduced_precision
 
@@ -103,7 +105,17 @@ class Robustness:
     def judged(
         self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
     ) -> pd.DataFrame:
-        """`qatlib.attacks.judge.judged`, kept under a name; attackers compute in the params' mixed precision, answers in fp32."""
+        """`qatlib.attacks.judge.judged`, kept under a name."""
+        (found,) = self._run([self._piece(name, model, craft, ways, questions)])
+        return found
+
+    def _run(self, pieces: Sequence[Piece]) -> list[pd.DataFrame]:
+        return [frame.assign(answered=frame["answered"].astype(str)) for frame in run(pieces, self.study.stage)]
+
+    def _piece(
+        self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
+    ) -> Piece:
+        """One attack on some questions. The attacker computes in the params' mixed precision, answers are in fp32."""
 
         def crafted(batch: Batch) -> torch.Tensor:
             with reduced_precision(model, self.params.compute.mixed_precision):
@@ -114,7 +126,7 @@ class Robustness:
             frame = judged(model, questions, features, crafted, ways, **self.study.answering, description=name)
             return frame.drop(columns="prediction")
 
-        return self.study.stage.table(name, compute, published=False).assign(answered=lambda x: x["answered"].astype(str))
+        return Piece(name, compute, published=False)
 
     def attacked(
         self,
@@ -125,11 +137,9 @@ class Robustness:
         questions: Sequence[Question],
     ) -> pd.DataFrame:
         """`judged`'s rows of several attacks, kept as `<name>_0` and so on, with the columns of each attack."""
-        parts = [
-            self.judged(f"{name}_{i}", model, craft, ways, questions).assign(**attack.columns)
-            for i, (attack, craft) in enumerate(crafts.items())
-        ]
-        return pd.concat(parts, ignore_index=True)
+        pieces = [self._piece(f"{name}_{i}", model, craft, ways, questions) for i, craft in enumerate(crafts.values())]
+        parts = zip(crafts, self._run(pieces), strict=True)
+        return pd.concat([part.assign(**attack.columns) for attack, part in parts], ignore_index=True)
 
     def matrix(self, model: SwitchableModel, label: str, questions: Sequence[Question]) -> pd.DataFrame:
         """Clean, noisy, attacked at each precision and adaptively over each set: each answered at every precision.

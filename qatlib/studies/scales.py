@@ -11,7 +11,8 @@ from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, FULL_PRECISION, Precision
 from qatlib.qa.evaluate import calibrate, set_static_range
 from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
-from qatlib.studies.study import Study, spread
+from qatlib.studies.pieces import spread
+from qatlib.studies.study import Study
 
 CALIBRATION_WINDOWS = 64
 """Training windows that a calibration pass sees."""

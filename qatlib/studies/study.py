@@ -6,12 +6,10 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,44 +17,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qatlib.arguments import TrainingArguments
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel
-from qatlib.params.schema import Params
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained, version_of
 from qatlib.qa import toyqa
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.qa.generate import evaluate_answers
-from qatlib.qa.spans import Feature, featurize
+from qatlib.qa.spans import Feature, featurize, sizes
 from qatlib.qa.squad import Question, load_questions, sample
 from qatlib.schedule import Schedule
+from qatlib.studies.pieces import Keeper, spread
 from qatlib.training import fit
-
-T = TypeVar("T")
-
-
-class Keeper(Protocol):
-    """What a study keeps its results in; `qatlib.run.stage.Stage` is one."""
-
-    params: Params
-
-    def table(self, name: str, compute: Callable[[], pd.DataFrame], published: bool = True) -> pd.DataFrame:
-        """The frame that `compute` returns, computed once."""
-
-    def timed(self, name: str) -> AbstractContextManager[None]:
-        """Times a block."""
-
-    def checkpoints(self, name: str) -> Path:
-        """The path of one training's checkpoints."""
-
 
 PROBE_WINDOWS = 32
 """Validation windows on which the loss of every bit-width is looked at while training."""
-
-
-def spread(items: Sequence[T], n: int | None) -> list[T]:
-    """`n` items at equal distances (all if there are no more): neighbours in SQuAD's files are of one article."""
-    if n is None or n >= len(items):
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, n).astype(int)]
 
 
 class Study:
@@ -92,12 +65,7 @@ class Study:
     def sizes(self) -> pd.DataFrame:
         """Questions, paragraphs and windows of both parts."""
         parts = {"train": (self.train, self.train_features), "validation": (self.validation, self.validation_features)}
-        rows = []
-        for name, (questions, features) in parts.items():
-            tokens = [len(f.input_ids) for f in features]
-            row = {"part": name, "questions": len(questions), "paragraphs": len({q.paragraph for q in questions})}
-            rows.append(row | {"windows": len(features), "mean tokens": np.mean(tokens), "longest": max(tokens)})
-        return pd.DataFrame(rows)
+        return pd.DataFrame([{"part": name} | sizes(*part) for name, part in parts.items()])
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -343,14 +311,18 @@ class Study:
         measure: Callable[[str], pd.DataFrame],
         published: bool = True,
     ) -> pd.DataFrame:
-        """One result file a precision, so that a killed run has lost one evaluation at most; all of them in one frame."""
-        parts = []
-        for name, spec in (at if isinstance(at, Mapping) else {p.name: p for p in at}).items():
+        """A piece for every precision; all of their tables in one frame."""
+
+        def compute(name: str, spec: Any) -> pd.DataFrame:
             with model.at(spec):
-                part = self.stage.table(f"{file}_{name.lower()}", partial(measure, name), published)
+                return measure(name)
+
+        specs = at if isinstance(at, Mapping) else {p.name: p for p in at}
+        pieces = [Piece(f"{file}_{name.lower()}", partial(compute, name, spec), published) for name, spec in specs.items()]
+        parts = run(pieces, self.stage)
+        for part, (name, spec) in zip(parts, specs.items(), strict=True):
             widths = spec._asdict() if isinstance(spec, Precision) else {}
             about = {"model": label, "precision": name, **widths, "seed": self.params.seed}
             for place, (column, value) in enumerate(about.items()):
                 part.insert(place, column, value)
-            parts.append(part)
         return pd.concat(parts, ignore_index=True)

@@ -20,8 +20,8 @@ from qatlib.pretrained import load_pretrained
 from qatlib.qa import toyqa
 from qatlib.qa.squad import Question, load_questions, write_squad
 from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers
+from qatlib.studies.pieces import spread
 from qatlib.studies.robustness import Robustness
-from qatlib.studies.study import spread
 
 
 class Textual:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from qatlib.arguments import ObjectiveArguments, QuantizerArguments, ScheduleArguments
+from qatlib.arguments import ObjectiveArguments, QuantizerArguments
 from qatlib.attacks.embedding import attack_embeddings
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
@@ -21,7 +21,9 @@ from qatlib.params.sections import Switchable
 from qatlib.precision import FULL, LayerInfo, Precision, widest_first
 from qatlib.qa.evaluate import calibrate_clips
 from qatlib.schedule import Schedule, at_passes, make_schedule
-from qatlib.studies.study import Study, spread
+from qatlib.scheduling import ScheduleArguments
+from qatlib.studies.pieces import spread
+from qatlib.studies.study import Study
 from qatlib.training import Adversary
 
 CALIBRATION_WINDOWS = 16

@@ -134,7 +134,7 @@ def test_an_attack_is_found_by_its_columns_and_by_no_more_than_one():
 def test_tables_say_what_each_attack_is():
     complete = scores.attacked(FRAME, SET)
     for frame in (complete, scores.drops(complete)):
-        table = scores.mean_table(frame, ["f1"], resamples=100)
+        table = scores.attack_table(frame, ["f1"], resamples=100)
         assert table.columns.tolist()[-len(ABOUT) :] == list(ABOUT) and not table.isna().any(axis=None)
         kinds = table.drop_duplicates("attack").set_index("attack")
         assert kinds.loc["PGD at 8", ["family", "target", "epsilon"]].tolist() == ["gradient", "8", 0.5]

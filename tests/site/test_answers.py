@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qatlib.judging.published import PublishedError
-from qatlib.site.answers import Answer, answers
+from qatlib.site.answers import AnsweredQuestion, answers
 from qatlib.site.ledger import read_ledger
 from tests.site.test_ledger import ran, write
 
@@ -25,11 +25,11 @@ def report(tmp_path):
     return tmp_path
 
 
-def answered(report: Path) -> list[Answer]:
+def answered(report: Path) -> list[AnsweredQuestion]:
     return answers(report, read_ledger(report))
 
 
-def answered_alone(report: Path) -> list[Answer]:
+def answered_alone(report: Path) -> list[AnsweredQuestion]:
     """Without a ledger, which has requirements of its own."""
     return answers(report, [])
 

@@ -7,7 +7,8 @@ import torch
 
 from qatlib.precision import Precision
 from qatlib.pretrained import ModelError
-from qatlib.studies.study import Study, spread
+from qatlib.studies.pieces import spread
+from qatlib.studies.study import Study
 
 
 @pytest.fixture(scope="module")

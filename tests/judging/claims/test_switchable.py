@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qatlib.arguments import ObjectiveArguments, ScheduleArguments
+from qatlib.arguments import ObjectiveArguments
 from qatlib.judging.claims import switchable
 from qatlib.judging.stats import Estimate
 from qatlib.params.experiments import Method
 from qatlib.params.load import load_params
+from qatlib.scheduling import ScheduleArguments
 from tests.judging.claims.scores import said, scores
 
 F1 = {"first": {"32": 80.0, "8": 79, "6": 76, "4": 60, "2": 5}, "taught": {"32": 80.0, "8": 79, "6": 78, "4": 70, "2": 40}}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.deploy import DeployedModel, deploy, deploy_nested
+from qatlib.deployed import DeployedModel, deploy, deploy_nested
 from qatlib.layers import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.pretrained import ModelError
