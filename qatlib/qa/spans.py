@@ -173,4 +173,4 @@ def sizes(questions: Sequence[Question], features: Sequence[Feature]) -> dict[st
     """How many `questions`, `paragraphs` and `windows` there are, and the windows' `mean tokens` and `longest`."""
     tokens = [len(f.input_ids) for f in features]
     found = {"questions": len(questions), "paragraphs": len({q.paragraph for q in questions}), "windows": len(features)}
-    return found | {"mean tokens": float(np.mean(tokens)), "longest": max(tokens)}
+    return found | {"mean tokens": sum(tokens) / len(tokens), "longest": max(tokens)}

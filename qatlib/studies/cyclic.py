@@ -239,5 +239,5 @@ class Cyclic:
         at, name = dict.fromkeys((recipe.precisions[0], recipe.precisions[-1])), f"sharpness_{file_name(recipe)}_at"
         pieces = [Piece(f"{name}_{p.name.lower()}", partial(measure, p), published=False) for p in at]
         parts = zip(at, run(pieces, self.study.stage), strict=True)
-        about = {"model": recipe.name, "seed": recipe.seed}
-        return pd.concat([part.assign(precision=p.name, **about) for p, part in parts], ignore_index=True)
+        labelled = [part.assign(model=recipe.name, precision=p.name, seed=recipe.seed) for p, part in parts]
+        return pd.concat(labelled, ignore_index=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from qatlib.qa.generate import evaluate_answers
 from qatlib.qa.spans import Feature, featurize, sizes
 from qatlib.qa.squad import Question, load_questions, sample
 from qatlib.schedule import Schedule
-from qatlib.studies.pieces import Keeper, spread
+from qatlib.studies.pieces import Keeper, at_each, spread
 from qatlib.training import fit
 
 PROBE_WINDOWS = 32
@@ -254,7 +254,7 @@ class Study:
             )
             return frame if predictions else frame.drop(columns="prediction")
 
-        return self._each(model, f"scores_{label}", label, at, measure, published)
+        return at_each(self.stage, model, f"scores_{label}", self._about(label), at, measure, published)
 
     def perplexity(self, model: SwitchableModel, texts: Sequence[str], description: str | None = None) -> pd.DataFrame:
         """`evaluate_perplexity` of some texts as this run measures it."""
@@ -279,7 +279,7 @@ class Study:
         def measure(name: str) -> pd.DataFrame:
             return self.perplexity(model, spread(self.paragraphs, paragraphs), f"perplexity of {label} at {name}")
 
-        return self._each(model, f"perplexity_{label}", label, at, measure)
+        return at_each(self.stage, model, f"perplexity_{label}", self._about(label), at, measure)
 
     def answers(self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any]) -> pd.DataFrame:
         """Scores of greedy answers to prompts, in the columns of `scores`; the params must have a `generative` section."""
@@ -300,29 +300,7 @@ class Study:
             )
             return frame.drop(columns="prediction")
 
-        return self._each(model, f"answers_{label}", label, at, measure)
+        return at_each(self.stage, model, f"answers_{label}", self._about(label), at, measure)
 
-    def _each(
-        self,
-        model: SwitchableModel,
-        file: str,
-        label: str,
-        at: Sequence[Precision] | Mapping[str, Any],
-        measure: Callable[[str], pd.DataFrame],
-        published: bool = True,
-    ) -> pd.DataFrame:
-        """A piece for every precision; all of their tables in one frame."""
-
-        def compute(name: str, spec: Any) -> pd.DataFrame:
-            with model.at(spec):
-                return measure(name)
-
-        specs = at if isinstance(at, Mapping) else {p.name: p for p in at}
-        pieces = [Piece(f"{file}_{name.lower()}", partial(compute, name, spec), published) for name, spec in specs.items()]
-        parts = run(pieces, self.stage)
-        for part, (name, spec) in zip(parts, specs.items(), strict=True):
-            widths = spec._asdict() if isinstance(spec, Precision) else {}
-            about = {"model": label, "precision": name, **widths, "seed": self.params.seed}
-            for place, (column, value) in enumerate(about.items()):
-                part.insert(place, column, value)
-        return pd.concat(parts, ignore_index=True)
+    def _about(self, label: str) -> dict[str, Any]:
+        return {"model": label, "seed": self.params.seed}
