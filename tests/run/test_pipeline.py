@@ -196,7 +196,7 @@ def test_what_depends_on_what(root: Path) -> None:
 )
 def test_a_changed_module_makes_stale_what_imports_it(root: Path, module: str, waiting: list[str]) -> None:
     path = root / "qatlib" / module
-    path.write_text(path.read_text() + "\n")
+    path.write_text(path.read_text() + "\nANOTHER = 1\n")
     assert stale(root) == waiting
     published = make(root, "-q", "PROFILE=smoke", "runs/smoke/published").returncode
     assert published == (module != "attacks/words.py")
