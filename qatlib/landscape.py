@@ -17,6 +17,7 @@ from qatlib.model import SwitchableModel
 from qatlib.qa.evaluate import evaluate_spans
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
+from qatlib.seeds import stream
 
 
 def filter_normalized(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,7 +63,7 @@ def sharpness(
     parts = []
     try:
         for draw in range(draws):
-            generator = torch.Generator().manual_seed(seed + draw)
+            generator = torch.Generator().manual_seed(stream(seed, "direction", draw))
             directions = [filter_normalized(w, generator) for w in before]
             for radius in radii:
                 for weight, start, direction in zip(weights, before, directions, strict=True):

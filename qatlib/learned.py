@@ -24,6 +24,7 @@ from qatlib.qa.evaluate import device_of
 from qatlib.qa.loss import collate, span_nll
 from qatlib.qa.spans import Feature
 from qatlib.search import Allocation
+from qatlib.seeds import stream
 
 
 @dataclass
@@ -67,7 +68,7 @@ def learn_allocation(
     logits = torch.zeros(problem.cost.shape, device=device, requires_grad=True)
     cost = torch.tensor(problem.cost, dtype=torch.float32, device=device)
     optimizer = torch.optim.Adam([logits], lr=learning_rate)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(stream(seed, "batches of a learned allocation"))
     rows = []
     for step in tqdm(range(steps), desc=description, mininterval=5, disable=description is None):
         drawn = rng.choice(len(with_answer), min(batch_size, len(with_answer)), replace=False)

@@ -11,6 +11,7 @@ import numpy as np
 from qatlib.arguments import TrainingArguments
 from qatlib.precision import Configuration, LayerInfo, Precision, widest_first
 from qatlib.scheduling import CosineArguments, ScheduleArguments
+from qatlib.seeds import stream
 
 Schedule = Callable[[int], Sequence[Configuration]]
 """Step number → the configurations whose losses make up that step."""
@@ -25,7 +26,9 @@ def random_per_layer(precisions: Sequence[Precision], layers: Sequence[LayerInfo
     """
 
     def draw(step: int) -> list[Configuration]:
-        choice = np.random.default_rng((seed, step)).integers(len(precisions), size=(passes, len(layers)))
+        choice = np.random.default_rng(stream(seed, "precision of a layer", step)).integers(
+            len(precisions), size=(passes, len(layers))
+        )
         return [Configuration({x.name: precisions[i] for x, i in zip(layers, row, strict=True)}) for row in choice]
 
     return draw
@@ -36,7 +39,7 @@ def random_uniform(precisions: Sequence[Precision], layers: Sequence[LayerInfo],
     uniform = [Configuration.uniform(p, layers) for p in precisions]
 
     def draw(step: int) -> list[Configuration]:
-        choice = np.random.default_rng((seed, step)).permutation(len(uniform))[:passes]
+        choice = np.random.default_rng(stream(seed, "precision of a step", step)).permutation(len(uniform))[:passes]
         return [uniform[i] for i in choice]
 
     return draw
@@ -107,7 +110,7 @@ def cosine_cycles(
     if args.order == "reversed":
         sequence.reverse()
     elif args.order == "shuffled":
-        sequence = [sequence[i] for i in np.random.default_rng(seed).permutation(steps)]
+        sequence = [sequence[i] for i in np.random.default_rng(stream(seed, "shuffled cycles")).permutation(steps)]
     uniform = {p: Configuration.uniform(p, layers) for p in ladder}
     return lambda step: [uniform[sequence[step]]]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, isotonic_regression, milp
 
 from qatlib.precision import Configuration, Group, LayerInfo, Precision, names_by_group
+from qatlib.seeds import stream
 
 Choice = NDArray[np.int64]
 """(groups,) indices into the precisions."""
@@ -211,7 +212,7 @@ def random_choices(problem: Allocation, budget: float, n: int, seed: int) -> Ite
         ValueError: a budget that no choice keeps.
     """
     problem.check(budget)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(stream(seed, "random choices"))
     dearest_first = np.argsort(-problem.cost, axis=1, kind="stable")
     for _ in range(n):
         places = np.zeros(len(problem.groups), int)

@@ -26,9 +26,10 @@ from qatlib.model import SwitchableModel
 from qatlib.objectives import added_term
 from qatlib.precision import FULL, Configuration, Precision
 from qatlib.qa.evaluate import device_of
-from qatlib.qa.loss import Batch, collate, span_logits, task_loss
+from qatlib.qa.loss import Batch, batch_plan, collate, span_logits, task_loss
 from qatlib.qa.spans import Feature
 from qatlib.schedule import Schedule
+from qatlib.seeds import stream
 
 BF16 = "bf16"
 """The mixed precision that is one; `no` is none."""
@@ -38,30 +39,6 @@ Adversary = Callable[[Batch, Configuration], Tensor]
 
 Probe = Callable[[], Mapping[str, float]]
 """Measures the model between steps, without touching random states or gradients."""
-
-
-def batch_plan(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[np.ndarray]:
-    """Which features make up the batch of every step: a pure function, so that a resume goes on in the same order.
-
-    Every epoch is a new permutation. Runs of 50 batches are sorted by length before they are cut, so that a batch
-    holds windows of about one length and little is padded; then the batches of the run are shuffled.
-
-    Args:
-        lengths: tokens of each feature.
-
-    Returns:
-        `steps` index arrays of `batch_size` (fewer where there are fewer features).
-    """
-    rng = np.random.default_rng(seed)
-    tokens = np.asarray(lengths)
-    size = min(batch_size, len(tokens))
-    plan: list[np.ndarray] = []
-    while len(plan) < steps:
-        whole = rng.permutation(len(tokens))[: len(tokens) // size * size].reshape(-1, size)
-        for run in np.array_split(whole, max(1, len(whole) // 50)):
-            ranked = run.ravel()[np.argsort(tokens[run.ravel()], kind="stable")].reshape(-1, size)
-            plan.extend(ranked[i] for i in rng.permutation(len(ranked)))
-    return plan[:steps]
 
 
 def learning_rate(step: int, args: TrainingArguments) -> float:
@@ -161,7 +138,7 @@ def fit(
     if len(plan[0]) < processes:
         raise ValueError(f"a batch of {len(plan[0])} windows can't be shared out among {processes} processes")
 
-    torch.manual_seed(seed + 1009 * rank)
+    torch.manual_seed(stream(seed, "dropout", rank))
     done, rows = checkpoints.resume(checkpoint, trainable, optimizer, rank)
     for parameter in trainable.values() if processes > 1 else ():
         broadcast(parameter.data)  # whatever each process drew: they must start alike

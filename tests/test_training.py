@@ -25,12 +25,12 @@ from qatlib.arguments import ObjectiveArguments, TrainingArguments
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision
-from qatlib.qa.loss import collate, span_nll
+from qatlib.qa.loss import batch_plan, collate, span_nll
 from qatlib.qa.spans import Feature, featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from qatlib.schedule import every_precision, make_schedule, random_per_layer
 from qatlib.scheduling import CosineArguments, ScheduleArguments
-from qatlib.training import batch_plan, fit, learning_rate, learning_rate_factor
+from qatlib.training import fit, learning_rate, learning_rate_factor
 
 ARGS = TrainingArguments(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, lm_weight=0.5, checkpoint_every=2)
 WIDTHS = [Precision(8, 8), Precision(4, 4)]

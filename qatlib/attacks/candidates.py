@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.attacks.text import Span
 from qatlib.qa.squad import DataError, Question
+from qatlib.seeds import stream
 
 Candidates = Callable[[Question, Span], list[str]]
 """A question and a word of its context → words for its place, the likeliest first; none where it should stay."""
@@ -135,6 +136,6 @@ def vocabulary(kinds: Sequence[Sequence[str]], count: int, seed: int) -> Candida
     def candidates(question: Question, span: Span) -> list[str]:
         word = question.context[slice(*span)]
         others = [w for w in kind_of.get(word, ()) if w != word]
-        return random.Random(f"{seed} {question.id} {span}").sample(others, min(count, len(others)))
+        return random.Random(stream(seed, "vocabulary", question.id, *span)).sample(others, min(count, len(others)))
 
     return candidates

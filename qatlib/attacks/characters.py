@@ -8,6 +8,7 @@ import numpy as np
 
 from qatlib.attacks.text import free_words, with_changes
 from qatlib.qa.squad import Question
+from qatlib.seeds import stream
 
 Kind = Literal["typo", "swap", "homoglyph"]
 
@@ -41,7 +42,7 @@ def character_noise(question: Question, rate: float, seed: int, kinds: tuple[Kin
         rate: probability that a word is changed.
         seed: with the question's id it decides everything.
     """
-    rng = np.random.default_rng([seed, *question.id.encode()])
+    rng = np.random.default_rng(stream(seed, "character noise", question.id))
     changes = {}
     for start, end in free_words(question):
         word = question.context[start:end]

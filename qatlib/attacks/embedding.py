@@ -9,6 +9,7 @@ a single step of length ε from the clean input FGSM (Goodfellow et al. 2015). G
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,12 +20,13 @@ from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import Draws
 from qatlib.model import SwitchableModel
 from qatlib.qa.loss import Batch
+from qatlib.seeds import stream
 from qatlib.switching import Output
 
 
-def own_seed(batch: Batch, seed: int) -> int:
-    """A seed by what is in the batch, so that draws are new for every batch, and the same whichever process has it."""
-    return seed + int(batch.input_ids.sum())
+def own_seed(batch: Batch, seed: int, name: str, *of: int | str) -> int:
+    """`stream` by what is in the batch, so that draws are new for every batch, and the same whichever process has it."""
+    return stream(seed, name, *of, hashlib.sha256(batch.input_ids.cpu().numpy().tobytes()).hexdigest())
 
 
 def mean_embedding_norm(model: SwitchableModel) -> float:
@@ -56,7 +58,7 @@ def attack_embeddings(
     """
     training = model.training
     model.eval()
-    clean, free, radius, generator = _ball(model, batch, attack, seed)
+    clean, free, radius, generator = _ball(model, batch, attack, seed, "start of PGD")
     step = radius * min(1.0, attack.step_size if attack.step_size is not None else 2.5 / attack.steps)
     best = torch.zeros_like(clean)
     worst = torch.full((len(clean),), -torch.inf, device=clean.device)
@@ -157,7 +159,7 @@ def _random_point(like: Tensor, radius: float, norm: str, generator: torch.Gener
 
 def random_noise(model: SwitchableModel, batch: Batch, attack: AttackArguments, seed: int) -> Tensor:
     """Embeddings moved to a random point of the ball's border, the control of equal norm: corners of the cube, or the sphere."""
-    clean, free, radius, generator = _ball(model, batch, attack, seed)
+    clean, free, radius, generator = _ball(model, batch, attack, seed, "noise as large as an attack")
     return clean + _on_border(clean, radius, attack.norm, generator) * free
 
 
@@ -168,13 +170,13 @@ def _on_border(like: Tensor, radius: float, norm: str, generator: torch.Generato
 
 @torch.no_grad()
 def _ball(
-    model: SwitchableModel, batch: Batch, attack: AttackArguments, seed: int
+    model: SwitchableModel, batch: Batch, attack: AttackArguments, seed: int, name: str
 ) -> tuple[Tensor, Tensor, float, torch.Generator]:
     """Clean embeddings (batch, tokens, width), what may move (batch, tokens, 1), the radius, and the batch's own generator."""
     clean = model.embed(batch.input_ids)
     free = batch.attackable[..., None]
     radius = attack.epsilon * mean_embedding_norm(model) / (clean.shape[-1] ** 0.5 if attack.norm == "linf" else 1)
-    return clean, free, radius, torch.Generator().manual_seed(own_seed(batch, seed))
+    return clean, free, radius, torch.Generator().manual_seed(own_seed(batch, seed, name))
 
 
 def random_search(
@@ -188,12 +190,12 @@ def random_search(
     Returns:
         As `attack_embeddings`; the clean input does not count as found.
     """
-    clean, free, radius, generator = _ball(model, batch, attack, seed)
+    clean, free, radius, generator = _ball(model, batch, attack, seed, "tokens of a random search")
     best, worst = clean, torch.full((len(clean),), -torch.inf, device=clean.device)
     for query in range(attack.passes):
         share = 1.0 if query == 0 else 0.5 * 2 ** (-5 * query / attack.passes)
         anew = torch.rand((*clean.shape[:2], 1), generator=generator).to(clean.device) < share
-        point = torch.Generator().manual_seed(own_seed(batch, seed + 7919 * (query + 1)))
+        point = torch.Generator().manual_seed(own_seed(batch, seed, "points of a random search", query))
         moved = torch.where(anew, clean + _on_border(clean, radius, attack.norm, point) * free, best)
         loss, _ = expected_loss(model, clean, moved - clean, batch, attack.loss, draws, query, gradient=False)
         better = loss > worst

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qatlib.model import SwitchableModel
 from qatlib.qa.spans import Feature
+from qatlib.seeds import stream
 from qatlib.switching import Output
 
 
@@ -107,3 +109,27 @@ def task_loss(model: SwitchableModel, output: Output, batch: Batch, lm_weight: f
 def span_logits(output: Output) -> Tensor:
     """Start and end logits (2, batch, tokens), the only thing a divergence looks at."""
     return torch.stack((output.start, output.end)).float()
+
+
+def batch_plan(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[np.ndarray]:
+    """Which features make up the batch of every step: a pure function, so that a resume goes on in the same order.
+
+    Every epoch is a new permutation. Runs of 50 batches are sorted by length before they are cut, so that a batch
+    holds windows of about one length and little is padded; then the batches of the run are shuffled.
+
+    Args:
+        lengths: tokens of each feature.
+
+    Returns:
+        `steps` index arrays of `batch_size` (fewer where there are fewer features).
+    """
+    rng = np.random.default_rng(stream(seed, "order of the data"))
+    tokens = np.asarray(lengths)
+    size = min(batch_size, len(tokens))
+    plan: list[np.ndarray] = []
+    while len(plan) < steps:
+        whole = rng.permutation(len(tokens))[: len(tokens) // size * size].reshape(-1, size)
+        for run in np.array_split(whole, max(1, len(whole) // 50)):
+            ranked = run.ravel()[np.argsort(tokens[run.ravel()], kind="stable")].reshape(-1, size)
+            plan.extend(ranked[i] for i in rng.permutation(len(ranked)))
+    return plan[:steps]

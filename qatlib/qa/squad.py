@@ -21,6 +21,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from qatlib.seeds import stream
+
 
 class DataError(ValueError):
     """Data that cannot be used: one sentence saying what is wrong, where, and what is allowed."""
@@ -221,7 +223,7 @@ def sample(questions: Sequence[Question], n: int | None, seed: int) -> list[Ques
     """At most `n` questions (None: all), drawn without replacement with `seed`, in their original order."""
     if n is None or n >= len(questions):
         return list(questions)
-    return [questions[i] for i in sorted(random.Random(seed).sample(range(len(questions)), n))]
+    return [questions[i] for i in sorted(random.Random(stream(seed, "sample of the questions")).sample(range(len(questions)), n))]
 
 
 # ------------------------------------------------------------------------------------------------------------- scores

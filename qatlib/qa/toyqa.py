@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from qatlib.qa.spans import PREFIX
 from qatlib.qa.squad import Answer, Question
+from qatlib.seeds import stream
 
 WORDS = {
     kind: words.split()
@@ -98,13 +99,13 @@ RELATIONS: tuple[tuple[str, str, Callable[[random.Random], str]], ...] = (
 )
 
 
-def generate(n: int, seed: int) -> list[Question]:
-    """`n` questions, 3 to 5 on each paragraph (the last may have fewer), the same for the same `(n, seed)`.
+def generate(n: int, seed: int, part: str = "train") -> list[Question]:
+    """`n` questions, 3 to 5 on each paragraph (the last may have fewer), the same for the same `(n, seed, part)`.
 
-    A paragraph states 4 or 5 facts out of 2 people x 3 relations or 3 people x 2 relations. Two seeds share no context
-    but by a chance that can be neglected, so a split is a seed. A smaller `n` gives the first of the same questions.
+    A paragraph states 4 or 5 facts out of 2 people x 3 relations or 3 people x 2 relations. Two seeds, or two
+    parts, share no context but by a chance that can be neglected. A smaller `n` gives the first of the same questions.
     """
-    rng = random.Random(seed)
+    rng = random.Random(stream(seed, "embedded questions", part))
     questions: list[Question] = []
     while len(questions) < n:
         n_people = rng.choice((2, 3))
@@ -120,8 +121,8 @@ def generate(n: int, seed: int) -> list[Question]:
             asked.append((question.format(person=person), answer))
         context = context.strip()
         for question, answer in rng.sample(asked, rng.randint(3, len(asked))):
-            id = f"embedded-{seed}-{len(questions)}"
-            questions.append(Question(id, f"embedded {seed}", context, question, (answer,)))
+            id = f"embedded-{part}-{seed}-{len(questions)}"
+            questions.append(Question(id, f"embedded {part} {seed}", context, question, (answer,)))
     return questions[:n]
 
 
@@ -170,7 +171,7 @@ def build_model(n_layer: int, n_head: int, n_embd: int, seed: int) -> GPT2LMHead
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(stream(seed, "weights of the embedded model"))
         model = GPT2LMHeadModel(config)
         model.transformer.wte.weight *= 3  # a token is like itself wherever it stands, so it must outweigh its position
         for block in model.transformer.h:

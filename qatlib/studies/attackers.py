@@ -93,21 +93,23 @@ class Attackers:
         Args:
             drawn: a seed → draws.
         """
-        return lambda batch: self.pgd(drawn(own_seed(batch, self.seed)))(batch)
+        return lambda batch: self.pgd(drawn(own_seed(batch, self.seed, "layers that the attacker draws")))(batch)
 
     def pgd_noisy(self, precision: Precision, draws: int) -> Craft:
         """PGD on the mean loss over so many draws of noisy rounding at one precision."""
-        return self._pgd_within(partial(noisy_rounding, self.model), precision, draws)
+        return self._pgd_within(partial(noisy_rounding, self.model), precision, draws, "rounding that the attacker draws")
 
     def pgd_by_token(self, precisions: Set, draws: int) -> Craft:
         """PGD on the mean loss over so many draws a step of a precision for every token, whatever all layers stand at."""
-        return self._pgd_within(partial(per_token, precisions, self.model), precisions[0], draws)
+        return self._pgd_within(
+            partial(per_token, precisions, self.model), precisions[0], draws, "tokens that the attacker draws"
+        )
 
-    def _pgd_within(self, randomly: Randomness, precision: Precision, draws: int) -> Craft:
+    def _pgd_within(self, randomly: Randomness, precision: Precision, draws: int, name: str) -> Craft:
         repeated = [*static(precision, self.model)(0)] * draws
 
         def craft(batch: Batch) -> torch.Tensor:
-            with randomly(generator(batch, self.seed, draws)):  # answers have the numbers below
+            with randomly(generator(batch, self.seed, name)):
                 return self.pgd(lambda query: repeated)(batch)
 
         return craft
@@ -147,6 +149,6 @@ class Attackers:
         return lambda batch: self.model.embed(batch.input_ids).detach()
 
 
-def generator(batch: Batch, seed: int, draw: int) -> torch.Generator:
-    """Of one of several draws for a batch."""
-    return torch.Generator().manual_seed(own_seed(batch, seed + 1000 * draw))
+def generator(batch: Batch, seed: int, name: str, *of: int | str) -> torch.Generator:
+    """Of one named use of chance for a batch; `of` tells its draws apart."""
+    return torch.Generator().manual_seed(own_seed(batch, seed, name, *of))

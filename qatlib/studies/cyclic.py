@@ -15,6 +15,7 @@ from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, LayerInfo, Precision
 from qatlib.schedule import Schedule
 from qatlib.scheduling import CosineArguments, PhaseArguments, ScheduleArguments
+from qatlib.seeds import stream
 from qatlib.studies.pieces import Piece, run, spread
 from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings, at_budget, file_name
@@ -230,7 +231,7 @@ class Cyclic:
         assert settings
         questions = spread(self.study.validation, settings.questions)
         features = self.study.featurize(questions)
-        around = (settings.radii, settings.draws, self.params.seed + recipe.seed * settings.draws)
+        around = (settings.radii, settings.draws, stream(self.params.seed, "sharpness", recipe.seed))
 
         def measure(p: Precision) -> pd.DataFrame:
             with model.at(p):

@@ -83,11 +83,12 @@ class Robustness:
         """Answers of the finer draws: each layer, or each token, draws a precision, anew for every batch; `draws` of each."""
 
         def by_layer(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
-            with model.at(per_layer(precisions, model, own_seed(batch, self.params.seed + 1))(draw)[0]):
+            seed = own_seed(batch, self.params.seed, "layers that the defender draws")
+            with model.at(per_layer(precisions, model, seed)(draw)[0]):
                 return span_figures(model, batch, embeds)
 
         def by_token(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
-            with per_token(precisions, model, generator(batch, self.params.seed, draw)):
+            with per_token(precisions, model, generator(batch, self.params.seed, "tokens that the defender draws", draw)):
                 return span_figures(model, batch, embeds)
 
         kinds = {"layer": by_layer, "token": by_token}
@@ -97,7 +98,10 @@ class Robustness:
         """Answers at one precision whose rounding is noisy, anew for every batch; so many draws of the noise."""
 
         def figures(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
-            with model.at(precision), noisy_rounding(model, generator(batch, self.params.seed, draw)):
+            with (
+                model.at(precision),
+                noisy_rounding(model, generator(batch, self.params.seed, "rounding that the defender draws", draw)),
+            ):
                 return span_figures(model, batch, embeds)
 
         return {f"draw {i}": partial(figures, i) for i in range(draws)}

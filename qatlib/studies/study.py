@@ -25,6 +25,7 @@ from qatlib.qa.generate import evaluate_answers
 from qatlib.qa.spans import Feature, featurize, sizes
 from qatlib.qa.squad import Question, load_questions, sample
 from qatlib.schedule import Schedule
+from qatlib.seeds import stream
 from qatlib.studies.pieces import Keeper, at_each, spread
 from qatlib.training import fit
 
@@ -58,7 +59,7 @@ class Study:
         data, seed = self.params.data, self.params.seed
         source, n = getattr(data, part), getattr(data, f"{part}_questions")
         if source == "embedded":
-            return toyqa.generate(n, seed=2 * seed + (part == "validation"))
+            return toyqa.generate(n, seed, part)
         return sample(load_questions(source, part), n, seed)
 
     @property
@@ -115,14 +116,14 @@ class Study:
         if kind == "full":
             model.unfreeze_base()
         else:
-            torch.manual_seed(self.params.seed)
+            torch.manual_seed(stream(self.params.seed, "adapters of the teacher"))
             model.add_adapters({FULL: LoraSpec(settings.rank, settings.alpha, settings.dropout)})
         metrics = self.fit(model, getattr(settings, kind), f"teacher_{kind}")
         model.freeze_base()
         return model, metrics
 
     def _switchable(self, lm: PreTrainedModel) -> SwitchableModel:
-        torch.manual_seed(self.params.seed)
+        torch.manual_seed(stream(self.params.seed, "span head"))
         return self._placed(SwitchableModel(lm, self.params.quantizer))
 
     def saved_model(self, path: Path) -> SwitchableModel:

@@ -137,7 +137,7 @@ class Textual:
         source = self.section.shifted
         assert source
         if source == "embedded":  # other questions than those of training and validation
-            found = toyqa.generate(self.section.questions, seed=2 * self.study.params.seed + 1_000_003)
+            found = toyqa.generate(self.section.questions, self.study.params.seed, "shifted")
         else:
             found = spread(load_questions(source, "validation"), self.section.questions)
         return self.answered("shifted", found, NO_ATTACK)

@@ -22,6 +22,7 @@ from qatlib.precision import FULL, LayerInfo, Precision, widest_first
 from qatlib.qa.evaluate import calibrate_clips
 from qatlib.schedule import Schedule, at_passes, make_schedule
 from qatlib.scheduling import ScheduleArguments
+from qatlib.seeds import stream
 from qatlib.studies.pieces import spread
 from qatlib.studies.study import Study
 from qatlib.training import Adversary
@@ -98,7 +99,7 @@ class Trainings:
         columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
         specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
         first = next(iter(specs.values()))
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(stream(recipe.seed, "adapters"))
         match recipe.settings.adapters:
             case "none":
                 model.unfreeze_base()
@@ -163,7 +164,8 @@ class Trainings:
         attack = recipe.settings.adversary
         if attack is None:
             return None
-        return lambda batch, at: attack_embeddings(model, batch, attack, lambda query: [at], recipe.seed)[0]
+        seed = stream(recipe.seed, "adversary of a training")
+        return lambda batch, at: attack_embeddings(model, batch, attack, lambda query: [at], seed)[0]
 
     def compared(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
         """Train every recipe and ask all of them the questions of `comparisons`, each at the precisions it was trained for.
