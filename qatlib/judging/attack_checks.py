@@ -198,7 +198,7 @@ def adaptive_checks(
 
 
 def longer_attack(variations: Mapping[str, pd.DataFrame], variants: pd.DataFrame, precisions: Set, **options: Any) -> list[Check]:
-    """RPI's gain over single precisions when both sides face the longer attack of check 7, each made against itself.
+    """RPI's gain over single precisions when each side faces the longer attack of check 7 made against it.
 
     Args:
         variations: results of `Variations.static_variants`, by the precision's name.
