@@ -1,1 +1,1 @@
-"""Attacks on a span model, and the defences they are judged against."""
+"""Attacks on a span model, and the defences that they are tested against."""

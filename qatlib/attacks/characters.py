@@ -1,4 +1,4 @@
-"""Character noise: typos, swaps and look-alikes in the words around an answer. It knows nothing of the model."""
+"""Character noise: typos, swaps and look-alikes in the words around an answer. It does not use the model."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ HOMOGLYPHS = dict(zip("aceiopxyABCEHIKMOPTX", "асеіорхуАВСЕНІКМ�
 
 
 def character_noise(question: Question, rate: float, seed: int, kinds: tuple[Kind, ...] = KINDS) -> Question:
-    """Change one character of about a share `rate` of the free words of at least four letters.
+    """Change one character in about a share `rate` of the free words with at least four letters.
 
-    Lengths stay: a typo puts a neighbouring key in the place of a letter, a swap exchanges two neighbouring letters, a
-    homoglyph replaces a letter by one that looks like it. The first letter stays, as in most slips; so does a word that
-    none of the kinds can change.
+    Lengths do not change. A typo replaces a letter by a neighbouring key, a swap exchanges two neighbouring letters, a
+    homoglyph replaces a letter by one that looks like it. The first letter is never changed, as in most real typing errors.
+    A word that no kind can change stays as it is.
 
     Args:
         rate: probability that a word is changed.
-        seed: with the question's id it decides everything.
+        seed: together with the question's id it determines all changes.
     """
     rng = np.random.default_rng(stream(seed, "character noise", question.id))
     changes = {}
@@ -56,7 +56,7 @@ def character_noise(question: Question, rate: float, seed: int, kinds: tuple[Kin
 
 
 def _changed(word: str, kind: Kind, rng: np.random.Generator) -> str | None:
-    """The word with one slip after its first letter, or None where that kind of slip changes nothing."""
+    """The word with one change of this kind after its first letter, or None if this kind changes nothing."""
     if kind == "swap":
         places = [i for i in range(1, len(word) - 1) if word[i] != word[i + 1]]
         if not places:

@@ -1,6 +1,6 @@
-"""How a model answers: at one static configuration, or at precisions drawn anew (random precision inference, RPI).
+"""How a model answers: at one static configuration, or at randomly drawn precisions (random precision inference, RPI).
 
-The threat model knows the set of precisions and their probabilities, equal for all, and not the draw.
+In the threat model, the attacker knows the set of precisions and their probabilities (all equal), but not the draw.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qatlib.precision import Configuration, Precision
 from qatlib.schedule import random_per_layer
 
 Draws = Callable[[int], Sequence[Configuration]]
-"""Number of a query → the configurations whose mean loss an attacker sees there."""
+"""Index of a query → the configurations whose mean loss the attacker sees at this query."""
 
 
 def static(precision: Precision, model: SwitchableModel) -> Draws:
@@ -28,21 +28,21 @@ def static(precision: Precision, model: SwitchableModel) -> Draws:
 
 
 def every(precisions: Sequence[Precision], model: SwitchableModel) -> Draws:
-    """All precisions at every query: the exact expectation over RPI that draws one precision for all layers."""
+    """All precisions at every query: the exact expectation over RPI with one precision for all layers."""
     uniform = [Configuration.uniform(p, model.infos) for p in precisions]
     return lambda query: uniform
 
 
 def per_layer(precisions: Sequence[Precision], model: SwitchableModel, seed: int, draws: int = 1) -> Draws:
-    """`draws` configurations a query in which every layer draws its own precision: a sampled expectation."""
+    """`draws` configurations per query, in which every layer draws its own precision: a sampled expectation."""
     return random_per_layer(precisions, model.infos, seed, draws)
 
 
 @contextmanager
 def per_token(precisions: Sequence[Precision], model: SwitchableModel, generator: torch.Generator) -> Iterator[None]:
-    """Every token draws its precision anew at every layer and pass.
+    """Every token draws a new precision at every layer and pass.
 
-    A layer computes at all K precisions and each token takes one of the results, so that a pass costs K.
+    A layer computes at all K precisions, and each token takes one of the results. So a pass costs as much as K passes.
     """
     with (
         model.at(model.configuration),

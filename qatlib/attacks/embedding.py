@@ -2,9 +2,10 @@
 
     δ ← Π_ε(δ + α · direction(E_c ∇_δ L(x + δ; c)))
 
-over configurations c that the attacker draws (EOT, Athalye et al. 2018): one alone is PGD (Madry et al. 2018), one alone and
-a single step of length ε from the clean input FGSM (Goodfellow et al. 2015). Gradients go straight through every rounding
-(BPDA, Athalye et al. 2018). Only tokens that `Batch.free` allows are touched: never the question, never a given answer.
+over configurations c that the attacker draws (EOT, Athalye et al. 2018). With one configuration it is PGD (Madry et al. 2018).
+With one configuration and a single step of length ε from the clean input it is FGSM (Goodfellow et al. 2015). Gradients use the
+straight-through estimator at every rounding (BPDA, Athalye et al. 2018). Only tokens in `Batch.free` are changed: never the
+question, never a given answer.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from qatlib.switching import Output
 
 
 def own_seed(batch: Batch, seed: int, name: str, *of: int | str) -> int:
-    """`stream` by what is in the batch, so that draws are new for every batch, and the same whichever process has it."""
+    """A `stream` seed from the batch's content. Draws differ between batches, but do not depend on the process."""
     return stream(seed, name, *of, hashlib.sha256(batch.input_ids.cpu().numpy().tobytes()).hexdigest())
 
 
 def mean_embedding_norm(model: SwitchableModel) -> float:
-    """Mean L2 norm of the token embeddings over the vocabulary, the unit of epsilon."""
+    """Mean L2 norm of the token embeddings over the vocabulary. It is the unit of epsilon."""
     weight = model.lm.get_input_embeddings().weight.detach()
     return float(weight.float().norm(dim=1).mean())
 
@@ -38,16 +39,16 @@ def mean_embedding_norm(model: SwitchableModel) -> float:
 def attack_embeddings(
     model: SwitchableModel, batch: Batch, attack: AttackArguments, draws: Draws, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The strongest perturbation found for each window of a batch, by the attacker's own loss.
+    """The strongest perturbation found for each window of a batch, judged by the attacker's own loss.
 
     Args:
-        batch: windows; one without an answer has no loss and is left as it is.
-        draws: what the attacker averages over at each of its steps.
-        seed: of the random starts.
+        batch: windows. A window without an answer has no loss and is not changed.
+        draws: the configurations that the attacker averages over at each step.
+        seed: seed of the random starts.
 
     Returns:
-        Embeddings (batch, tokens, width), and the attacker's mean loss there, (batch,), nats or logits; where the first start
-        is the clean input that counts as found, and the loss is never below its own under the same draws.
+        Embeddings (batch, tokens, width), and the attacker's mean loss there, (batch,), in nats or logits. If the first start is
+        the clean input, it is one of the candidates. The loss is then never below the clean loss under the same draws.
 
     Example:
         >>> pgd = AttackArguments(epsilon=0.1, steps=10)
@@ -81,11 +82,11 @@ def attack_embeddings(
 def expected_loss(
     model: SwitchableModel, clean: Tensor, delta: Tensor, batch: Batch, loss: str, draws: Draws, query: int, gradient: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean over the drawn configurations of each window's loss (batch,), and its gradient with respect to `delta` if asked.
+    """Each window's loss (batch,), mean over the drawn configurations, and, on request, its gradient with respect to `delta`.
 
     The loss of a window without an answer is 0, and so is its gradient.
     """
-    # to and fro, so that what a layer keeps of the width in use serves the last pass of a query and the first of the next
+    # alternate the order: a layer caches values for its current width, so the next query can start with this cache
     configurations = list(draws(query))[:: -1 if query % 2 else 1]
     losses, total = torch.zeros(len(clean), device=clean.device), torch.zeros_like(clean) if gradient else None
     for configuration in configurations:
@@ -95,14 +96,14 @@ def expected_loss(
             if total is not None:
                 (slope,) = torch.autograd.grad(found.sum(), moved)
                 total += slope / len(configurations)
-            found = found.detach()  # so that two passes' graphs are never held at once
+            found = found.detach()  # frees this pass's graph before the next pass
         losses += found / len(configurations)
     return losses, total
 
 
 @contextmanager
 def _parameters_frozen(model: SwitchableModel) -> Iterator[None]:
-    """No layer keeps its input for a gradient of its weights, which an attack does not move: a fifth of what a pass holds."""
+    """Layers do not keep inputs for weight gradients, which an attack does not need. This saves a fifth of a pass's memory."""
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
         for p in trained:
@@ -114,12 +115,12 @@ def _parameters_frozen(model: SwitchableModel) -> Iterator[None]:
 
 
 def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
-    """Of every window (batch,): how far the model is from marking what is right, any token of any given answer.
+    """The attacker's loss for every window (batch,): how far the model is from marking a token of any given answer.
 
-    Mean over start and end, over context tokens: −log p(right), or the margin max(wrong logits) − max(right logits), which does
-    not flatten where an answer is already sure (Carlini & Wagner 2017). F1 counts the tokens shared with the nearest of the
-    given answers: an attacker who only drives the ends away from the first one's may end at another's, or one token on, and
-    has won little. 0 for a window without an answer.
+    Mean over start and end, over context tokens, of −log p(right) or of the margin max(wrong logits) − max(right logits). The
+    margin does not flatten when the model is sure of an answer (Carlini & Wagner 2017). All answers count because F1 uses the
+    closest given answer. An attacker who only moves the ends away from the first answer may reach another answer, or a span
+    one token away, and gains little. The loss is 0 for a window without an answer.
     """
     answered = (batch.start >= 0)[:, None]
     right = torch.where(answered, batch.context & ~batch.free, batch.context)
@@ -135,7 +136,7 @@ def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
 
 
 def project(delta: Tensor, radius: float, norm: str) -> Tensor:
-    """The nearest point of the ball of every token: coordinates clamped (L∞), or the token's vector shortened (L2)."""
+    """Project every token's delta onto its ball: clamp the coordinates (L∞), or shorten the token's vector (L2)."""
     if norm == "linf":
         return delta.clamp(-radius, radius)
     length = delta.norm(dim=-1, keepdim=True)
@@ -143,14 +144,14 @@ def project(delta: Tensor, radius: float, norm: str) -> Tensor:
 
 
 def _direction(gradient: Tensor, norm: str) -> Tensor:
-    """Of steepest ascent in the norm: the sign, or every token's unit vector (0 where there is no gradient)."""
+    """Direction of steepest ascent in the norm: the sign (L∞), or every token's unit vector (L2; 0 without a gradient)."""
     if norm == "linf":
         return gradient.sign()
     return gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def _random_point(like: Tensor, radius: float, norm: str, generator: torch.Generator) -> Tensor:
-    """Uniform in the cube; in L2 a random direction at a uniform distance."""
+    """A random start: uniform in the cube (L∞), or a random direction at a uniform distance (L2)."""
     if norm == "linf":
         return (2 * torch.rand(like.shape, generator=generator).to(like) - 1) * radius
     point = torch.randn(like.shape, generator=generator).to(like)
@@ -158,7 +159,7 @@ def _random_point(like: Tensor, radius: float, norm: str, generator: torch.Gener
 
 
 def random_noise(model: SwitchableModel, batch: Batch, attack: AttackArguments, seed: int) -> Tensor:
-    """Embeddings moved to a random point of the ball's border, the control of equal norm: corners of the cube, or the sphere."""
+    """Embeddings moved to a random point on the ball's border (a corner of the cube, or the sphere): a control of equal norm."""
     clean, free, radius, generator = _ball(model, batch, attack, seed, "noise as large as an attack")
     return clean + _on_border(clean, radius, attack.norm, generator) * free
 
@@ -182,13 +183,13 @@ def _ball(
 def random_search(
     model: SwitchableModel, batch: Batch, attack: AttackArguments, draws: Draws, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """An attacker without gradients: of a random point of the ball's border draw some tokens' part anew, and keep what helps.
+    """An attack without gradients. It starts at a random point on the ball's border, redraws some tokens, keeps improvements.
 
-    As Square Attack (Andriushchenko et al. 2020) it changes half of the tokens at first and ever fewer of them; as many
-    queries as `attack` has passes.
+    Like Square Attack (Andriushchenko et al. 2020), it changes half of the tokens at first and then fewer and fewer. It makes as
+    many queries as `attack` has passes.
 
     Returns:
-        As `attack_embeddings`; the clean input does not count as found.
+        As `attack_embeddings`; the clean input is not one of the candidates.
     """
     clean, free, radius, generator = _ball(model, batch, attack, seed, "tokens of a random search")
     best, worst = clean, torch.full((len(clean),), -torch.inf, device=clean.device)
@@ -204,7 +205,7 @@ def random_search(
 
 
 def nonzero_gradients(model: SwitchableModel, batch: Batch, draws: Draws) -> float:
-    """Share of the coordinates an attacker may move whose gradient at the clean input is not 0; of windows with an answer."""
+    """Share of the attackable coordinates with a nonzero gradient at the clean input, over windows with an answer."""
     with torch.no_grad():
         clean = model.embed(batch.input_ids)
     _, gradient = expected_loss(model, clean, torch.zeros_like(clean), batch, "cross_entropy", draws, 0)

@@ -18,14 +18,14 @@ from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
 
 Craft = Callable[[Batch], Tensor]
-"""A batch → the embeddings (batch, tokens, width) that an attacker puts in place of its own."""
+"""A batch → the attacked embeddings (batch, tokens, width) that replace the batch's own."""
 
 Answering = Callable[[Batch, Tensor], SpanFigures]
-"""A batch and attacked embeddings → what answers are made of."""
+"""A batch and attacked embeddings → the figures from which answers are computed."""
 
 
 def answers_at(model: SwitchableModel, precisions: Iterable[Precision]) -> dict[str, Answering]:
-    """By name, answers with all layers at one precision."""
+    """For each precision, by name: answers with all layers at this precision."""
 
     def figures(precision: Precision, batch: Batch, embeds: Tensor) -> SpanFigures:
         with model.at(precision):
@@ -46,11 +46,11 @@ def judged(
     max_answer_tokens: int,
     description: str | None = None,
 ) -> pd.DataFrame:
-    """Attack every window once, and answer each attacked one in every way.
+    """Attack every window once, and answer each attacked window in every way.
 
     Returns:
-        `evaluate_spans`' rows for each way, which `answered` names: `answered`, `id`, `paragraph`, `em`, `f1`, `loss`,
-        `prediction`.
+        The rows of `evaluate_spans` for each way of answering, named in `answered`: `answered`, `id`, `paragraph`, `em`, `f1`,
+        `loss`, `prediction`.
     """
     model.eval()
 
@@ -68,17 +68,18 @@ def judged(
 
 
 def _return_freed_memory() -> None:
-    """Give what glibc has freed back to the system; does nothing elsewhere.
+    """Return memory freed by glibc to the system. Without glibc it does nothing.
 
-    Batches get ever shorter, and what one freed does not fit the next: SmolLM2-135M, whose graph of 16 windows takes 4 to 8 GB
-    beside 4 that stay, grew to 24 GB within some hundred batches. It costs 6 % of an attack's time there.
+    Batches get shorter and shorter, so memory freed by one batch is not reused by the next. With SmolLM2-135M, a graph of 16
+    windows takes 4 to 8 GB, and 4 GB are always in use. Memory still grew to 24 GB within some hundred batches. This call costs
+    6 % of an attack's time there.
     """
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
 
 def averaged(frame: pd.DataFrame, answered: Sequence[str], name: str) -> pd.DataFrame:
-    """Each question's mean over some ways of answering, as one way of the given name."""
+    """Each question's mean over some ways of answering, as one new way of answering with the given name."""
     chosen = frame[frame["answered"].isin(answered)]
     keys = [c for c in frame if c not in ("answered", "em", "f1", "loss")]
     return chosen.groupby(keys, sort=False, as_index=False)[["em", "f1", "loss"]].mean().assign(answered=name)

@@ -1,7 +1,7 @@
-"""Noise in the rounding of activations: plain randomness, which random precision inference is held against.
+"""Noise in the rounding of activations: plain randomness, as a comparison for random precision inference.
 
-Uniform noise of half a step on either side, added before rounding, makes rounding stochastic: what is read back is, in
-expectation, the number itself. It needs no second precision; where it defends as well, the defence is noise.
+Uniform noise of ± half a step, added before rounding, makes rounding stochastic. The expectation of the rounded number is the
+number itself. No second precision is needed. If this defends equally well, then the defence is only noise.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from qatlib.quantizer import fake_quantize
 
 @contextmanager
 def noisy_rounding(model: SwitchableModel, generator: torch.Generator) -> Iterator[None]:
-    """Every layer rounds its input with noise that is new at every pass; weights, and inputs left at 32 bits, are as ever.
+    """Every layer rounds its input with new noise at every pass. Weights, and inputs at 32 bits, are not affected.
 
-    Gradients go straight through, as through any rounding.
+    Gradients use the straight-through estimator, as for any rounding.
     """
     with (
         model.at(model.configuration),
@@ -40,6 +40,6 @@ def _noisily(layer: SwitchableLinear, generator: torch.Generator, x: Tensor) -> 
         scale = quantizer.scale(seen)
         noise = (torch.rand(seen.shape, generator=generator).to(seen) - 0.5) * scale.detach()
         x = quantizer.rotation.inverse(fake_quantize(seen + noise, scale, a_bits, quantizer.grid))
-    (result,) = layer.at_each([Precision(w_bits, FULL)], x)  # its input is on the grid already
+    (result,) = layer.at_each([Precision(w_bits, FULL)], x)  # the input is already rounded
     layer.precision = own
     return result

@@ -1,4 +1,4 @@
-"""Words of a context that an attacker may change, and the question that comes of it."""
+"""Words of a context that an attacker may change, and the resulting question."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from dataclasses import replace
 from qatlib.qa.squad import Question
 
 Span = tuple[int, int]
-"""First and one past the last character in the context."""
+"""Position in the context of the first character, and of the one after the last."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
 def free_words(question: Question) -> list[Span]:
-    """The words of the context, letters only, that share no character with any given answer, in order."""
+    """The words (letters only) of the context that do not overlap any given answer, in order."""
     answers = [(a.start, a.start + len(a.text)) for a in question.answers]
     words = [match.span() for match in _WORD.finditer(question.context)]
     return [(start, end) for start, end in words if not any(start < past and first < end for first, past in answers)]
 
 
 def with_changes(question: Question, changes: Mapping[Span, str]) -> Question:
-    """The question with words of its context changed; its own text stays, and its answers stand where their text now is.
+    """The question with some words of its context changed. The question's text stays, and answer offsets are corrected.
 
     Args:
-        changes: new text of some of `free_words`.
+        changes: new text for some of `free_words`.
 
     Raises:
-        ValueError: a span that is not one of them.
+        ValueError: a span is not in `free_words`.
     """
     if wrong := set(changes) - set(free_words(question)):
         start, end = min(wrong)

@@ -1,4 +1,4 @@
-"""HotFlip: single tokens are exchanged for those that a first-order estimate says raise the loss most (Ebrahimi et al. 2018)."""
+"""HotFlip (Ebrahimi et al. 2018): replace single tokens by those that raise the loss most, by a first-order estimate."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from qatlib.qa.loss import Batch
 def hotflip(
     model: SwitchableModel, batch: Batch, flips: int, draws: Draws, allowed: Tensor, loss: str = "cross_entropy"
 ) -> tuple[Tensor, Tensor]:
-    """Exchange up to `flips` free tokens of every window, one after the other, all windows of the batch at once.
+    """Replace up to `flips` free tokens of every window, one after the other. All windows of the batch are processed together.
 
-    The gain of token v at place i is estimated as ∇_i L · (e_v − e_{x_i}); the gradient is the mean over what is drawn.
-    A window without an answer stays as it is.
+    The gain of token v at place i is estimated as ∇_i L · (e_v − e_{x_i}). The gradient is the mean over the drawn
+    configurations. A window without an answer is not changed.
 
     Args:
-        allowed: (vocabulary,) bool, the tokens that may be put in.
+        allowed: (vocabulary,) bool, the tokens that may be inserted.
 
     Returns:
-        Token ids (batch, tokens), those of the highest loss the attacker saw on its way, and that loss (batch,).
+        Token ids (batch, tokens) with the highest loss that the attacker saw, and that loss (batch,).
     """
     model.eval()
     table = model.lm.get_input_embeddings().weight.detach()
@@ -37,7 +37,7 @@ def hotflip(
         worst, best = torch.where(better, found, worst), torch.where(better[:, None], ids, best)
         if gradient is None:
             break
-        for row in range(len(ids)):  # a window at a time: (tokens, vocabulary) is large enough
+        for row in range(len(ids)):  # one window at a time: (tokens, vocabulary) is already large
             places = free[row].nonzero()[:, 0]
             if not len(places):
                 continue

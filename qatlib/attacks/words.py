@@ -1,8 +1,8 @@
-"""QA-Attack: the words that an answer hangs on are exchanged for others that read alike (S1).
+"""QA-Attack: words that are important for an answer are replaced by similar words (S1).
 
-Words are ranked by the attention they receive, by what their removal costs, or by both; then, from the first rank on, each is
-replaced by the candidate that raises the attacker's loss most, if any does. All questions go through each of these steps
-together, in batches.
+Words are ranked by the attention they receive, by the loss caused by their removal, or by both. Then, in this order, each is
+replaced by the candidate that raises the attacker's loss most, if any raises it. All questions go through each step together,
+in batches.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Featurize = Callable[[Sequence[Question]], list[Feature]]
 
 
 class WordAttack:
-    """An attacker on words who sees the mean loss over given configurations.
+    """An attack on words. The attacker sees the mean loss over given configurations.
 
     Args:
-        configurations: one to attack a static model, several for the expectation over random precisions.
-        featurize: cuts questions into windows, as the model is used.
+        configurations: one to attack a static model; several for the expectation over random precisions.
+        featurize: cuts questions into windows, as for normal use of the model.
 
     Attributes:
-        passed: windows that went through the model so far, once for each configuration.
+        passed: number of windows passed through the model so far, counted once per configuration.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class WordAttack:
 
     @torch.no_grad()
     def losses(self, questions: Sequence[Question], description: str | None = None) -> np.ndarray:
-        """`window_loss` of every question in nats, mean over the windows that hold its answer and over the configurations.
+        """`window_loss` of every question in nats, mean over the windows that contain its answer and over the configurations.
 
-        −∞ where no window does: such a question can't be attacked.
+        It is −∞ if no window contains the answer: such a question can't be attacked.
         """
         self.model.eval()
         features = self.featurize(questions)
@@ -79,7 +79,7 @@ class WordAttack:
         return np.divide(sums, counts, out=np.full(len(questions), -np.inf), where=counts > 0)
 
     def ranked(self, questions: Sequence[Question], by: Ranking) -> list[list[Span]]:
-        """The free words of every question that have candidates, the most important first."""
+        """For every question, the free words that have candidates, most important first."""
         words = [[span for span in free_words(q) if self.candidates(q, span)] for q in questions]
         scores = [np.zeros(len(spans)) for spans in words]
         if by != "attention":
@@ -89,14 +89,14 @@ class WordAttack:
         return [[spans[i] for i in np.argsort(-score, kind="stable")] for spans, score in zip(words, scores, strict=True)]
 
     def _removal(self, questions: Sequence[Question], words: Sequence[Sequence[Span]]) -> list[np.ndarray]:
-        """How much the loss rises when each word is taken out."""
+        """The rise in loss when each word is removed."""
         without = [with_changes(q, {span: ""}) for q, spans in zip(questions, words, strict=True) for span in spans]
         losses = self.losses(without, "removal") if without else np.zeros(0)
         return np.split(losses, np.cumsum([len(spans) for spans in words])[:-1])
 
     @torch.no_grad()
     def _attention(self, questions: Sequence[Question], words: Sequence[Sequence[Span]]) -> list[np.ndarray]:
-        """Attention that a word receives from the tokens after it, mean over them, heads and layers, summed over its tokens."""
+        """Attention that a word receives from later tokens: mean over these, heads and layers, summed over the word's tokens."""
         lm, features = self.model.lm, self.featurize(questions)
         self.passed += len(features)
 
@@ -107,7 +107,7 @@ class WordAttack:
             later = torch.tril(batch.real[:, :, None].expand_as(received), -1)
             return ((received * later).sum(1) / later.sum(1).clamp_min(1)).float().cpu()
 
-        with self.model.attending("eager"):  # the others give no attention
+        with self.model.attending("eager"):  # other implementations do not return attention
             found = over_batches(features, self.batch_size, self.pad_id, device_of(self.model), measure)
         scores = [np.zeros(len(spans)) for spans in words]
         for rows, received in found:
@@ -119,7 +119,7 @@ class WordAttack:
         return scores
 
     def attack(self, questions: Sequence[Question], by: Ranking, most: int) -> list[Question]:
-        """Every question with up to `most` of its words replaced; ids stay, so that answers pair with those of the originals."""
+        """Every question with at most `most` words replaced. Ids stay, so answers can be paired with those to the originals."""
         ranked = self.ranked(questions, by)
         changes: list[dict[Span, str]] = [{} for _ in questions]
         worst = self.losses(questions)

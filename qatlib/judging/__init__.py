@@ -1,1 +1,1 @@
-"""From kept scores to tables and verdicts."""
+"""Computes tables and verdicts from kept scores."""

@@ -1,4 +1,4 @@
-"""The twelve checks on notebook 5's attacks, from its scores; what each must be is in `qatlib.judging.attack_rules`."""
+"""The twelve checks on notebook 5's attacks, computed from its scores. Their pass rules are in `qatlib.judging.attack_rules`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.studies.attackers import SEARCHED
 
 ROUNDING = 1e-4
-"""What a figure may differ by that is computed in another order."""
+"""Allowed difference of a figure that is computed in another order."""
 
 BELIEVABLE = 20
-"""Mixed configurations a step that a believable attacker of draws a layer averages over."""
+"""Mixed configurations per step that an attacker on per-layer draws must average over to be believable."""
 
 STRONGER = {
     "steps": "twice the steps",
@@ -28,7 +28,7 @@ STRONGER = {
     "objective": "margin loss",
     "arithmetic": "in fp32",
 }
-"""Variations that must leave no less F1 than the params' own attack (check 7), by the column `varied`, in words."""
+"""Variations by the column `varied`, in words. They must not leave less F1 than the params' own attack (check 7)."""
 
 
 def main_checks(
@@ -39,12 +39,12 @@ def main_checks(
     control: Set,
     **options: Any,
 ) -> list[Check]:
-    """Checks 1, 2, 3, 5 and 9 to 11, of the attacks at every precision.
+    """Checks 1, 2, 3, 5 and 9 to 11, for the attacks at every precision.
 
     Args:
         complete: rows for `none`, `noise`, `PGD at …`, `EOT …` and `worst` over those, answered at every precision and by RPI.
-        reach: of `Variations.reach`.
-        precisions: all of them.
+        reach: the result of `Variations.reach`.
+        precisions: all precisions.
     """
 
     def gap(a: pd.DataFrame, b: pd.DataFrame) -> Estimate:
@@ -93,10 +93,10 @@ def main_checks(
 
 
 def variation_checks(variations: pd.DataFrame, complete: pd.DataFrame, at: str, **options: Any) -> list[Check]:
-    """The sanity of the attack itself (0), and checks 6 to 8, at one static precision.
+    """Check 0 (is the attack itself sound) and checks 6 to 8, at one static precision.
 
     Args:
-        variations: of `Variations.static_variants`.
+        variations: the result of `Variations.static_variants`.
         at: the precision.
     """
 
@@ -132,10 +132,10 @@ def variation_checks(variations: pd.DataFrame, complete: pd.DataFrame, at: str, 
 
 
 def outside_checks(gradients: pd.DataFrame, twin: pd.DataFrame, complete: pd.DataFrame, at: str, **options: Any) -> list[Check]:
-    """Check 4 at one static precision, and check 6 at all.
+    """Check 4 at one static precision, and check 6 at all precisions.
 
     Args:
-        gradients, twin: of `Variations.gradients` and `Robustness.from_outside`.
+        gradients, twin: the results of `Variations.gradients` and `Robustness.from_outside`.
         at: the precision that the twin was attacked at.
     """
     outside, own = attack_with(twin, family="gradient"), own_attack(complete, at)
@@ -157,13 +157,13 @@ def adaptive_checks(
     draws: int,
     **options: Any,
 ) -> list[Check]:
-    """Checks 5, 7, 8 and 11 of stronger attackers on the first set, and of plain noise in its place.
+    """Checks 5, 7, 8 and 11, for stronger attackers on the first set and for plain noise instead of random precision.
 
     Args:
         complete: as in `main_checks`.
-        variants, finer, rounding: of `Variations.adaptive_variants` with RPI among the answers, `Robustness.drawn_finer` and
-            `.rounded_noisily`.
-        draws: mixed configurations a step of the attacker of `finer`.
+        variants, finer, rounding: the results of `Variations.adaptive_variants` (with RPI among the answers),
+            `Robustness.drawn_finer` and `Robustness.rounded_noisily`.
+        draws: mixed configurations per step of the attacker in `finer`.
     """
     rpi, eot = f"RPI {set_name(precisions)}", own_attack(complete, set_name(precisions))
     searched = attack_with(variants, family="search")
@@ -198,10 +198,10 @@ def adaptive_checks(
 
 
 def longer_attack(variations: Mapping[str, pd.DataFrame], variants: pd.DataFrame, precisions: Set, **options: Any) -> list[Check]:
-    """What RPI has over single precisions once check 7's longer attack is made on both, each by its own.
+    """RPI's gain over single precisions when each side faces the longer attack of check 7 made against it.
 
     Args:
-        variations: of `Variations.static_variants`, by the precision's name.
+        variations: results of `Variations.static_variants`, by the precision's name.
         variants: as in `adaptive_checks`.
     """
     rpi, longer = f"RPI {set_name(precisions)}", {"family": "gradient", "varied": "steps"}
@@ -211,13 +211,13 @@ def longer_attack(variations: Mapping[str, pd.DataFrame], variants: pd.DataFrame
 
 
 def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set, **options: Any) -> pd.DataFrame:
-    """RPI, its precisions alone, and these with noisy rounding: without an attack, under EOT and under their own.
+    """RPI, its precisions alone, and these precisions with noisy rounding: without an attack, under EOT, under their own attack.
 
-    All on the questions of `rounding`.
+    All use the questions of `rounding`.
 
     Returns:
-        `defence`, `attack`, `clean_f1` and `f1` in percent, `rpi_gain`, what RPI has under EOT beyond that in points (each
-        with `_low` and `_high`), `n`, and what the attack is (`ABOUT`).
+        `defence`, `attack`, `clean_f1` and `f1` in percent, `rpi_gain`, RPI's F1 under EOT minus `f1` in points
+        (each with `_low` and `_high`), `n`, and the description of the attack (`ABOUT`).
     """
     rpi, eot, rows = f"RPI {set_name(precisions)}", own_attack(complete, set_name(precisions)), []
     both = pd.concat([complete[complete["id"].isin(rounding["id"])], rounding], ignore_index=True)
@@ -234,10 +234,10 @@ def noise_table(complete: pd.DataFrame, rounding: pd.DataFrame, precisions: Set,
 
 
 def cost_checks(section: Adversarial, words: Mapping[str, float]) -> list[Check]:
-    """Check 12: what every attack costs, with its parameters.
+    """Check 12: the cost of every attack, with its parameters.
 
     Args:
-        words: windows a question that each attack on words passed through the model.
+        words: for each attack on words, windows passed through the model per question.
     """
     attack, first = section.attack, section.sets[0]
     many, name, passed = len(first), set_name(first), attack.passes

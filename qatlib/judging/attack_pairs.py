@@ -1,4 +1,4 @@
-"""Random against static: which attack each side of a comparison faces, and what random precisions gain over a static one."""
+"""Random against static precision: the attack each side of a comparison faces, and the gain of random precisions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qatlib.precision import Precision
 from qatlib.studies.attackers import ABOUT
 
 Attacker = Literal["none", "transfer", "adaptive", "one draw", "worst"]
-"""Who attacks the random side: no one; the static side's own attacker; one who averages over the set; S0's, who sees one draw
-a step; the worst of all, question by question."""
+"""Who attacks the random side: no attacker; the static side's own; one who averages over the set; S0's, who sees one draw
+per step; the worst of all, question by question."""
 
 
 class Faced(NamedTuple):
@@ -27,12 +27,12 @@ class Faced(NamedTuple):
 
 
 def faced(complete: pd.DataFrame, precisions: Set, static: str) -> list[Faced]:
-    """What RPI over a set and a static precision face, by who attacks RPI.
+    """The attacks that RPI over a set and a static precision face, by attacker of RPI.
 
-    The static side always faces its own best attack, PGD at itself: EOT's compromise between precisions would spare it.
+    The static side always faces its own best attack, PGD at its own precision. EOT would be weaker, as it averages precisions.
 
     Args:
-        complete: of `attack_scores.attacked`.
+        complete: the result of `attack_scores.attacked`.
         static: the static precision's name.
     """
     pgd, eot = own_attack(complete, static), own_attack(complete, set_name(precisions))
@@ -51,15 +51,15 @@ def against_static(
     """RPI over every set, paired with the most robust static precision of equal clean F1 (`attack_scores.best_static`).
 
     Args:
-        complete: of `attack_scores.attacked`.
-        sets: what RPI draws from, the control among them.
-        control: a set whose precisions are alike; its static side is one of its own.
-        precisions: all static ones.
+        complete: the result of `attack_scores.attacked`.
+        sets: the sets that RPI draws from, including the control.
+        control: a set of similar precisions; it is compared with one of its own precisions.
+        precisions: all static precisions.
 
     Returns:
-        `defence`, `over`, `attack` (the random side's, and the static side's where it is another), `difference` in points of F1
-        (with `_low` and `_high`), `p` (Holm-corrected over the table), `n`, `attacker` and what the random side's attack is
-        (`ABOUT`).
+        `defence`, `over`, `attack` (of the random side, and of the static side if it differs), `difference` in points of F1
+        (with `_low` and `_high`), `p` (Holm-corrected over the table), `n`, `attacker` and the description of the random
+        side's attack (`ABOUT`).
     """
     rows = []
     for s in sets:
@@ -86,17 +86,17 @@ IN_WORDS: dict[Attacker, str] = {
 def protocols(
     complete: pd.DataFrame, one_draw: pd.DataFrame, precisions: Set, static: str, ids: Sequence[str], **options: Any
 ) -> pd.DataFrame:
-    """Random against one static precision, by who attacks the random side and by how many questions: S0's ten, and all.
+    """Random against one static precision, by attacker of the random side and by number of questions (S0's ten, and all).
 
     Args:
-        complete: of `attack_scores.attacked`.
-        one_draw: of `Robustness.one_draw`, the first study's own defence under its own attacker.
+        complete: the result of `attack_scores.attacked`.
+        one_draw: the result of `Robustness.one_draw`: the first study's own defence under its own attacker.
         static: the static precision's name.
-        ids: of all questions, in order.
+        ids: ids of all questions, in order.
 
     Returns:
-        `defence`, `attacker of RPI`, `attacker of static`, `static_drop` and `rpi_drop` (points of F1 lost), `gain`, F1 of the
-        random side beyond the static one's (points, with `_low` and `_high`), `n`.
+        `defence`, `attacker of RPI`, `attacker of static`, `static_drop` and `rpi_drop` (points of F1 lost), `gain`, F1 of
+        the random side minus F1 of the static side (points, with `_low` and `_high`), `n`.
     """
     rpi = f"RPI {set_name(precisions)}"
     sides = {f.attacker: (complete, rpi, f) for f in faced(complete, precisions, static)}
@@ -119,10 +119,10 @@ def protocols(
 
 
 def over_each(frame: pd.DataFrame, precisions: Set, static: Sequence[Precision], **options: Any) -> pd.DataFrame:
-    """RPI over each static precision without an attack.
+    """Gain of RPI over each static precision without an attack.
 
     Args:
-        frame: answers with those by RPI over `precisions` (`attack_scores.with_rpi`).
+        frame: answers, including those of RPI over `precisions` (`attack_scores.with_rpi`).
 
     Returns:
         `over`, `gain` in points of F1 (with `_low` and `_high`), `n`.

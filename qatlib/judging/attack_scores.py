@@ -1,6 +1,6 @@
-"""Scores under attack: one row an attack, a way of answering and a question; means over draws and minima over attacks.
+"""Scores under attack: one row per attack, way of answering and question. Means over draws and minima over attacks.
 
-Columns: `attack`, a name to display, and what it is (`qatlib.studies.attackers.Attack`): `family` (`none` for clean input),
+Columns: `attack`, a name to display, and its description (`qatlib.studies.attackers.Attack`): `family` (`none` for clean input),
 `target`, `epsilon`, `objective`, `steps`, `varied`; `answered`, `id`, `paragraph`, `em` and `f1` in percent, `loss` in nats.
 """
 
@@ -19,25 +19,25 @@ from qatlib.judging.stats import Estimate
 from qatlib.studies.attackers import ABOUT, Attack
 
 FLOOR = 10.0
-"""Percent of F1 under attack below which nothing is left to defend: there differences between defences say nothing."""
+"""If F1 under attack is below this percentage, it is near its floor. Differences between defences then have no meaning."""
 
 _OF_ATTACKS = ("attack", *ABOUT, "em", "f1", "loss")
-"""Columns whose values hang on the attack; the others say who answered what."""
+"""Columns whose values depend on the attack. The others say which model answered which question."""
 
 
 def with_rpi(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
-    """The frame with RPI over one precision for all layers among the answers, exactly: `averaged` over each set's precisions.
+    """The frame with answers of RPI added. RPI draws one precision for all layers, so this is exact: `averaged` over each set.
 
-    It answers by the name `RPI {4, 8}`.
+    Its name in `answered` is `RPI {4, 8}`.
     """
     drawn = (averaged(frame, [p.name for p in s], f"RPI {set_name(s)}") for s in sets)
     return pd.concat([frame, *drawn], ignore_index=True)
 
 
 def worst_over(frame: pd.DataFrame, attacks: Sequence[str], name: str = "worst") -> pd.DataFrame:
-    """For each question and way of answering the lowest F1 over some attacks: the mean of minima, not the minimum of means.
+    """The lowest F1 over some attacks, for each question and way of answering: a mean of minima, not a minimum of means.
 
-    Its family is `worst`.
+    The family of the result is `worst`.
     """
     chosen = frame[frame["attack"].isin(attacks)]
     keys = [c for c in frame if c not in _OF_ATTACKS]
@@ -46,7 +46,7 @@ def worst_over(frame: pd.DataFrame, attacks: Sequence[str], name: str = "worst")
 
 
 def drops(frame: pd.DataFrame) -> pd.DataFrame:
-    """F1 and EM lost to each attack by each way of answering, against the same way without one, as rows a question."""
+    """F1 and EM lost to each attack by each way of answering, compared with no attack. One row per question."""
     keys = [c for c in frame if c not in _OF_ATTACKS]
     clean = frame.loc[frame["family"] == "none", [*keys, "em", "f1"]]
     both = frame[frame["family"] != "none"].merge(clean, on=keys, suffixes=("", "_clean"))
@@ -55,15 +55,15 @@ def drops(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def successes(frame: pd.DataFrame, ways: Mapping[str, Sequence[str]], over: Sequence[str] = ()) -> pd.DataFrame:
-    """How often an attack makes an answer wrong, of the questions that every draw answers all right without one.
+    """How often an attack makes an answer wrong, among questions that every draw answers fully right without an attack.
 
-    A question counts by the percentage of the draws whose answer is no longer all right: what RPI loses lies between what
-    its precisions lose.
+    A question counts by the percentage of draws whose answer is no longer fully right. So RPI's loss lies between the losses
+    of its precisions.
 
     Args:
         frame: answers at single precisions.
-        ways: by the name of a way of answering the precisions that it draws from; one alone is static.
-        over: attacks whose strongest for each question is added as `worst`; the attacker chooses before the draw.
+        ways: name of a way of answering → the precisions it draws from. A single precision is static.
+        over: attacks whose strongest, for each question, is added as `worst`. The attacker chooses before the draw.
 
     Returns:
         `answered`, `attack`, `id`, `paragraph`, `success` in percent.
@@ -82,7 +82,7 @@ def successes(frame: pd.DataFrame, ways: Mapping[str, Sequence[str]], over: Sequ
 
 
 def success_table(found: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """`successes` as rates with intervals, and of how many questions; none of questions of a single paragraph.
+    """`successes` as rates with intervals, and the number of questions. Questions from a single paragraph give no row.
 
     Returns:
         `answered`, `attack`, `success` with `_low` and `_high` in percent, `right_at_first`.
@@ -96,13 +96,13 @@ def success_table(found: pd.DataFrame, **options: Any) -> pd.DataFrame:
 
 
 def attacked(frame: pd.DataFrame, *sets: Set) -> pd.DataFrame:
-    """The frame with RPI over each set among the answers, and with `worst`: of each question the worst gradient attack."""
+    """The frame with RPI over each set added to the answers, and with `worst`: the worst gradient attack on each question."""
     both = with_rpi(frame, *sets)
     return pd.concat([both, worst_over(both, gradient_attacks(both))], ignore_index=True)
 
 
 def gradient_attacks(frame: pd.DataFrame) -> list[str]:
-    """The names of the attacks in a frame that follow a gradient over embeddings, whatever they are called."""
+    """The names of the attacks in a frame that follow a gradient over embeddings. They are found by family, not by name."""
     return list(frame.loc[frame["family"] == "gradient", "attack"].unique())
 
 
@@ -110,7 +110,7 @@ def attack_with(frame: pd.DataFrame, **columns: str | float) -> str:
     """The name of the attack in a frame with these values in its columns.
 
     Raises:
-        KeyError: no attack has them, or several do.
+        KeyError: no attack has these values, or several attacks do.
     """
     chosen = frame
     for column, value in columns.items():
@@ -123,21 +123,24 @@ def attack_with(frame: pd.DataFrame, **columns: str | float) -> str:
 
 
 def own_attack(frame: pd.DataFrame, target: str) -> str:
-    """The name of the params' own attack in a frame that was made against a precision, a set or a way of drawing.
+    """The name of the params' own attack in a frame, by its target: a precision, a set or a way of drawing.
+
+    Other kinds of attack are not found: their column `varied` differs.
 
     Raises:
-        KeyError: as `attack_with`; an attack of another kind says so in its column `varied`.
+        KeyError: as `attack_with`.
     """
     return attack_with(frame, family="gradient", target=target, varied="nothing")
 
 
 def best_static(frame: pd.DataFrame, precisions: Set, among: Sequence[str]) -> str:
-    """What RPI over a set is held against: of some static precisions the one with the highest F1 under `worst`.
+    """The static precision that RPI over a set is compared with: the one with the highest F1 under `worst`.
 
-    It is one of those whose clean F1 is at most a point below RPI's; if there is none, the best without an attack.
+    Only precisions whose clean F1 is at most one point below RPI's are considered. If there is none, it is the one with the
+    best clean F1.
 
     Args:
-        frame: of `attacked`.
+        frame: the result of `attacked`.
     """
     least = select(frame, f"RPI {set_name(precisions)}", "none")["f1"].mean() - 1
     clean = {name: select(frame, name, "none")["f1"].mean() for name in among}
@@ -146,11 +149,11 @@ def best_static(frame: pd.DataFrame, precisions: Set, among: Sequence[str]) -> s
 
 
 def gains(frame: pd.DataFrame, by: Sequence[str], precisions: Set, among: Sequence[str]) -> pd.DataFrame:
-    """What RPI over a set has beyond `best_static`, both under the worst attack of each question, in every group of rows.
+    """The gain of RPI over `best_static` in every group of rows. Both face the worst attack on each question.
 
     Args:
         frame: answers at single precisions.
-        by: columns that make the groups.
+        by: columns that define the groups.
         among: the static precisions.
 
     Returns:
@@ -195,10 +198,10 @@ def select(frame: pd.DataFrame, answered: str, attack: str) -> pd.DataFrame:
 
 
 def contrast(a: pd.DataFrame, b: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
-    """Mean of a − b over the questions that both have (and the seeds, where there are), bootstrapped by paragraph.
+    """Mean of a − b over the questions (and seeds, if any) that both have, bootstrapped by paragraph.
 
     Args:
-        options: of `stats.cluster_bootstrap`.
+        options: options of `stats.cluster_bootstrap`.
     """
     keys = [c for c in ("seed", "id", "paragraph") if c in a and c in b]
     pair = a[[*keys, metric]].merge(b[[*keys, metric]], on=keys, suffixes=("", "_b"))
@@ -213,7 +216,7 @@ def mean_of(a: pd.DataFrame, metric: str = "f1", **options: Any) -> Estimate:
 
 
 def attack_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) -> pd.DataFrame:
-    """`results.mean_table` of every way of answering under every attack: `answered`, `attack`, and at the end `ABOUT`."""
+    """`results.mean_table` for every way of answering under every attack: `answered`, `attack`, the means, and `ABOUT`."""
     back = {"model": "answered", "precision": "attack"}
     scores = frame.rename(columns={name: column for column, name in back.items()}).assign(seed=0)
     table = results.mean_table(scores, metrics, **options).rename(columns=back)
@@ -221,5 +224,5 @@ def attack_table(frame: pd.DataFrame, metrics: Sequence[str], **options: Any) ->
 
 
 def about(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each attack is that a way of answering faces: `answered`, `attack` and the columns `ABOUT`."""
+    """Description of each attack that a way of answering faces: `answered`, `attack` and the columns `ABOUT`."""
     return frame.drop_duplicates(["answered", "attack"])[["answered", "attack", *ABOUT]]

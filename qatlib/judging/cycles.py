@@ -1,4 +1,4 @@
-"""Tables of what trainings became: equal answers, returns of a cycle, flatness."""
+"""Tables on the trained models: equal answers, returns of a cycle, flatness."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from qatlib.judging import results, rule
 
 CYCLING = ("cpt separate", "cpt shared", "pattern shared", "two-phase", "cpt reversed", "cpt all weights")
-"""The methods that go through cycles; a shuffled one has none."""
+"""The methods with cycles. A shuffled schedule has no cycle."""
 
 
 PAIRS = (
@@ -30,10 +30,10 @@ PAIRS = (
     ("cpt all weights", "random all weights"),
     ("cpt all weights", "cpt shared"),
 )
-"""Methods that are compared; the second is what the first is compared with."""
+"""Pairs of compared methods. The second is the reference."""
 
 MOVED_ALIKE = tuple((a, b) for a, b in PAIRS if a.endswith("all weights") == b.endswith("all weights"))
-"""Those of `PAIRS` whose sharpness compares: both have the base's weights moved, or both their adapters'."""
+"""The `PAIRS` whose sharpness can be compared: sharpness moves the base weights in both, or the adapters in both."""
 
 HEADLINED = (
     ("cpt shared", "static"),
@@ -44,10 +44,10 @@ HEADLINED = (
     ("two-phase", "static"),
     ("cpt shared", "cpt shuffled"),
 )
-"""Those of `PAIRS` that differ in what they train on and not in their adapters, and so answer whether the cycle helps."""
+"""The `PAIRS` that show whether the cycle helps: they differ in the trained precisions, not in the adapters."""
 
 NATS = 0.02
-"""A difference in the rise of the loss that would matter."""
+"""A difference in the rise of the loss counts from this size on."""
 
 
 FLATTER: Mapping[rule.Verdict, str] = {
@@ -55,7 +55,7 @@ FLATTER: Mapping[rule.Verdict, str] = {
     "not reproduced": "not flatter",
     "undecided": "undecided at this size",
 }
-"""What a verdict says of a minimum that is claimed to be flatter than another."""
+"""Verdict → text on a minimum that is claimed to be flatter than another."""
 
 
 def agreement(scores: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def agreement(scores: pd.DataFrame) -> pd.DataFrame:
         scores: with `prediction`.
 
     Returns:
-        One row a model, pair of precisions, seed and question: `model`, `precision` (as `8 and 4`), `seed`, `id`,
+        One row per model, pair of precisions, seed and question: `model`, `precision` (as `8 and 4`), `seed`, `id`,
         `paragraph`, `same` (percent: 0 or 100).
     """
     parts = []
@@ -81,21 +81,22 @@ def agreement(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def returns(curves: pd.DataFrame) -> pd.DataFrame:
-    """The training loss at every return of a cycle to the highest precision that the training takes.
+    """The training loss at every return of a cycle to the highest precision of the training.
 
     Args:
         curves: `model`, `seed`, `step`, `w_bits`, `span_loss`; methods that are not `CYCLING` are left out.
 
     Returns:
-        One row a method and return, means of its trainings: `model`, `cycle` (from 1), `w_bits` and `steps` there (with
-        those of a second phase at these bits), `loss` of these, `way` (of the lower steps since the last return, nats),
-        `change` of `loss` from the last return; and in how many of `seeds` trainings it was `below_way` and `below_last`.
+        One row per method and return, means over its trainings: `model`, `cycle` (from 1), `w_bits`, `steps` at this precision
+        (including a second phase at these bits), `loss` (mean over these steps), `way` (loss of the lower steps since the last
+        return, nats), `change` of `loss` from the last return. `below_way` and `below_last` are the numbers of trainings, out
+        of `seeds`, in which `loss` was below `way` and below the last return.
     """
     rows = curves[curves["model"].isin(CYCLING)]
     training = [rows["model"], rows["seed"]]
     top = rows["w_bits"] == rows["w_bits"].groupby(training).transform("max")
     arrives = top & ~top.groupby(training).shift(fill_value=False)
-    cycle = arrives.groupby(training).cumsum() + ~top  # the way to a return is of its cycle
+    cycle = arrives.groupby(training).cumsum() + ~top  # the lower steps before a return belong to its cycle
     loss = rows["span_loss"]
     rows = rows.assign(cycle=cycle, steps=top, loss=loss.where(top), way=loss.where(~top))
     how = {"w_bits": "max", "steps": "sum", "loss": "mean", "way": "mean"}
@@ -109,7 +110,7 @@ def returns(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_rise(sharpness: pd.DataFrame) -> pd.DataFrame:
-    """The rise in loss and the change in F1 of each question, mean of all directions and of radii that `precision` has not."""
+    """Rise in loss and change in F1 of each question, mean over all directions, and over radii unless `precision` names one."""
     keys = ["model", "precision", "seed", "id", "paragraph"]
     return sharpness.groupby(keys, sort=False, as_index=False)[["loss_change", "f1_change"]].mean()
 
@@ -118,11 +119,11 @@ def flatness(sharpness: pd.DataFrame, model: str, others: Sequence[str], **optio
     """Whether a method's minimum is flatter than others' at the same precision, by the interval of the rise in loss.
 
     Args:
-        sharpness: of `Cyclic.trained`; its radii are taken together.
-        options: of `qatlib.judging.results.paired`.
+        sharpness: the table from `Cyclic.trained`; its radii are averaged.
+        options: options of `qatlib.judging.results.paired`.
 
     Returns:
-        One row another method and precision: `model`, `over`, `precision`, `difference` in rise (nats, with `_low`, `_high`;
+        One row per other method and precision: `model`, `over`, `precision`, `difference` in rise (nats, with `_low`, `_high`;
         below 0: flatter), `n`, `seeds`, `minimum` (of `FLATTER`, by the rule of `qatlib.judging.rule.verdict`).
     """
     risen, rows = mean_rise(sharpness), []
@@ -135,21 +136,22 @@ def flatness(sharpness: pd.DataFrame, model: str, others: Sequence[str], **optio
 
 
 def run_elsewhere(scores: pd.DataFrame, precisions: Sequence[str]) -> pd.DataFrame:
-    """Scores of the models that answered at a precision outside `precisions`, at all of theirs."""
+    """Scores at all precisions, of the models that also answered at a precision outside `precisions`."""
     elsewhere = scores.loc[~scores["precision"].isin(precisions), "model"]
     return scores[scores["model"].isin(elsewhere)].reset_index(drop=True)
 
 
 def at_equal_bitops(scores: pd.DataFrame, methods: Sequence[str], precisions: Sequence[str]) -> pd.DataFrame:
-    """Scores of trainings at the bit operations of static training at the widest precision, and of that one.
+    """Scores of trainings with as many bit operations as static training at the widest precision, and of this static training.
 
     Args:
-        scores: of `qatlib.studies.cyclic.Cyclic.trained`.
-        methods: what was trained at equal passes, which is left out; `static` at the widest takes as many bit operations.
-        precisions: what was cycled through, the widest first.
+        scores: the table from `qatlib.studies.cyclic.Cyclic.trained`.
+        methods: methods trained at equal passes, which are left out, except `static` at the widest precision: it takes as many
+            bit operations.
+        precisions: the precisions of the cycle, widest first.
 
     Returns:
-        Rows of `scores`; none where nothing was trained again at equal bit operations.
+        Rows of `scores`; none if no method was trained again at equal bit operations.
     """
     again = ~scores["model"].isin(methods)
     widest = (scores["model"] == "static") & (scores["precision"] == precisions[0])
@@ -158,10 +160,10 @@ def at_equal_bitops(scores: pd.DataFrame, methods: Sequence[str], precisions: Se
 
 
 def falls(returned: pd.DataFrame) -> str:
-    """One sentence: at how many returns to the highest precision each method's loss is below that of the return before.
+    """One sentence: for each method, at how many returns to the highest precision the loss is below that of the previous return.
 
     Args:
-        returned: of `returns`.
+        returned: the result of `returns`.
     """
     on = returned.dropna(subset="change").groupby("model", sort=False)[["below_last", "seeds"]].sum()
     fell = [f"{model} at {lower} of {n} returns" for model, lower, n in on.itertuples()] or ["none, which returns once"]
@@ -169,13 +171,13 @@ def falls(returned: pd.DataFrame) -> str:
 
 
 def least_agreement(same: pd.DataFrame, model: str) -> str:
-    """How often a model gives the same answer at the two precisions that agree least, and the best of the others; in words.
+    """In words: how often a model gives the same answer at the two precisions that agree least, and the best of the others.
 
     Args:
-        same: `results.mean_table` of `agreement`. `static` is left out: it is another training at each precision.
+        same: `results.mean_table` of `agreement`. `static` is left out: it has a separate training at each precision.
 
     Returns:
-        Empty where only `static` was trained.
+        The text; empty if only `static` was trained.
     """
     least = same[same["model"] != "static"].sort_values("same", kind="stable").drop_duplicates("model").set_index("model")
     best = least.drop(index=model, errors="ignore")["same"].nlargest(1).index

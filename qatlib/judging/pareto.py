@@ -1,4 +1,4 @@
-"""Accuracy against cost: F1 for each bit, and the line through configurations."""
+"""Accuracy against cost: F1 per bit, and the line through configurations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qatlib.judging import stats
 
 
 def per_bit(costs: pd.DataFrame, accuracy: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:
-    """`cost_table` with a metric beside it, and that metric for each average weight bit.
+    """`cost_table` with a metric added, and that metric per average weight bit.
 
     Args:
-        accuracy: `results.accuracy_table`, its `precision` the configurations' names.
+        accuracy: `results.accuracy_table`; its `precision` holds the configurations' names.
 
     Returns:
         The rows of `costs` with `f1` and `f1_per_bit`, each with `_low` and `_high`.
@@ -34,10 +34,10 @@ def per_bit(costs: pd.DataFrame, accuracy: pd.DataFrame, metric: str = "f1") -> 
 def trend_of_study(
     scores: pd.DataFrame, table: pd.DataFrame, study: str, **options: Any
 ) -> tuple[stats.Estimate, stats.Estimate] | None:
-    """`linear_trend` over one study's own configurations; None with fewer than three average bits or scores among them.
+    """`linear_trend` over one study's own configurations; None if they have fewer than three different average bits or scores.
 
     Args:
-        table: `configuration`, `study`, `w_bits`, `f1`, one row a configuration.
+        table: `configuration`, `study`, `w_bits`, `f1`, one row per configuration.
     """
     own = table[table["study"] == study]
     if own["f1"].nunique() < 3 or own["w_bits"].nunique() < 3:
@@ -48,15 +48,15 @@ def trend_of_study(
 def linear_trend(
     scores: pd.DataFrame, bits: Mapping[str, float], metric: str = "f1", **options: Any
 ) -> tuple[stats.Estimate, stats.Estimate]:
-    """The least-squares line of a metric over the average bits of configurations (S4's figure 2), bootstrapped over these.
+    """The least-squares line of a metric over the configurations' average bits (S4's figure 2), bootstrapped over configurations.
 
     Args:
-        scores: `scores` rows of one model (`qatlib.judging.results`), every configuration on the same questions.
-        bits: average bits of each configuration, by the name in `precision`: at least three, not all equal.
-        options: of `stats.over_pairs`.
+        scores: `scores` rows of one model (`qatlib.judging.results`), with the same questions for every configuration.
+        bits: average bits of each configuration, by its name in `precision`; at least three, not all equal.
+        options: options of `stats.over_pairs`.
 
     Returns:
-        The slope in points a bit, and R², the share of the configurations' variance that the line explains.
+        The slope in points per bit, and R², the share of the configurations' variance that the line explains.
 
     Raises:
         ValueError: the configurations answer different questions.

@@ -1,7 +1,7 @@
 """Every table that a notebook publishes: its name, its columns and their units, declared once in `tables/*.yaml`.
 
-`Stage` checks what it writes against the declarations, and what reads a report reads through them, so that a renamed table or
-column fails where it was renamed. `python -m qatlib.judging.published > docs/tables.md` writes them as a page.
+`Stage` checks what it writes against the declarations. Code that reads a report uses the same declarations. So a renamed table
+or column fails where it was renamed. `python -m qatlib.judging.published > docs/tables.md` writes them as a page.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ BOUNDS = ("", "_low", "_high")
 _COLUMN = re.compile(r"(±?)([^][?±]+?)(?: \[(.+)\])?(\??)")
 
 _PLACES = {"precision": r"(?:\d+|w\d+a\d+)", "base": r"(?:\d+|w\d+a\d+)", "budget": r"[\d-]+"}
-"""What a `{place}` in a name stands for; any other stands for whatever a name may hold."""
+"""What each `{place}` in a name matches. Any other place matches all characters that a name may have."""
 
 
 class PublishedError(ValueError):
-    """A table or column that is not declared, or that is declared and missing: where, what, and what is allowed."""
+    """A table or column is not declared, or is declared and missing. The message says where, what, and what is allowed."""
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -42,7 +42,7 @@ class Column:
     """One declared column, or the three of an interval."""
 
     name: str
-    """With `{precision}` in it, it stands for any number of columns."""
+    """If it contains `{precision}`, it stands for any number of columns."""
     unit: str
     interval: bool = False
     optional: bool = False
@@ -60,26 +60,26 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One declared table, or all whose names match a pattern."""
+    """One declared table, or all tables whose names match a pattern."""
 
     name: str
     about: str
     columns: tuple[Column, ...]
     when: str = ""
-    """The part of the params without which the table is not made, `cpt.equal_bitops`."""
+    """The part of the params that the table needs, such as `cpt.equal_bitops`."""
     only: str = ""
-    """In words, where it is made, if no single part of the params says so."""
+    """When the table is made, in words, if no single part of the params decides it."""
     measured: bool = False
-    """Whether it stands in `timing/`, not in `results/`."""
+    """Whether its folder is `timing/` instead of `results/`."""
 
     @property
     def folder(self) -> str:
-        """Where its file stands in a report, before the stage."""
+        """The folder of its file in a report, above the stage."""
         return "timing" if self.measured else "results"
 
     @cached_property
     def known(self) -> dict[str, Column]:
-        """The column of every name in a file, or of its pattern."""
+        """Column name in a file, or its pattern → declared column."""
         return {name: column for column in self.columns for name in column.names}
 
     def declares(self, column: str) -> bool:
@@ -87,7 +87,7 @@ class Table:
         return column in self.known or any(c.several and _pattern(c.name).fullmatch(column) for c in self.columns)
 
     def due(self, params: Mapping[str, Any]) -> bool:
-        """Whether a run with these params must have made it."""
+        """Whether a run with these params must contain the table."""
         value: Any = params
         for key in self.when.split(".") if self.when else ():
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -106,7 +106,7 @@ class Declarations:
     """Declared tables by stage.
 
     Args:
-        tables: by stage; an exact name goes before a pattern, and an earlier pattern before a later one.
+        tables: by stage. An exact name has priority over a pattern, and an earlier pattern over a later one.
     """
 
     def __init__(self, tables: Mapping[str, Iterable[Table]]) -> None:
@@ -140,7 +140,7 @@ class Declarations:
             measured: whether it goes to `timing/`.
 
         Raises:
-            PublishedError: the table is not declared, or not for this folder, or its columns are others than those declared.
+            PublishedError: the table is not declared, is declared for the other folder, or has other columns than declared.
         """
         table = self.find(stage, name)
         if table.measured != measured:
@@ -150,10 +150,10 @@ class Declarations:
 
 
 def read_tables(tables: Mapping[str, Any], units: Mapping[str, str], groups: Mapping[str, str]) -> Iterator[Table]:
-    """Tables as `tables/*.yaml` declares them.
+    """The tables declared in `tables/*.yaml`.
 
     Args:
-        units: by column.
+        units: the unit of each column.
         groups: lists of columns, by name.
 
     Raises:

@@ -1,12 +1,12 @@
-"""The result files' schema, and the tables that are made from them alone.
+"""The schema of the result files, and tables made only from these files.
 
-Scores are kept per question and per paragraph, so that any two models can be compared in pairs later:
+Scores are kept per question and per paragraph, so any two models can be compared in pairs later:
 
     scores       model, precision, seed, id, paragraph, em, f1, loss        em and f1 in percent, loss in nats
     perplexity   model, precision, seed, paragraph, nll, tokens, correct    nll summed over the tokens, in nats; correct:
-                                                                            how many of them were predicted right
+                                                                            number of tokens predicted right
 
-Beside `precision` stand `w_bits` and `a_bits`; configurations by name have no single width, and so no such columns.
+`w_bits` and `a_bits` accompany `precision`. Named configurations have no single width, and so lack these columns.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cells(frame: pd.DataFrame) -> list[Cell]:
 
 
 def widths(frame: pd.DataFrame) -> dict[str, Precision]:
-    """The widths of every `precision` of a frame, in order of appearance; rows without widths are left out.
+    """The widths of every `precision` in a frame, in order of appearance. Rows without widths are left out.
 
     Raises:
         KeyError: the frame has no columns `w_bits` and `a_bits`.
@@ -72,7 +72,7 @@ _POINTS = {"drop", "gain"}
 
 
 def ends(metric: str, difference: bool = False) -> tuple[float, float] | None:
-    """Of the scale of a metric in percent or in points of it, or of differences in such a metric; None for other metrics."""
+    """The ends of the scale of a metric in percent (or points), or of differences in such a metric. None for other metrics."""
     kind = metric.rpartition("_")[2]
     if kind not in _PERCENT | _POINTS:
         return None
@@ -88,10 +88,10 @@ def mean_of(scores: pd.DataFrame, cell: Cell, metric: str, **options: Any) -> st
 def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **options: Any) -> stats.Estimate:
     """Mean difference of `metric` between two cells on the same questions, bootstrapped by paragraph and seed.
 
-    Trainings pair with those of the same seed, or with the only one of the other cell.
+    A training is paired with the training of the same seed, or with the only training of the other cell.
 
     Args:
-        metric: a column of `scores`, or `perplexity`, whose difference is in percent of the reference's.
+        metric: a column of `scores`, or `perplexity`. The difference of `perplexity` is in percent of the reference.
 
     Raises:
         ValueError: the two were not measured on the same questions, or text.
@@ -114,13 +114,13 @@ def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **opt
 
 
 def _alike(mine: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two cells are one and the same model: it has the same loss on every question, to the last bit."""
+    """Whether two cells are the same model: their losses on every question are equal to the last bit."""
     beside = _beside(mine, other, "id", "loss") if "loss" in mine and "loss" in other else None
     return beside is not None and np.array_equal(mine["loss"], beside, equal_nan=True)
 
 
 def _beside(mine: pd.DataFrame, other: pd.DataFrame, key: str, column: str) -> np.ndarray | None:
-    """`other`'s values in the order of `mine`: of the same seed, or of the only one there is; None if some have no pair."""
+    """`other`'s values in the order of `mine`, from the same seed or from the only seed. None if some rows have no pair."""
     keys = [key] if other["seed"].nunique() == 1 else ["seed", key]
     pairs = other.set_index(keys)[column].reindex(pd.MultiIndex.from_frame(mine[keys]) if len(keys) > 1 else mine[key])
     if set(other[key]) != set(mine[key]) or not pairs.index.isin(other.set_index(keys).index).all():
@@ -129,19 +129,19 @@ def _beside(mine: pd.DataFrame, other: pd.DataFrame, key: str, column: str) -> n
 
 
 def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.DataFrame:
-    """F1 and EM of every cell, and its paired change against the reference; intervals by paragraph.
+    """F1 and EM of every cell, and their paired changes from the reference. Intervals are by paragraph.
 
     Args:
-        scores: rows of the `scores` schema.
-        reference: what changes are counted from.
+        scores: rows in the `scores` schema.
+        reference: the cell that changes are relative to.
         options: `resamples`, `confidence`, `seed` of `stats.cluster_bootstrap`.
 
     Returns:
-        One row a cell: `model`, `precision`, `f1`, `em`, `f1_change`, `em_change` (points, each with `_low`, `_high`),
+        One row per cell: `model`, `precision`, `f1`, `em`, `f1_change`, `em_change` (points, each with `_low`, `_high`),
         `f1_kept` (percent of the reference's F1, likewise), `loss`, `n`, `paragraphs`, `seeds`.
 
     Raises:
-        ValueError: a cell answers other questions than the reference.
+        ValueError: a cell has other questions than the reference.
     """
     rows = []
     for cell in cells(scores):
@@ -159,7 +159,7 @@ def accuracy_table(scores: pd.DataFrame, reference: Cell, **options: Any) -> pd.
 
 
 def kept(scores: pd.DataFrame, cell: Cell, reference: Cell, **options: Any) -> stats.Estimate:
-    """Percent of the reference's F1 that a cell has, on the same questions.
+    """A cell's F1 in percent of the reference's F1, on the same questions.
 
     Raises:
         ValueError: as `paired`.
@@ -177,16 +177,16 @@ def kept(scores: pd.DataFrame, cell: Cell, reference: Cell, **options: Any) -> s
 
 
 def _percent(part: Any, whole: Any) -> Any:
-    with np.errstate(divide="ignore", invalid="ignore"):  # of nothing no share is kept: NaN
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 gives NaN
         return 100 * np.divide(part, whole)
 
 
 def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any) -> pd.DataFrame:
-    """Perplexity of every cell and its paired change against the reference in percent.
+    """Perplexity of every cell and its paired change from the reference in percent.
 
     Returns:
-        One row a cell: `model`, `precision`, `perplexity`, `perplexity_change` (percent), `token_accuracy` (percent of tokens
-        that were the most probable; each with `_low`, `_high`), `tokens`, `paragraphs`, `seeds`.
+        One row per cell: `model`, `precision`, `perplexity`, `perplexity_change` (percent), `token_accuracy` (percent of tokens
+        that the model found most probable; each with `_low`, `_high`), `tokens`, `paragraphs`, `seeds`.
     """
     rows = []
     for cell in cells(perplexities):
@@ -204,21 +204,21 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
 
 
 def gaps(scores: pd.DataFrame, model: str, over: str, metric: str, **options: Any) -> Iterator[tuple[str, stats.Estimate]]:
-    """Paired difference of one model from another at every precision both were measured at: (precision, estimate)."""
+    """(precision, estimate) of `model` minus `over`, paired, at every precision at which both were measured."""
     known = set(cells(scores))
     for cell in (c for c in cells(scores) if c.model == model and Cell(over, c.precision) in known):
         yield cell.precision, paired(scores, cell, Cell(over, cell.precision), metric, **options)
 
 
 def gap_table(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str, **options: Any) -> pd.DataFrame:
-    """Paired differences between two models at every precision both were measured at.
+    """Paired differences between two models at every precision at which both were measured.
 
     Args:
-        pairs: names of models; the second is what the first is compared with.
+        pairs: names of two models. The second is the reference.
         metric: as in `paired`.
 
     Returns:
-        One row a pair and precision: `model`, `over` (the second), `precision` (with `w_bits` and `a_bits` where `scores` have
+        One row per pair and precision: `model`, `over` (the second), `precision` (with `w_bits` and `a_bits` where `scores` have
         them), `difference` (`model` minus `over`, in the metric's unit, with `_low`, `_high`), `p` (Holm-corrected within the
         table), `n`, `paragraphs`, `seeds`.
     """
@@ -238,7 +238,7 @@ def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> 
     """Means of every cell, with intervals by paragraph.
 
     Returns:
-        One row a cell: `model`, `precision`, each metric in its own unit with `_low` and `_high`, `n`, `paragraphs`.
+        One row per cell: `model`, `precision`, each metric in its own unit with `_low` and `_high`, `n`, `paragraphs`.
     """
     rows = []
     for cell in cells(scores):
@@ -251,10 +251,10 @@ def mean_table(scores: pd.DataFrame, metrics: Sequence[str], **options: Any) -> 
 
 
 def seed_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """How far trainings lie apart that differ in their seed alone.
+    """Spread of trainings that differ only in their seed.
 
     Returns:
-        One row a cell: `model`, `precision`, `seeds` (how many), `lowest`, `highest` and `range` of their mean F1 (percent).
+        One row per cell: `model`, `precision`, `seeds` (how many), `lowest`, `highest` and `range` of their mean F1 (percent).
     """
     by_seed = scores.groupby(["model", "precision", "seed"], sort=False)["f1"].mean().unstack()
     table = pd.DataFrame({"seeds": by_seed.count(axis=1), "lowest": by_seed.min(axis=1), "highest": by_seed.max(axis=1)})
@@ -262,9 +262,9 @@ def seed_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1) -> pd.DataFrame:
-    """For the page: every `x`, `x_low`, `x_high` as one column `value [low, high]`, and names in words.
+    """Format a table for the page: every `x`, `x_low`, `x_high` as one column `value [low, high]`, and names in words.
 
-    `precision` says what `w_bits` and `a_bits` say: beside it they are left out.
+    `w_bits` and `a_bits` are left out beside `precision`, which contains the same information.
     """
     shown = table.drop(columns=list(leave_out))
     shown = shown.drop(columns=list(Precision._fields), errors="ignore") if "precision" in shown else shown
@@ -281,7 +281,7 @@ def readable(table: pd.DataFrame, leave_out: Sequence[str] = (), digits: int = 1
 
 
 def _number(x: float, digits: int) -> str:
-    return f"{x:z.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}"  # perplexity where nothing is left of a model
+    return f"{x:z.{digits}f}" if abs(x) < 1e5 else f"{x:.1e}"  # perplexity of a destroyed model
 
 
 def in_words(table: pd.DataFrame, name: str, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Verdicts on the studies' claims, by a rule from intervals and never by hand."""
+"""Verdicts on the studies' claims. A rule derives them from intervals; none is written by hand."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from qatlib.judging.stats import Estimate
 Verdict = Literal["reproduced", "not reproduced", "undecided"]
 
 SEEDS = 3
-"""Trainings that a claim about a training method takes at least."""
+"""Minimum number of trainings for a claim about a training method."""
 
 MARGIN = 1.0
-"""Points of F1, or percent of perplexity, that a claimed effect must be able to reach to count as possible."""
+"""Points of F1, or percent of perplexity. A claimed effect is still possible if its interval reaches this."""
 
 
 def verdict(effects: Iterable[Estimate], *, about_training: bool = True, margin: float | Sequence[float] = MARGIN) -> Verdict:
-    """What intervals say of a claim that holds if every one of `effects` is above 0.
+    """The verdict on a claim that holds if all of `effects` are above 0.
 
-    Reproduced: every interval lies above 0. Not reproduced: one lies below `margin`, so that the effect is absent, too
-    small to matter, or the opposite. Undecided otherwise, without any effect measured, and for a claim about a training
-    method with fewer than `SEEDS` trainings, whose intervals do not cover the luck of training.
+    Reproduced: every interval is above 0. Not reproduced: one interval is below `margin`, so the effect is absent, too small
+    to matter, or opposite. Undecided: all other cases. Also undecided: no effect was measured, or a claim about a training
+    method has fewer than `SEEDS` trainings, because then the intervals do not cover the luck of training.
 
     Args:
-        effects: paired differences, positive as the claim has them.
-        margin: in the unit of the effects, one for all or one for each.
+        effects: paired differences; positive values agree with the claim.
+        margin: one for all effects or one for each, in their unit.
     """
     found = list(effects)
     margins = [margin] * len(found) if isinstance(margin, int | float) else margin
@@ -39,7 +39,7 @@ def verdict(effects: Iterable[Estimate], *, about_training: bool = True, margin:
 
 
 def combined(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a claim in several parts, each with a verdict of its own: reproduced if all are, not reproduced if one is not."""
+    """The verdict on a claim in several parts: reproduced if all parts are, not reproduced if any part is not reproduced."""
     found = set(verdicts)
     if "not reproduced" in found:
         return "not reproduced"

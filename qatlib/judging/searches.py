@@ -1,4 +1,4 @@
-"""What a search found, in tables and sentences."""
+"""Results of searches, as tables and sentences."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qatlib.precision import Configuration, LayerInfo, Precision
 from qatlib.search import Allocation, Interactions
 
 SAME_TIME = 1.05
-"""Candidates take the same time where the slowest takes less than so many times that of the fastest."""
+"""Candidates count as equally fast if the slowest takes less than this many times as long as the fastest."""
 
 
 def learned_to(problem: Allocation, learned: Mapping[float, Learned]) -> str:
-    """How learned allocations ended, in words: what they expect to spend of their budgets, and how far the choice was made."""
+    """The end of learned allocations, in words: expected use of their budgets, and how decided the choice is."""
     spent = {budget: float((found.shares * problem.cost).sum()) for budget, found in learned.items()}
     parts = (f"{x:.2f} of {budget:g} ({'within' if x <= budget else 'beyond'})" for budget, x in spent.items())
     largest = np.mean([found.shares.max(1) for found in learned.values()])
@@ -28,9 +28,9 @@ def learned_to(problem: Allocation, learned: Mapping[float, Learned]) -> str:
 
 
 def no_tradeoff(problem: Allocation) -> str:
-    """One sentence where a budget of milliseconds gives a search nothing to trade; empty where it does.
+    """One sentence if a budget of milliseconds has no trade-off; empty if it has one.
 
-    That is where all candidates take about the same time, or the base, which loses nothing, is the fastest.
+    There is none if all candidates take about the same time, or if the base, which has no loss, is the fastest.
     """
     total = problem.cost.sum(0)
     times = f"all layers take {', '.join(f'{ms:.2f} ms at {p.name}' for ms, p in zip(total, problem.precisions, strict=True))}"
@@ -42,7 +42,7 @@ def no_tradeoff(problem: Allocation) -> str:
 
 
 def standing(gaps: pd.DataFrame) -> str:
-    """One sentence on the ILP against the other methods, by the intervals of a gap table whose column `budget` is text."""
+    """One sentence that compares the ILP with the other methods, from the intervals of a gap table (`budget` is text)."""
 
     def named(rows: pd.DataFrame) -> str:
         budgets = rows.groupby("over", sort=False)["budget"].agg(", ".join)
@@ -53,10 +53,10 @@ def standing(gaps: pd.DataFrame) -> str:
 
 
 def by_method(choices: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores of configurations, whose ids `precision` holds, as scores of methods at budgets.
+    """Turn scores of configurations (ids in `precision`) into scores of methods at budgets.
 
     Returns:
-        In the results' schema, `model` being the method, `precision` the budget, and `seed` the draw.
+        Scores in the results' schema: `model` is the method, `precision` the budget, `seed` the draw.
     """
     drawn = choices[["method", "budget", "id"]].assign(draw=choices.groupby(["method", "budget"]).cumcount())
     joined = drawn.merge(scores, left_on="id", right_on="precision", suffixes=("_choice", ""))
@@ -65,15 +65,15 @@ def by_method(choices: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(methods: pd.DataFrame, choices: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """How every method of a search did at every budget.
+    """The scores of every method of a search at every budget.
 
     Args:
-        methods: of `by_method`.
-        choices: of `qatlib.studies.allocations.listed`, with `average_bits` in place of `spent`.
+        methods: the result of `by_method`.
+        choices: the result of `qatlib.studies.allocations.listed`, with `average_bits` in place of `spent`.
 
     Returns:
-        One row a method and budget: `method`, `budget`, `average_bits` (mean of its draws), `f1`, `em` (percent), `loss` (nats),
-        each with `_low` and `_high`, `n`, `paragraphs`.
+        One row per method and budget: `method`, `budget`, `average_bits` (mean of its draws), `f1`, `em` (percent), `loss`
+        (nats), each with `_low` and `_high`, `n`, `paragraphs`.
     """
     table = results.mean_table(methods, ["f1", "em", "loss"], **options)
     table = table.rename(columns={"model": "method", "precision": "budget"})
@@ -85,16 +85,16 @@ def summary(methods: pd.DataFrame, choices: pd.DataFrame, **options: Any) -> pd.
 def predicted(
     choices: pd.DataFrame, scores: pd.DataFrame, base: pd.DataFrame, problem: Allocation, interactions: Interactions
 ) -> pd.DataFrame:
-    """What a search predicted of each configuration, and what held-out questions say of it.
+    """A search's predictions for each configuration, and its results on held-out questions.
 
     Args:
-        choices: of `qatlib.studies.allocations.listed`, every configuration once.
-        scores: of the configurations, whose ids `precision` holds.
+        choices: the result of `qatlib.studies.allocations.listed`, each configuration once.
+        scores: scores of the configurations, with their ids in `precision`.
         base: scores of the base.
 
     Returns:
-        `choices` with `measured` (loss added to the base's), `f1` (percent), `predicted` and `second_order` (loss added, if
-        losses add up, and with the interactions of pairs); losses in nats.
+        `choices` with `f1` (percent) and three losses added to the base's, in nats: `measured`; `predicted`, as a sum of the
+        groups' losses; `second_order`, with the interactions of pairs.
     """
     mean = scores.groupby("precision")[["loss", "f1"]].mean()
     table = choices.assign(
@@ -106,17 +106,17 @@ def predicted(
 
 
 def prediction_table(judged: pd.DataFrame, pairs: bool, **options: Any) -> pd.DataFrame:
-    """How well each prediction ranks configurations as held-out questions do.
+    """Agreement between each prediction's ranking of configurations and the ranking on held-out questions.
 
-    `average bits alone` says that fewer bits lose more. `predicted, within a budget` compares what each configuration has
-    beyond the mean of its budget, in budgets with more than two configurations.
+    `average bits alone` predicts that fewer bits lose more. `predicted, within a budget` compares each configuration's
+    difference from the mean of its budget, for budgets with more than two configurations.
 
     Args:
-        judged: of `predicted`, with `average_bits`.
-        pairs: whether pairs were lowered together, so that the second order is a prediction of its own.
+        judged: the result of `predicted`, with `average_bits`.
+        pairs: whether pairs were lowered together. Only then is the second order a separate prediction.
 
     Returns:
-        One row a prediction: `prediction`, `correlation` (Spearman's, with `_low`, `_high`), `configurations` (how many).
+        One row per prediction: `prediction`, `correlation` (Spearman's, with `_low`, `_high`), `configurations` (how many).
     """
     within = judged.groupby("budget")[["predicted", "measured"]].transform(lambda x: x - x.mean())
     made = {"predicted": judged[["predicted", "measured"]]}
@@ -134,15 +134,15 @@ def prediction_table(judged: pd.DataFrame, pairs: bool, **options: Any) -> pd.Da
 def recommended(
     configurations: Mapping[float, Configuration], scores: pd.DataFrame, base: Cell, layers: Sequence[LayerInfo], **options: Any
 ) -> pd.DataFrame:
-    """The integer program's configuration for every budget, against all layers at the base.
+    """The integer program's configuration for every budget, compared with all layers at the base.
 
     Args:
         configurations: by budget of average weight bits.
-        scores: of `by_method`, and of the base.
-        base: of `scores`; its `precision` is the one that layers were lowered from.
+        scores: the result of `by_method`, and scores of the base.
+        base: the base's cell in `scores`; its `precision` is the one that layers were lowered from.
 
     Returns:
-        One row a budget: `budget`, `average_bits` (of weights), `lowered` (percent of the layers), `f1_change` (points, paired,
+        One row per budget: `budget`, `average_bits` (of weights), `lowered` (percent of the layers), `f1_change` (points, paired,
         with `_low`, `_high`), `n`.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""Estimates with their uncertainty: paired differences, bootstrapped by paragraph and by training seed."""
+"""Estimates with uncertainty: paired differences, bootstrapped by paragraph and by training seed."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from scipy.stats import t as students_t
 Statistic = Callable[..., Any]
 
 Column = Sequence[Any] | np.ndarray | pd.Series
-"""One value an observation."""
+"""One value per observation."""
 
 
 def with_interval(value: float, low: float, high: float, spec: str = "z.1f") -> str:
-    """A figure as prose has it: `1.2 [−0.3, 2.7]`."""
+    """A figure with its interval, for text: `1.2 [−0.3, 2.7]`."""
     return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]".replace("-", "−")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its percentile bootstrap interval, and what it rests on."""
+    """A figure, its percentile bootstrap interval, and the numbers of observations."""
 
     value: float
     low: float
     high: float
     n: int
-    """Questions (or paragraphs); seeds do not multiply them."""
+    """Number of questions (or paragraphs), not multiplied by the seeds."""
     clusters: int
-    """Paragraphs, the units that are drawn again."""
+    """Number of paragraphs, the units that are resampled."""
     seeds: int = 1
-    """Trainings, drawn again as well."""
+    """Number of trainings; the interval covers their variation too."""
     p: float = float("nan")
-    """Two-sided bootstrap p-value of 0 (of 1, for a ratio)."""
+    """Two-sided bootstrap p-value of the null value 0 (1 for a ratio)."""
 
     def __format__(self, spec: str) -> str:
         return with_interval(self.value, self.low, self.high, spec or "z.1f")
 
     def above(self, bound: float) -> Estimate:
-        """How far it lies above a bound."""
+        """The estimate minus a bound."""
         return replace(self, value=self.value - bound, low=self.low - bound, high=self.high - bound)
 
     def below(self, bound: float) -> Estimate:
-        """How far it lies below a bound."""
+        """A bound minus the estimate."""
         return replace(self, value=bound - self.value, low=bound - self.high, high=bound - self.low)
 
 
@@ -61,11 +61,11 @@ def cluster_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Percentile bootstrap in which whole clusters are drawn: questions of one paragraph are not independent.
+    """Percentile bootstrap that draws whole clusters, because questions on one paragraph are not independent.
 
-    With several seeds the interval covers the luck of training too: to every draw, in which all seeds answer the clusters
-    drawn, an error of their mean is added, which is distributed as Student's t of the seeds' own estimates. (Drawing three
-    seeds again would never leave their range, which holds the mean of all seeds three times in four at most.)
+    With several seeds the interval also covers the luck of training. In every draw, all seeds answer the drawn clusters. Then
+    an error of the seeds' mean is added, distributed as Student's t with the spread of the seeds' own estimates. (Resampling
+    three seeds would never leave their range, which contains the mean of all seeds at most three times in four.)
 
     Args:
         columns: the observations, several columns of one length.
@@ -73,13 +73,13 @@ def cluster_bootstrap(
         statistic: the estimate from the columns' totals, `statistic(total_of_column_1, …)`, vectorized; the totals
             are sums over the observations drawn.
         seeds: each observation's training seed; every seed must have every cluster. One seed if left out.
-        null: what `Estimate.p` is the p-value of: counted over the draws, and where none lies beyond it by the tail of
-            Student's t.
+        null: the null value of `Estimate.p`. p is counted over the draws; if no draw is beyond `null`, p is the tail of
+            Student's t if this is smaller.
         resamples: bootstrap draws.
         confidence: mass inside the interval.
 
     Raises:
-        ValueError: columns of different lengths, none at all, fewer than two clusters, or a seed that lacks one.
+        ValueError: columns of different lengths, no columns, fewer than two clusters, or a seed without some cluster.
 
     Source: cluster bootstrap, Cameron, Gelbach and Miller 2008; the mean of few trainings, Student 1908.
     """
@@ -103,21 +103,21 @@ def cluster_bootstrap(
     value = float(statistic(*totals.sum((0, 1))))
     beyond = min((drawn <= null).sum(), (drawn >= null).sum())
     p = min(1.0, 2 * (1 + beyond) / (1 + resamples))
-    if not beyond and error > 0:  # further out than draws can count
+    if not beyond and error > 0:  # beyond all draws, so counting cannot resolve p
         p = min(p, 2 * float(students_t.sf(abs(value - null) / error, freedom)))
     return Estimate(value, float(low), float(high), len(frame) // trainings, *sizes.shape, p)
 
 
 @lru_cache(maxsize=8)  # a report's tables draw from a few sets of questions, thousands of times
 def _draws(clusters: int, trainings: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each cluster is drawn in every resample, (resamples, clusters), and a t for the mean of the trainings."""
+    """Count of each cluster in every resample, (resamples, clusters), and a draw of t for the mean of the trainings."""
     rng = np.random.default_rng(seed)
     by_cluster = rng.multinomial(clusters, np.full(clusters, 1 / clusters), resamples).astype(float)
     return by_cluster, rng.standard_t(max(1, trainings - 1), resamples)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for being looked at together (Holm 1979): the chance of any false finding is kept."""
+    """p-values corrected for multiple tests (Holm 1979). This controls the probability of any false finding."""
     order = np.argsort(p)
     scaled = np.asarray(p, float)[order] * np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))
@@ -128,9 +128,9 @@ def holm(p: Sequence[float]) -> list[float]:
 def over_pairs(
     statistic: Statistic, x: Column, y: Column, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Percentile bootstrap of a statistic of pairs (x, y), such as a correlation; draws in which it is not defined are left out.
+    """Percentile bootstrap of a statistic of pairs (x, y), such as a correlation. Draws where it is undefined are left out.
 
-    `n` and `clusters` of the estimate are the pairs.
+    `n` and `clusters` of the estimate are the number of pairs.
     """
     pairs = np.column_stack([x, y]).astype(float)
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
@@ -141,13 +141,13 @@ def over_pairs(
 
 
 def mean(values: Column, clusters: Column, *, ends: tuple[float, float] | None = None, **options: Any) -> Estimate:
-    """Mean of per-question values, or of paired differences of them; a missing value is no observation.
+    """Mean of per-question values, or of their paired differences. Missing values are ignored.
 
-    `Estimate.n` counts it all the same.
+    `Estimate.n` still counts them.
 
     Args:
-        ends: of the values' scale. Where all values are 0, or all at one end, which leaves the bootstrap nothing to draw, the
-            interval makes room for as many paragraphs at the scale's ends as may be without one being seen (`unseen`).
+        ends: the ends of the values' scale. If all values are 0, or all are at one end, the bootstrap has no variation. The
+            interval is then widened to the Clopper–Pearson bound on paragraphs at the scale's ends (`unseen`).
     """
     found = np.asarray(values, dtype=float)
     there = ~np.isnan(found)
@@ -160,7 +160,7 @@ def mean(values: Column, clusters: Column, *, ends: tuple[float, float] | None =
 
 
 def unseen(clusters: int, confidence: float = 0.95) -> float:
-    """The largest share of all paragraphs that may be of a kind of which so many hold none.
+    """Upper bound on the share of a kind of paragraph that does not occur among `clusters` paragraphs.
 
     Source: Clopper and Pearson 1934, for no events; about 3.7 / clusters at 95 %.
     """

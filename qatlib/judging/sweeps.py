@@ -1,4 +1,4 @@
-"""Tables of what lowering one block × role costs."""
+"""Tables of the cost of lowering one block × role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cell_table(sweep: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """The heatmaps' cells: mean changes with intervals.
 
     Returns:
-        One row a cell: `base`, `block`, `role`, `lowered`, `bits`, `loss_change`, `f1_change`, `em_change` (each with
+        One row per cell: `base`, `block`, `role`, `lowered`, `bits`, `loss_change`, `f1_change`, `em_change` (each with
         `_low`, `_high`), `n`.
     """
     keys = ["base", "block", "role", "lowered", "bits"]
@@ -48,12 +48,12 @@ def by_block(groups: Iterable[Group]) -> dict[str, list[Group]]:
 def effects(
     sweep: pd.DataFrame, parts: Mapping[str, Iterable[Group]], weights: Mapping[Group, int] | None = None
 ) -> pd.DataFrame:
-    """Per question, what lowering one block × role costs on average over each part of the model.
+    """Cost of lowering one block × role, per question, averaged over each part of the model.
 
     Args:
-        sweep: of one base and one kind of lowering.
-        parts: by name, the blocks and roles that are averaged over.
-        weights: numbers of weights; with them it is the cost of lowering a million of them, and without that of a layer.
+        sweep: the sweep from one base with one kind of lowering.
+        parts: by name, the blocks and roles to average over.
+        weights: numbers of weights. If given, the cost is per million lowered weights; otherwise it is per layer.
 
     Returns:
         In the results' schema: `model` (the part), `precision` (the bits), `seed`, `id`, `paragraph`, `loss_change`,

@@ -1,7 +1,7 @@
-"""A model at a configuration on data: per-question scores, per-paragraph perplexity, calibration of static scales.
+"""Evaluation of a model at a configuration: per-question scores, per-paragraph perplexity, calibration of static scales.
 
-Under `accelerate launch` or `notebook_launcher` the processes share the batches out, and every one returns all figures:
-those of one process, since the batches are the same ones. All must ask for the same things in the same order.
+Under `accelerate launch` or `notebook_launcher` the processes share the batches, and every process returns all figures. They
+equal those of a single process, because the batches are the same. All processes must make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def over_batches(
     measure: Callable[[Batch], T],
     description: str | None = None,
 ) -> list[tuple[list[int], T]]:
-    """Indices of the features of every batch, and what `measure` (on the CPU) makes of the batch.
+    """Indices of the features of every batch, and the result of `measure` for the batch, on the CPU.
 
-    Longest first: little padding, and a memory that is too small shows at once.
+    Longest windows come first: there is little padding, and too little memory fails at once.
     """
     order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
     starts = range(0, len(order), batch_size)
@@ -56,15 +56,15 @@ def over_batches(
 
 
 def _processes(device: torch.device) -> tuple[int, int]:
-    """This process's number among those a launcher started, and how many there are."""
+    """The index of this process among those that a launcher started, and their number."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1  # and leave accelerate's state alone: notebook_launcher's processes would inherit it
+        return 0, 1  # do not create accelerate's state: notebook_launcher's processes would inherit it
     state = PartialState(cpu=device.type == "cpu")
     return state.process_index, state.num_processes
 
 
 def device_of(model: SwitchableModel) -> torch.device:
-    """Where a model's inputs must be."""
+    """The device for a model's inputs."""
     return model.qa_outputs.weight.device
 
 
@@ -79,11 +79,11 @@ def evaluate_spans(
     max_answer_tokens: int,
     description: str | None = None,
 ) -> pd.DataFrame:
-    """Answer every question at the model's present configuration.
+    """Answer every question at the model's current configuration.
 
     Returns:
-        One row a question, in order: `id`, `paragraph` (the bootstrap's cluster), `em` and `f1` in percent,
-        `loss` (span NLL in nats, mean over the windows that hold the answer; NaN where none does), `prediction`.
+        One row per question, in order: `id`, `paragraph` (the bootstrap's cluster), `em` and `f1` in percent,
+        `loss` (span NLL in nats, mean over the windows that contain the answer; NaN if none does), `prediction`.
 
     Example:
         >>> with model.at(4):
@@ -96,11 +96,11 @@ def evaluate_spans(
 
 
 SpanFigures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Of a batch of windows: span NLL (batch,), start and end logits (batch, tokens), fp32 on the CPU."""
+"""Figures of a batch of windows: span NLL (batch,), start and end logits (batch, tokens), fp32 on the CPU."""
 
 
 def span_figures(model: SwitchableModel, batch: Batch, inputs_embeds: torch.Tensor | None = None) -> SpanFigures:
-    """What answers are made of, at the model's present configuration; from other embeddings than the tokens', if given."""
+    """The figures for answers at the model's current configuration. `inputs_embeds` replaces the tokens' embeddings."""
     output = model(batch.input_ids) if inputs_embeds is None else model(inputs_embeds=inputs_embeds)
     return span_nll(output, batch).cpu(), output.start.float().cpu(), output.end.float().cpu()
 
@@ -111,7 +111,7 @@ def answers(
     found: Sequence[tuple[list[int], SpanFigures]],
     max_answer_tokens: int,
 ) -> pd.DataFrame:
-    """What `evaluate_spans` returns, from the figures of all batches with the indices of their windows."""
+    """The table of `evaluate_spans`, from the figures of all batches and the indices of their windows."""
     start: list[torch.Tensor] = [torch.empty(0)] * len(features)
     end, loss = list(start), np.full(len(features), np.nan)
     for indices, (losses, starts, ends) in found:
@@ -132,7 +132,7 @@ def answers(
 
 @torch.no_grad()
 def mean_span_loss(model: SwitchableModel, features: Sequence[Feature], *, pad_id: int, batch_size: int) -> float:
-    """Mean span NLL in nats over the windows that hold their answer: a quick look during training."""
+    """Mean span NLL in nats over the windows that contain their answer. A quick check during training."""
     was_training = model.training
     model.eval()
     found = over_batches(features, batch_size, pad_id, device_of(model), lambda b: span_nll(model(b.input_ids), b).cpu())
@@ -151,15 +151,15 @@ def evaluate_perplexity(
     batch_size: int,
     description: str | None = None,
 ) -> pd.DataFrame:
-    """Next-token loss of plain paragraphs at the model's present configuration.
+    """Next-token loss of plain paragraphs at the model's current configuration.
 
-    Each paragraph stands alone, after the tokenizer's beginning-of-text token where it has one, cut at `max_length`
-    tokens; the first token of all is not predicted.
+    Each paragraph is a separate sequence, after the tokenizer's beginning-of-text token if there is one, cut at `max_length`
+    tokens. The first token of the sequence is not predicted.
 
     Returns:
-        One row a paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (predicted ones),
-        `correct` (tokens that were the most probable). Perplexity is exp(Σ nll / Σ tokens), token accuracy
-        Σ correct / Σ tokens.
+        One row per paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (number of predicted
+        tokens), `correct` (number of tokens that the model found most probable). Perplexity is exp(Σ nll / Σ tokens), token
+        accuracy Σ correct / Σ tokens.
     """
     model.eval()
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -177,7 +177,7 @@ def evaluate_perplexity(
 
 
 def _next_token_figures(model: SwitchableModel, batch: Batch) -> torch.Tensor:
-    """(batch, 2) in fp64: summed next-token NLL in nats, and tokens predicted right, from one pass through model and head."""
+    """(batch, 2) in fp64: sum of next-token NLL in nats, number of tokens predicted right; one pass through model and head."""
     logits = model.next_token_logits(model(batch.input_ids).hidden[:, :-1]).float()
     target, real = batch.input_ids[:, 1:], batch.real[:, 1:]
     nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * real
@@ -187,11 +187,10 @@ def _next_token_figures(model: SwitchableModel, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: float = 0.9) -> None:
-    """A calibration pass for static activation scales, at the model's present configuration.
+    """A calibration pass for static activation scales, at the model's current configuration.
 
-    Every layer's EMA observer starts anew and sees the windows one by one, in the order given, so that no padding is
-    observed. Activations are left unquantized meanwhile, weights are at their width: what is observed is what the
-    layers of this profile are given, free of a scale yet unknown.
+    Every layer's EMA observer is reset and sees the windows one by one, in the given order, so it never sees padding. During
+    the pass, weights are at their width but activations are not quantized, because their scales are not known yet.
     """
     model.eval()
     set_static_range(model, None, momentum)
@@ -208,10 +207,11 @@ def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: 
 
 @torch.no_grad()
 def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits: Sequence[int]) -> None:
-    """Find, for every layer and activation bit-width, the share of a token's largest magnitude with least squared error.
+    """Find, for every layer and activation bit-width, the clipping ratio with the lowest squared error.
 
-    Every layer sees the windows one by one at full precision. One share a layer serves all its tokens, so that at run
-    time a clipped scale costs what a min-max scale does (`QuantizerArguments.clipping`).
+    The ratio is a share of each token's largest magnitude. Every layer sees the windows one by one at full precision. One ratio
+    per layer serves all its tokens, so at run time a clipped scale costs the same as a min-max scale
+    (`QuantizerArguments.clipping`).
     """
     model.eval()
     kept = [layer.observer for layer in model.layers]
@@ -231,7 +231,7 @@ def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits:
 
 
 def set_static_range(model: SwitchableModel, absmax: float | None, momentum: float = 0.9) -> None:
-    """Give every layer a new observer that has seen nothing (None), or starts at one magnitude."""
+    """Give every layer a new observer: empty (`absmax` None), or starting at one magnitude."""
     for layer in model.layers:
         layer.observer = EMAObserver(momentum)
         if absmax is not None:

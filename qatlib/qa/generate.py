@@ -1,4 +1,4 @@
-"""Question answering by generation: a prompt, the model's greedy answer at any precision, SQuAD's scores of it."""
+"""Question answering by generation: a prompt, the model's greedy answer at any precision, and its SQuAD scores."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from qatlib.qa.spans import Feature
 from qatlib.qa.squad import DataError, Question, exact_match, f1
 
 CONTEXT, QUESTION, ANSWER = "Context:\n", "\nQuestion: ", "\nAnswer:"
-"""What stands before the three parts of a prompt. The embedded tokenizer drops line ends and knows no 'Answer', so its
-prompts end with <unk> and a colon."""
+"""The text before each of the three parts of a prompt. The embedded tokenizer drops line ends and does not know 'Answer', so
+its prompts end with <unk> and a colon."""
 
 
 def prompts(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[tuple[int, ...]]:
     """Token ids of every question's prompt, in order: bos (where the tokenizer has one), context, question, 'Answer:'.
 
-    A prompt is at most `max_length` tokens. Where that is too few, the question is cut to half of what the template leaves
-    (or more, if the context needs less) and the context to the rest: an answer near its end may be out of sight.
+    A prompt has at most `max_length` tokens. If that is too few, the question is cut to half of the tokens left by the template
+    (or more, if the context needs fewer), and the context is cut to the rest. An answer near its end may then be lost.
 
     Raises:
         DataError: `max_length` leaves no room for a token of the question and one of its context.
@@ -48,7 +48,7 @@ def prompts(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, m
     known = dict(zip(contexts, encode(contexts), strict=True)) if contexts else {}
     made = []
     for question in questions:
-        (asked,) = encode([QUESTION + question.question])  # with what stands before it, as a word's token depends on that
+        (asked,) = encode([QUESTION + question.question])  # with the text before it: a word's token depends on that
         asked = asked[: len(between) + max(room // 2, room - len(known[question.context]))]
         context = known[question.context][: room + len(between) - len(asked)]
         made.append((*bos, *before, *context, *asked, *after))
@@ -56,7 +56,7 @@ def prompts(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, m
 
 
 class _EndOfLine(StoppingCriteria):
-    """An answer is done with the token that holds a line end."""
+    """An answer ends at the token that contains a line end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -75,9 +75,9 @@ def greedy_answers(
     pad_id: int,
     max_answer_tokens: int,
 ) -> list[str]:
-    """The most probable next token again and again, with a KV cache, up to a line end, an end-of-text token or a length.
+    """Greedy decoding with a KV cache, up to a line end, an end-of-text token or a maximum length.
 
-    Padding is on the left and masked. With an activation scale a token, a token's codes depend on that token alone, so
+    Padding is on the left and masked. With one activation scale per token, a token's codes depend only on that token. So
     neither the cache nor the rest of the batch changes an answer.
 
     Args:
@@ -98,7 +98,7 @@ def greedy_answers(
         pad_token_id=pad_id,
         stopping_criteria=StoppingCriteriaList([_EndOfLine(tokenizer)]),
     )
-    # A row that is done before the others goes on with padding, or past its line end: both are cut off here.
+    # A row that ends before the others continues with padding or past its line end. Both are cut off here.
     eos = model.lm.generation_config.eos_token_id
     ends = {eos} if isinstance(eos, int) else set(eos or ())
     rows = [ids[: next((i for i, token in enumerate(ids) if token in ends), None)] for ids in generated[:, longest:].tolist()]
@@ -117,13 +117,13 @@ def evaluate_answers(
     max_answer_tokens: int,
     description: str | None = None,
 ) -> pd.DataFrame:
-    """Answer every question by generation at the model's present configuration.
+    """Answer every question by generation at the model's current configuration.
 
     Args:
-        max_length: tokens of a prompt and its answer together.
+        max_length: maximum number of tokens of prompt and answer together.
 
     Returns:
-        One row a question, in order, in the columns of `evaluate_spans`: `id`, `paragraph`, `em` and `f1` in percent,
+        One row per question, in order, with the columns of `evaluate_spans`: `id`, `paragraph`, `em` and `f1` in percent,
         `loss` (next-token NLL of the first annotated answer after the prompt, nats, mean over its tokens), `prediction`.
     """
     model.eval()

@@ -18,16 +18,16 @@ from qatlib.switching import Output
 
 @dataclass
 class Batch:
-    """Features padded on the right to the longest of them; or one process's share of them.
+    """Features padded on the right to the length of the longest, or one process's share of such a batch.
 
     Attributes:
         input_ids: (batch, tokens).
         context: (batch, tokens) bool, True on context tokens.
         real: (batch, tokens) bool, False on padding.
-        free: (batch, tokens) bool, True on context tokens of no given answer: all that an attacker may touch.
-        start, end: (batch,) token positions of the answer; −1 where the window has none.
-        windows, targets: what losses are means over: windows, and tokens to be predicted, of the whole batch,
-            whatever the share, so that losses and gradients add up over the processes.
+        free: (batch, tokens) bool, True on context tokens outside all given answers. An attacker may change only these.
+        start, end: (batch,) token positions of the answer; −1 if the window has none.
+        windows, targets: numbers of windows and of tokens to predict, by which losses are divided. They count the whole
+            batch even for a share, so losses and gradients add up over the processes.
     """
 
     input_ids: Tensor
@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def attackable(self) -> Tensor:
-        """(batch, tokens) bool: `free` tokens of windows that have an answer, and so a loss to raise."""
+        """(batch, tokens) bool: `free` tokens of windows with an answer. Other windows have no loss to raise."""
         return self.free & (self.start >= 0)[:, None]
 
 
@@ -51,7 +51,7 @@ def collate(
     """Put features into one padded batch.
 
     Args:
-        whole: the batch that `features` are a share of, if they are one.
+        whole: the whole batch, if `features` are only a share of it.
 
     Example:
         >>> batch = collate(features[:8], pad_id=0)
@@ -96,7 +96,7 @@ def next_token_nll(model: SwitchableModel, output: Output, batch: Batch) -> Tens
 def task_loss(model: SwitchableModel, output: Output, batch: Batch, lm_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Span loss plus `lm_weight` times the next-token loss, and both parts, detached.
 
-    Every window of the batch must hold its answer. Of a share of a batch these are its parts of the whole batch's means.
+    Every window of the batch must contain its answer. For a share of a batch, these are its parts of the whole batch's means.
     """
     span = span_nll(output, batch).sum() / batch.windows
     parts = {"span_loss": span.detach()}
@@ -107,21 +107,21 @@ def task_loss(model: SwitchableModel, output: Output, batch: Batch, lm_weight: f
 
 
 def span_logits(output: Output) -> Tensor:
-    """Start and end logits (2, batch, tokens), the only thing a divergence looks at."""
+    """Start and end logits (2, batch, tokens). A divergence uses nothing else."""
     return torch.stack((output.start, output.end)).float()
 
 
 def batch_plan(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[np.ndarray]:
-    """Which features make up the batch of every step: a pure function, so that a resume goes on in the same order.
+    """The features in the batch of every step. A pure function, so that a resumed training continues in the same order.
 
-    Every epoch is a new permutation. Runs of 50 batches are sorted by length before they are cut, so that a batch
-    holds windows of about one length and little is padded; then the batches of the run are shuffled.
+    Every epoch is a new permutation. Groups of 50 batches are sorted by length before they are cut into batches. So the windows
+    of a batch have similar lengths, with little padding. Then the batches of the group are shuffled.
 
     Args:
-        lengths: tokens of each feature.
+        lengths: number of tokens of each feature.
 
     Returns:
-        `steps` index arrays of `batch_size` (fewer where there are fewer features).
+        `steps` index arrays of length `batch_size` (or less, if there are fewer features).
     """
     rng = np.random.default_rng(stream(seed, "order of the data"))
     tokens = np.asarray(lengths)

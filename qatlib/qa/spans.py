@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from qatlib.qa.squad import DataError, Question
 
-# The question comes first: a causal model's context token only attends to what stands before it. The line ends after
-# "Context:" so that a byte-level tokenizer meets the context's first word at the start of a line.
+# The question comes first because in a causal model a context token attends only to earlier tokens. There is a line end after
+# "Context:", so for a byte-level tokenizer the context's first word is at the start of a line.
 PREFIX = "Question: {question}\nContext:\n"
 
 
@@ -23,13 +23,13 @@ class Feature:
 
     Attributes:
         question: index into the list of questions.
-        input_ids: bos (where the tokenizer has one), the question, then a run of context tokens, which end it.
+        input_ids: bos (if the tokenizer has one), the question, then consecutive context tokens up to the end.
         context_start: position in `input_ids` of the first context token.
-        offsets: (first, one past the last) character in the context, whitespace excluded at both ends, of every
-            context token in order; both equal for a token of whitespace only.
-        start, end: positions in `input_ids` of the first answer's first and last token, or both -1 when this window
-            does not hold all of it.
-        gold: first and last position of the tokens of every given answer, as far as they are in this window.
+        offsets: for every context token in order, its (first, one past the last) character in the context, without
+            whitespace at both ends. Both are equal for a token of whitespace only.
+        start, end: positions in `input_ids` of the first answer's first and last token, or both -1 if this window
+            does not contain the whole answer.
+        gold: for every given answer, first and last position of its tokens, as far as they are in this window.
     """
 
     question: int
@@ -42,7 +42,7 @@ class Feature:
 
 
 def _strip(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without whitespace at both ends; a span of whitespace only shrinks to its end."""
+    """The span without whitespace at both ends. A span of whitespace only becomes empty, at its end."""
     kept_start = end - len(text[start:end].lstrip())
     return kept_start, max(kept_start, start + len(text[start:end].rstrip()))
 
@@ -60,10 +60,10 @@ def _last_before(offsets: Sequence[tuple[int, int]], character: int) -> int:
 def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> list[Feature]:
     """Cut every question into windows of at most `max_length` tokens that overlap by `stride` context tokens.
 
-    At least half a window, and more than `stride` tokens, is context: a question too long for the rest keeps its
-    first part. The tokenizer must be a fast one, as offsets are needed. A character that is several byte-level tokens
-    gives each of them the whole character, and an answer runs from the first token over its first character to the
-    last token over its last one.
+    At least half of a window, and more than `stride` tokens, is context. A question that is too long for the rest is cut at the
+    end. The tokenizer must be fast, because offsets are needed. If a character consists of several byte-level tokens, each of
+    them has the whole character as its offsets. An answer goes from the first token of its first character to the last token
+    of its last character.
 
     Raises:
         DataError: `max_length` leaves no room for a token of the question and `stride + 1` of the context.
@@ -134,16 +134,16 @@ def best_spans(
 ) -> list[tuple[int, int]]:
     """Each question's best span in characters of its context, over all its windows.
 
-    The span maximises start logit + end logit among runs of 1 to `max_answer_tokens` context tokens; of equal ones the
-    first window's, then the one that starts, then ends, first wins. A token of whitespace is neither start nor end.
+    The span maximises start logit + end logit among spans of 1 to `max_answer_tokens` context tokens. Ties go to the first
+    window, then to the first start, then to the first end. A token of whitespace is neither start nor end.
 
     Args:
-        features: the windows, in any number per question.
+        features: the windows; a question may have any number of them.
         start_logits, end_logits: for each window a 1-D tensor or array of `len(input_ids)` floats.
-        n_questions: the length of the result; a question with no window gets the empty span (0, 0).
+        n_questions: the length of the result. A question without a window gets the empty span (0, 0).
 
     Raises:
-        ValueError: logits of the wrong length, or not a number.
+        ValueError: logits have the wrong length or contain NaN.
     """
     best = [(-torch.inf, (0, 0))] * n_questions
     for feature, starts, ends in zip(features, start_logits, end_logits, strict=True):
@@ -156,7 +156,7 @@ def best_spans(
         blank = torch.tensor([first == past for first, past in feature.offsets], dtype=torch.bool)
         start = start[feature.context_start :].masked_fill(blank, -torch.inf)
         end = end[feature.context_start :].masked_fill(blank, -torch.inf)
-        # scores[i, k] is the span from token i to token i + k: a band of the outer sum, never the whole of it.
+        # scores[i, k] is the score of the span from token i to token i + k. Only this band of the outer sum is computed.
         past_the_end = end.new_full((max_answer_tokens - 1,), -torch.inf)
         scores = start[:, None] + torch.cat([end, past_the_end]).unfold(0, max_answer_tokens, 1)
         flat = int(scores.argmax())
@@ -170,7 +170,7 @@ def best_spans(
 
 
 def sizes(questions: Sequence[Question], features: Sequence[Feature]) -> dict[str, float]:
-    """How many `questions`, `paragraphs` and `windows` there are, and the windows' `mean tokens` and `longest`."""
+    """The numbers of `questions`, `paragraphs` and `windows`, and the windows' `mean tokens` and `longest`."""
     tokens = [len(f.input_ids) for f in features]
     found = {"questions": len(questions), "paragraphs": len({q.paragraph for q in questions}), "windows": len(features)}
     return found | {"mean tokens": sum(tokens) / len(tokens), "longest": max(tokens)}

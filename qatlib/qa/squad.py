@@ -1,4 +1,4 @@
-"""SQuAD: questions, the files they are in, samples of them, and exact match and F1 of every question.
+"""SQuAD: reading, writing and sampling questions, and exact match and F1 of every question.
 
 Source of the data layout and of the scores: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine
 Comprehension of Text", and its official script evaluate-v1.1.py.
@@ -25,7 +25,7 @@ from qatlib.seeds import stream
 
 
 class DataError(ValueError):
-    """Data that cannot be used: one sentence saying what is wrong, where, and what is allowed."""
+    """Data that cannot be used. The message is one sentence: what is wrong, where, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Question:
 
     @property
     def paragraph(self) -> str:
-        """12 hex digits naming the context: the cluster of the bootstrap, as questions of one paragraph go together."""
+        """12 hex digits that identify the context. Paragraphs are the bootstrap's clusters: their questions are dependent."""
         return hashlib.sha256(self.context.encode()).hexdigest()[:12]
 
 
@@ -56,7 +56,7 @@ class Question:
 
 
 def _field(node: object, key: str, kind: type, where: str) -> Any:
-    """`node[key]` of the given JSON type, or a DataError that names the key and where it was looked for."""
+    """`node[key]` if it has the given JSON type; otherwise a DataError that names the key and the place."""
     if not isinstance(node, Mapping) or key not in node:
         raise DataError(f"{where}: the key '{key}' is missing; SQuAD v1.1's layout has it there.")
     if type(node[key]) is not kind:
@@ -65,7 +65,7 @@ def _field(node: object, key: str, kind: type, where: str) -> Any:
 
 
 def _question(source: str, id: str, title: str, context: str, question: str, answers: list[tuple[str, int]]) -> Question:
-    """A checked Question; every answer must stand at its offset in the context."""
+    """A checked Question. Every answer must be at its offset in the context."""
     where = f"{source}, question '{id}'"
     if not answers:
         raise DataError(f"{where}: there is no answer; every question must have at least one.")
@@ -82,7 +82,7 @@ def _question(source: str, id: str, title: str, context: str, question: str, ans
 
 
 def _unique(questions: Iterable[tuple[str, Question]], empty: str) -> list[Question]:
-    """The questions of (source, question) pairs; DataError when two share an id, or (with `empty`) there are none."""
+    """The questions of (source, question) pairs. DataError if two share an id, or (with the text `empty`) if there are none."""
     first_seen: dict[str, str] = {}
     kept = []
     for source, question in questions:
@@ -149,7 +149,7 @@ def read_squad(paths: str | Path | Sequence[str | Path]) -> list[Question]:
 def write_squad(questions: Sequence[Question], path: str | Path) -> None:
     """Write questions as a SQuAD v1.1 JSON file (gzipped when the name ends in `.gz`) that `read_squad` reads back.
 
-    The bytes depend on the questions only, and the file appears whole or not at all.
+    The bytes depend only on the questions. Writing is atomic: the file is complete or does not exist.
     """
     articles = [
         {
@@ -172,7 +172,7 @@ def write_squad(questions: Sequence[Question], path: str | Path) -> None:
         for title, in_article in groupby(questions, key=lambda q: q.title)
     ]
     raw = json.dumps({"version": "1.1", "data": articles}).encode()
-    # The temporary file lies beside the real one, as a rename is atomic within one file system only.
+    # The temporary file is in the same folder, because a rename is atomic only within one file system.
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(gzip.compress(raw, mtime=0) if path.name.endswith(".gz") else raw)
@@ -184,11 +184,11 @@ def load_questions(source: str | Sequence[str | Path], split: str) -> list[Quest
 
     Args:
         source: `"hub:ID"`, a data set of the hub; `"dir:PATH"`, a local directory in the hub's layout (parquet or JSON
-            shards); or a list of SQuAD v1.1 JSON files, which are themselves the split.
-        split: as the `datasets` library writes it: `"train"`, `"validation"`, `"train[:1000]"`.
+            shards); or a list of SQuAD v1.1 JSON files, which together are the split.
+        split: in the syntax of the `datasets` library: `"train"`, `"validation"`, `"train[:1000]"`.
 
     Raises:
-        DataError: whatever makes the source unusable. Nothing else is ever loaded in its place.
+        DataError: the source cannot be used, for any reason. There is no fallback source.
     """
     if not isinstance(source, str):
         return read_squad(source)
@@ -198,11 +198,11 @@ def load_questions(source: str | Sequence[str | Path], split: str) -> list[Quest
     if kind == "dir" and not Path(name).is_dir():
         raise DataError(f"{source}: the directory does not exist; give one that holds a hub data set's shards.")
 
-    import datasets  # here, not above: seconds of import that no other source needs
+    import datasets  # imported here: it takes seconds, and no other source needs it
 
     try:
         rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # many types come out of the libraries below it, and all mean the same here
+    except Exception as error:  # its libraries raise many types, which all mean the same here
         reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise DataError(f"{source}, split '{split}': the data set cannot be loaded ({reason}).") from error
 
@@ -244,11 +244,11 @@ def _token_f1(prediction: str, answer: str) -> float:
 
 
 def exact_match(prediction: str, answers: Sequence[Answer]) -> float:
-    """1.0 when the normalized prediction equals one of the normalized answers, else 0.0 (evaluate-v1.1.py)."""
+    """1.0 if the normalized prediction equals one of the normalized answers, else 0.0 (evaluate-v1.1.py)."""
     wanted = normalize_answer(prediction)
     return float(any(normalize_answer(answer.text) == wanted for answer in answers))
 
 
 def f1(prediction: str, answers: Sequence[Answer]) -> float:
-    """Best F1, in [0, 1], of the prediction's bag of tokens against an answer's (evaluate-v1.1.py)."""
+    """F1, in [0, 1], of the prediction's bag of tokens against an answer's, maximum over the answers (evaluate-v1.1.py)."""
     return max(_token_f1(prediction, answer.text) for answer in answers)

@@ -1,10 +1,9 @@
 """The embedded data set: generated extractive question answering in SQuAD's own layout, its tokenizer and its model.
 
-A paragraph tells the same few kinds of fact about several people, in any order, so neither where an answer stands nor
-what kind of thing it is gives it away: the question names the person and the relation, and both must be matched.
-Every phrase that can be an answer ends with its head noun ("old silver key", "5 June 1923"), since a causal model must
-see at an answer's last token that it is the last. A GPT-2 of under a million parameters learns this from scratch in
-about a minute and a half on two free cores.
+A paragraph states the same few kinds of fact about several people, in any order. So neither the position nor the kind of an
+answer reveals it: the question names the person and the relation, and both must be matched. Every phrase that can be an answer
+ends with its head noun ("old silver key", "5 June 1923"), because a causal model must see at an answer's last token that it is
+the last. A GPT-2 of under a million parameters learns this from scratch in about a minute and a half on two free cores.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def _word(rng: random.Random, kind: str) -> str:
 
 
 def _phrase(rng: random.Random, modifiers: tuple[str, ...], head: str) -> str:
-    """A head noun after each modifier that a coin toss grants."""
+    """A head noun after some of the modifiers; a coin toss decides on each."""
     return " ".join([_word(rng, kind) for kind in modifiers if rng.random() < 0.5] + [head])
 
 
@@ -82,8 +81,8 @@ def _amount(rng: random.Random) -> str:
     return f"{rng.choice(NUMBERS)} {_phrase(rng, ('colour',), _word(rng, 'goods'))}"
 
 
-# (statement up to its answer, question, what answers it). Several relations share a kind of answer and some share their
-# verb; each is told in the words it is asked in.
+# (statement up to its answer, question, generator of answers). Several relations share a kind of answer, and some share their
+# verb. Statement and question use the same words.
 RELATIONS: tuple[tuple[str, str, Callable[[random.Random], str]], ...] = (
     ("{person} was born in", "Where was {person} born in?", _place),
     ("{person} was married in", "Where was {person} married in?", _place),
@@ -102,8 +101,8 @@ RELATIONS: tuple[tuple[str, str, Callable[[random.Random], str]], ...] = (
 def generate(n: int, seed: int, part: str = "train") -> list[Question]:
     """`n` questions, 3 to 5 on each paragraph (the last may have fewer), the same for the same `(n, seed, part)`.
 
-    A paragraph states 4 or 5 facts out of 2 people x 3 relations or 3 people x 2 relations. Two seeds, or two
-    parts, share no context but by a chance that can be neglected. A smaller `n` gives the first of the same questions.
+    A paragraph states 4 or 5 facts out of 2 people x 3 relations or 3 people x 2 relations. Two seeds, or two parts, have no
+    context in common, except with negligible probability. A smaller `n` gives the first of the same questions.
     """
     rng = random.Random(stream(seed, "embedded questions", part))
     questions: list[Question] = []
@@ -149,10 +148,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(n_layer: int, n_head: int, n_embd: int, seed: int) -> GPT2LMHeadModel:
     """A GPT-2 for `build_tokenizer`'s vocabulary and up to 128 positions, without dropout, randomly initialised.
 
-    The weights depend on `seed` only; torch's global random state is left as it was. They are initialised for a short
-    training: with each head's keys equal to its queries a token attends to its like from the start (in the spirit of
-    "mimetic initialization", Trockman and Kolter 2023), so the context's names find the question's. From GPT-2's own
-    initialisation the model stays at guessing among the people for all of a two-minute training.
+    The weights depend only on `seed`. Torch's global random state is not changed. The initialisation is for a short training:
+    each head's keys equal its queries, so a token attends to equal tokens from the start (in the spirit of "mimetic
+    initialization", Trockman and Kolter 2023). So the names in the context attend to those in the question. With GPT-2's own
+    initialisation, the model only guesses among the people during a whole two-minute training.
     """
     tokenizer = build_tokenizer()
     config = GPT2Config(
@@ -173,7 +172,7 @@ def build_model(n_layer: int, n_head: int, n_embd: int, seed: int) -> GPT2LMHead
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(stream(seed, "weights of the embedded model"))
         model = GPT2LMHeadModel(config)
-        model.transformer.wte.weight *= 3  # a token is like itself wherever it stands, so it must outweigh its position
+        model.transformer.wte.weight *= 3  # a token must match itself at any position, so it must outweigh the position
         for block in model.transformer.h:
             query, key, _ = block.attn.c_attn.weight.split(n_embd, dim=1)
             key.copy_(query)

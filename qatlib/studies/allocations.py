@@ -1,6 +1,6 @@
-"""What the second half of notebook 3 is made of: searches under a budget that are held to account.
+"""The second half of notebook 3: searches under a budget, each judged on held-out questions.
 
-A search sees one half of the validation paragraphs; what it found answers the questions of the other half.
+A search sees one half of the validation paragraphs. Its result is scored on the questions of the other half.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from qatlib.studies.pieces import Piece, run
 
 
 class Allocations:
-    """Searches over what a sweep measured of one model's layers."""
+    """Searches that use a sweep's measurements of one model's layers."""
 
     def __init__(self, layerwise: Layerwise) -> None:
         self.layerwise, self.study = layerwise, layerwise.study
         self.model, self.params = layerwise.model, layerwise.params
 
     def measured(self, sweep: pd.DataFrame, base: Precision | None = None) -> NDArray[np.float64]:
-        """(groups, candidates): mean loss that each adds alone, as measured; noise may take it below 0.
+        """(groups, candidates): measured mean loss that each adds alone. Noise may make it negative.
 
         Args:
-            base: what `sweep` lowers from; the search's own if left out.
+            base: the precision that `sweep` lowers from; by default the search's own.
         """
         base = base or self.layerwise.base
         both = sweep[(sweep["lowered"] == "both") & (sweep["base"] == base.name)]
@@ -45,7 +45,7 @@ class Allocations:
         return np.array([[0.0, *(mean[block, role, b] for b in bits)] for block, role in self.layerwise.groups])
 
     def problem(self, sweep: pd.DataFrame, base: Precision | None = None) -> Allocation:
-        """Allocation of average weight bits among `candidates`, losses made `monotone`; arguments as `measured`."""
+        """Allocation of average weight bits among `candidates`. Losses are made `monotone`. Arguments as in `measured`."""
         precisions, loss = self.layerwise.candidates(base or self.layerwise.base), monotone(self.measured(sweep, base))
         return Allocation(tuple(self.layerwise.groups), precisions, loss, weight_bits(self.model.infos, precisions))
 
@@ -58,14 +58,14 @@ class Allocations:
         return [(i, j) for i, j in every if kind == "all" or blocks[i] == blocks[j]]
 
     def pair_losses(self, sweep: pd.DataFrame, at: int) -> pd.DataFrame:
-        """What two groups lowered together add to the loss beyond what each was measured to add alone.
+        """Loss added by two groups lowered together, minus the sum of the losses that each adds alone.
 
         Args:
-            sweep: from the search's base.
-            at: index of the candidate that they are lowered to.
+            sweep: the sweep from the search's base.
+            at: index of the candidate that both groups are lowered to.
 
         Returns:
-            One row a pair: `first`, `second` (indices of groups), `extra_loss` (nats).
+            One row per pair: `first`, `second` (indices of groups), `extra_loss` (nats).
         """
         names, p = list(self.layerwise.groups.values()), self.layerwise.candidates(self.layerwise.base)[at]
         places, losses = list(self.layerwise.groups), self.measured(sweep)[:, at]
@@ -91,7 +91,7 @@ class Allocations:
         return pd.DataFrame(rows, columns=["first", "second", "extra_loss"])
 
     def interactions(self, problem: Allocation, pair_losses: pd.DataFrame, noise: pd.DataFrame, at: int) -> Interactions:
-        """The second-order term of a problem, from its pairs' losses and the amplitudes of output noise."""
+        """The second-order term of a problem, from the losses of its pairs and the amplitudes of output noise."""
         count = len(problem.groups)
         extra = np.zeros((count, count))
         first, second = (pair_losses[name].to_numpy(int) for name in ("first", "second"))
@@ -102,7 +102,7 @@ class Allocations:
         return Interactions(extra, np.hstack([np.zeros((count, 1)), amplitude]))
 
     def learned(self, problem: Allocation, budget: float) -> Learned:
-        """What `learn_allocation` finds; the params must have a `search.learned` section.
+        """The result of `learn_allocation`. The params must have a `search.learned` section.
 
         Its shares are published as `learned_<budget>` (`block`, `role`, `precision`, `share`), its metrics as
         `learned_<budget>_metrics`.
@@ -121,47 +121,47 @@ class Allocations:
         return Learned(shares["share"].to_numpy().reshape(problem.cost.shape), metrics)
 
     def in_bytes(self, problem: Allocation) -> Allocation:
-        """The same with what each choice takes of memory, codes and scales by formula, in MB."""
+        """The same problem with memory as the cost of each choice: codes and scales by formula, in MB."""
         size = weight_bytes(self.model.infos, problem.precisions, self.model.quantizer.scale_group)
         return replace(problem, cost=size / 1e6)
 
     @property
     def workload(self) -> tuple[int, int]:
-        """Windows and tokens of the pass whose latency is searched under: the first of `deployment`."""
+        """Windows and tokens of the pass whose latency is the search's budget: the first in `deployment`."""
         return self.params.deployment.batch_sizes[0], self.params.deployment.lengths[0]
 
     def latencies(self, problem: Allocation) -> pd.DataFrame:
-        """Milliseconds that each block × role takes of a pass at each candidate, measured here.
+        """Milliseconds that each block × role takes in a pass at each candidate, measured on this machine.
 
         Returns:
-            One row a group: `block`, `role`, and a column for every precision.
+            One row per group: `block`, `role`, and one column per precision.
         """
         found = group_latencies(self.model, problem.precisions, math.prod(self.workload))
         columns = {p.name: found[:, i] for i, p in enumerate(problem.precisions)}
         return pd.DataFrame(problem.groups, columns=["block", "role"]).assign(**columns)
 
     def in_milliseconds(self, problem: Allocation, latencies: pd.DataFrame) -> Allocation:
-        """The same with what each choice takes of time, as `latencies` measured it."""
+        """The same problem with time as the cost of each choice, as measured by `latencies`."""
         return replace(problem, cost=latencies[[p.name for p in problem.precisions]].to_numpy())
 
     def pass_latencies(self, configurations: Mapping[str, Configuration]) -> pd.DataFrame:
-        """One row a configuration: `id`, and `pass_milliseconds` of the whole model, deployed."""
+        """One row per configuration: `id`, and `pass_milliseconds` of the whole deployed model."""
         found = pass_latencies(self.model, configurations, *self.workload)
         return pd.DataFrame({"id": list(found), "pass_milliseconds": list(found.values())})
 
     def at_share(self, problem: Allocation, share: float) -> Choice:
-        """The choice of least predicted loss with at least this share of the layers below the base."""
+        """The choice with the lowest predicted loss that lowers at least this share of the layers below the base."""
         sizes = np.array([[len(self.layerwise.groups[group])] for group in problem.groups], float)
         stays = np.hstack([sizes / sizes.sum(), np.zeros((len(sizes), len(problem.precisions) - 1))])
         return ilp(replace(problem, cost=stays), 1 - share)
 
     def judged(self, configurations: Mapping[str, Configuration], label: str) -> pd.DataFrame:
-        """Scores of the held-out questions at every configuration; too many files to publish."""
+        """Scores of the held-out questions at every configuration. They are not published: too many files."""
         return self.study.scores(self.model, label, configurations, self.layerwise.held_out, published=False)
 
 
 def likeliest(problem: Allocation, learned: Learned) -> Allocation:
-    """The problem whose best choice is the likeliest one under learned shares."""
+    """A problem whose best choice is the most likely one under the learned shares."""
     return replace(problem, loss=-np.log(learned.shares))
 
 
@@ -169,7 +169,7 @@ def against_uniform(problem: Allocation, shares: Iterable[float]) -> dict[tuple[
     """The integer program's choice and the best uniform one within each budget, for `listed`.
 
     Args:
-        shares: budgets, as `Allocation.between`.
+        shares: budgets, as in `Allocation.between`.
     """
     found: dict[tuple[str, float], list[Choice]] = {}
     for budget in map(problem.between, shares):
@@ -180,10 +180,10 @@ def against_uniform(problem: Allocation, shares: Iterable[float]) -> dict[tuple[
 
 
 def listed(found: Mapping[tuple[str, float], Sequence[Choice]], problem: Allocation) -> pd.DataFrame:
-    """The choices of every method and budget, equal ones under one `id`.
+    """The choices of every method and budget. Equal choices share one `id`.
 
     Returns:
-        One row a method, budget and draw: `method`, `budget` (text), `id`, `spent`, `choice`.
+        One row per method, budget and draw: `method`, `budget` (text), `id`, `spent`, `choice`.
     """
     ids: dict[tuple[int, ...], str] = {}
     rows = []

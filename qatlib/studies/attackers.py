@@ -1,4 +1,4 @@
-"""Who attacks a model in notebook 5, and what each attack is: from a run's params and what is drawn to attacks on a batch."""
+"""The attackers of notebook 5 and the description of each attack. They are built from a run's params and a source of draws."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from qatlib.qa.loss import Batch
 from qatlib.studies.study import Study
 
 Randomness = Callable[[torch.Generator], AbstractContextManager[None]]
-"""A generator → a block in which passes draw from it."""
+"""A generator → a context in which forward passes draw from it."""
 
 SEARCHED = 10
-"""How many times the passes of the attack a random search has, which should not win all the same."""
+"""A random search gets this many times the attack's passes. It should still not win."""
 
 Family = Literal["none", "noise", "gradient", "search", "text", "worst"]
-"""What an attack does: nothing; a random change; it follows a gradient over embeddings, or searches without one; it changes
-tokens, words or letters. `worst` is no attack of its own: it is the worst of several, question by question."""
+"""What an attack does: nothing; a random change; follow a gradient over embeddings; search without a gradient; change
+tokens, words or letters. `worst` is not a separate attack: for each question it is the worst of several."""
 
 Varied = Literal["nothing", "method", "one step", "epsilon", "steps", "restarts", "objective", "norm", "arithmetic"]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What an attack is. Every row of scores under attack carries it in columns, so that no reader takes a name apart."""
+    """Description of an attack. Every row of scores under attack has it in columns, so no reader has to parse a name."""
 
     name: str
-    """For the page only; the column `attack`."""
+    """Name for display only; the column `attack`."""
     family: Family
     target: str = "none"
-    """What it was made against: a precision, a set such as `{4, 8}`, or a way of drawing."""
+    """What it was made against: a precision, a set such as `{4, 8}`, or a way of drawing precisions."""
     epsilon: float = 0.0
-    """Radius in units of the mean norm of the token embeddings; 0 for an attack without one."""
+    """Radius in units of the mean norm of the token embeddings; 0 for an attack without a radius."""
     objective: str = "none"
     """The loss that it raises."""
     steps: int = 0
-    """Steps along a gradient, or the most tokens or words that it changes."""
+    """Number of gradient steps, or the maximum number of tokens or words changed."""
     varied: Varied = "nothing"
-    """In what it differs from the params' own attack: `one step` is FGSM, `method` another kind of attack."""
+    """How it differs from the params' own attack: `one step` is FGSM, `method` is another kind of attack."""
 
     @classmethod
     def of(cls, name: str, family: Family, target: str, arguments: AttackArguments, varied: Varied = "nothing") -> Attack:
@@ -60,23 +60,23 @@ class Attack:
 
     @property
     def columns(self) -> dict[str, str | float]:
-        """By column name: `attack`, and those of `ABOUT`."""
+        """Values by column name: `attack`, and the columns of `ABOUT`."""
         values = asdict(self)
         return {"attack": values.pop("name"), **values}
 
 
 ABOUT = tuple(field.name for field in fields(Attack) if field.name != "name")
-"""The columns that say what an attack is, beside its name."""
+"""The columns that describe an attack, without its name."""
 
 NO_ATTACK = Attack("none", "none")
 
 
 class Attackers:
-    """Everybody who attacks one model.
+    """All attackers of one model.
 
     Attributes:
-        attack: the params' own.
-        seed: of whatever is drawn.
+        attack: the params' own attack.
+        seed: seed of all draws.
     """
 
     def __init__(self, study: Study, model: SwitchableModel) -> None:
@@ -84,11 +84,11 @@ class Attackers:
         self.attack, self.seed = study.params.adversarial.attack, study.params.seed
 
     def pgd(self, draws: Draws, attack: AttackArguments | None = None) -> Craft:
-        """PGD on the mean loss over what is drawn."""
+        """PGD on the mean loss over the drawn configurations."""
         return lambda batch: attack_embeddings(self.model, batch, attack or self.attack, draws, self.seed)[0]
 
     def pgd_drawn(self, drawn: Callable[[int], Draws]) -> Craft:
-        """PGD on what is drawn at random, anew for every batch and step, and the same in every run.
+        """PGD on random draws: new for every batch and step, the same in every run.
 
         Args:
             drawn: a seed → draws.
@@ -96,11 +96,11 @@ class Attackers:
         return lambda batch: self.pgd(drawn(own_seed(batch, self.seed, "layers that the attacker draws")))(batch)
 
     def pgd_noisy(self, precision: Precision, draws: int) -> Craft:
-        """PGD on the mean loss over so many draws of noisy rounding at one precision."""
+        """PGD on the mean loss over `draws` draws of noisy rounding at one precision."""
         return self._pgd_within(partial(noisy_rounding, self.model), precision, draws, "rounding that the attacker draws")
 
     def pgd_by_token(self, precisions: Set, draws: int) -> Craft:
-        """PGD on the mean loss over so many draws a step of a precision for every token, whatever all layers stand at."""
+        """PGD on the mean loss over `draws` draws per step of a precision for every token; this overrides the layers' own."""
         return self._pgd_within(
             partial(per_token, precisions, self.model), precisions[0], draws, "tokens that the attacker draws"
         )
@@ -115,7 +115,7 @@ class Attackers:
         return craft
 
     def in_fp32(self, craft: Craft) -> Craft:
-        """The same without the params' mixed precision."""
+        """The same attack in fp32, without the params' mixed precision."""
 
         def crafted(batch: Batch) -> torch.Tensor:
             with torch.autocast(batch.input_ids.device.type, enabled=False):
@@ -124,7 +124,7 @@ class Attackers:
         return crafted
 
     def searched(self, draws: Draws) -> Craft:
-        """Random search with `SEARCHED` times the passes of PGD."""
+        """Random search with `SEARCHED` times as many passes as PGD."""
         long = replace(self.attack, restarts=SEARCHED * self.attack.restarts)
         return lambda batch: random_search(self.model, batch, long, draws, self.seed)[0]
 
@@ -133,7 +133,7 @@ class Attackers:
         return lambda batch: random_noise(self.model, batch, self.attack, self.seed)
 
     def flipped(self, draws: Draws) -> Craft:
-        """HotFlip over all tokens but special ones."""
+        """HotFlip over all tokens except special ones."""
         vocabulary = self.model.lm.get_input_embeddings().weight.shape[0]
         allowed = torch.ones(vocabulary, dtype=torch.bool, device=device_of(self.model))
         allowed[self.study.tokenizer.all_special_ids] = False
@@ -150,5 +150,5 @@ class Attackers:
 
 
 def generator(batch: Batch, seed: int, name: str, *of: int | str) -> torch.Generator:
-    """Of one named use of chance for a batch; `of` tells its draws apart."""
+    """The generator of one named use of chance for a batch; `of` distinguishes its draws."""
     return torch.Generator().manual_seed(own_seed(batch, seed, name, *of))

@@ -1,4 +1,4 @@
-"""What notebook 4 is made of: the range test, trainings side by side at equal cost, and what may explain them."""
+"""Notebook 4: the range test, trainings compared at equal cost, and possible explanations of the differences."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ RANDOM = ScheduleArguments("random_uniform")
 
 
 class Cyclic:
-    """Cyclic precision training of one run beside what it is compared with.
+    """Cyclic precision training of one run, and the trainings it is compared with.
 
-    All trainings are the params' `switchable` but for schedule and adapters: the same data in the same order, nothing
-    distilled, the same learning rate (all weights take the teacher's).
+    All trainings are the params' `switchable`, except for schedule and adapters. They have the same data in the same order,
+    no distillation and the same learning rate (training of all weights uses the teacher's rate).
     """
 
     def __init__(self, study: Study, trainings: Trainings) -> None:
@@ -37,17 +37,17 @@ class Cyclic:
 
     @cached_property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The switchable layers, which costs are counted over."""
+        """The switchable layers. Costs are counted over these."""
         return self.study.saved_model(self.trainings.base).infos
 
     # -- the range test -------------------------------------------------------------------------------------------
 
     def range_test(self) -> pd.DataFrame:
-        """Training loss by step of a short training at each precision, span head and adapters drawn anew for each.
+        """Training loss by step of a short training at each precision. Each starts with a fresh span head and fresh adapters.
 
-        Progress is what a head that knows nothing yet learns on the quantized model. CPT's range test goes on from
-        precision to precision with one network; here each starts alike, so that one's progress is not the next one's
-        start, and the loss stands for the accuracy, which batches this small tell too coarsely.
+        Progress is what a new head learns on the quantized model. CPT's range test trains one network from precision to
+        precision. Here every precision has the same start, so the progress at one does not help the next. The loss replaces
+        CPT's accuracy, which is too coarse on batches this small.
 
         Returns:
             `precision`, `step`, `span_loss` (nats).
@@ -62,11 +62,11 @@ class Cyclic:
         return pd.concat(parts, ignore_index=True)
 
     def progress(self, losses: pd.DataFrame) -> pd.DataFrame:
-        """What `range_test` says of each precision, narrowest first.
+        """Result of `range_test` for each precision, narrowest first.
 
         Returns:
             `precision`, `first` and `last` (mean loss of the first and last window, nats), `progress` (their difference),
-            `trains` (whether it reaches the threshold).
+            `trains` (whether the progress reaches the threshold).
         """
         window, rows = self.section.range_test.window, []
         for name, part in losses.groupby("precision", sort=False):
@@ -76,10 +76,10 @@ class Cyclic:
         return table.assign(trains=table["progress"] >= self.section.range_test.threshold)
 
     def lowest(self, progress: pd.DataFrame) -> Precision:
-        """Where cycles start: the params' choice, or the narrowest precision at which training makes progress.
+        """The lowest precision of the cycles: the params' choice, or the narrowest precision at which training makes progress.
 
         Raises:
-            ValueError: none but the widest makes progress, so that there is nothing to cycle through.
+            ValueError: only the widest precision makes progress, so there is nothing to cycle through.
         """
         if self.section.lowest:
             return self.section.lowest
@@ -95,7 +95,7 @@ class Cyclic:
     # -- the comparison -------------------------------------------------------------------------------------------
 
     def recipes(self, lowest: Precision) -> list[Recipe]:
-        """Every training of the comparison at equal passes, and after them those at equal bit operations."""
+        """Every training of the comparison: first those at equal passes, then those at equal bit operations."""
         at_passes = [
             self._recipe(method, *variant, seed)
             for method in self.section.methods
@@ -108,8 +108,9 @@ class Cyclic:
     def _variants(self, method: str, lowest: Precision) -> Iterator[tuple[tuple[Precision, ...], ScheduleArguments, str]]:
         """Precisions, schedule and adapters of a method's trainings.
 
-        `static` has one for each of some precisions, that where `two-phase` ends among them; `pattern shared` goes a precision
-        a step from the widest to the narrowest and back, as S2's [8, 4, 2, 4, 8] does.
+        `static` has one training for each of some precisions. The precision where `two-phase` ends is among them.
+        `pattern shared` goes from the widest precision to the narrowest and back, one precision per step, as S2's
+        [8, 4, 2, 4, 8] does.
         """
         between, ending = (lowest, self.precisions[0]), self.section.second_phase or lowest
         within = tuple(p for p in self.precisions if p.w_bits >= lowest.w_bits)
@@ -156,9 +157,9 @@ class Cyclic:
         return Recipe(name, tuple(precisions), settings, seed, judged=self.section.untrained)
 
     def _as_dear(self, recipe: Recipe) -> Recipe:
-        """The same training for the bit operations that the passes of `cpt` take at the widest precision, or nearly.
+        """The same training, lengthened to about the bit operations of `cpt`'s passes at the widest precision.
 
-        Cycles stay as long as they were, so that there are more of them: stretched, they would be another mixture.
+        Cycles keep their length, so there are more of them. Longer cycles would mix the precisions differently.
         """
         widest = Configuration.uniform(self.precisions[0], self.layers)
         budget = self.section.passes * cost.training_bitops(widest, self.layers, self.section.gradient_bits)
@@ -171,23 +172,23 @@ class Cyclic:
             return replace(recipe, name=f"{recipe.name} at equal bitops", settings=settings)
 
         passes = recipe.settings.training.steps
-        for _ in range(3):  # another number of steps rounds the cosine otherwise, and so has another mean
+        for _ in range(3):  # the number of steps changes the rounding of the cosine, and so its mean
             passes = round(budget * passes / self.bitops(lasting(passes)))
         near = {max(1, passes + k * max(1, passes // 100)) for k in range(-10, 11)}  # a tenth to either side, or ten passes
         return min(map(lasting, sorted(near)), key=lambda found: abs(self.bitops(found) - budget))
 
     def schedule(self, recipe: Recipe) -> Schedule:
-        """The schedule that a recipe trains on."""
+        """The schedule of a recipe."""
         return self.trainings.schedule(recipe, self.layers)
 
     def bitops(self, recipe: Recipe) -> float:
-        """Bit operations of a whole training by formula, in passes at 32 bits."""
+        """Bit operations of a whole training by formula. The unit is a pass at 32 bits."""
         schedule, bits = self.schedule(recipe), self.section.gradient_bits
         steps = range(recipe.settings.training.steps)
         return sum(cost.training_bitops(c, self.layers, bits) for step in steps for c in schedule(step))
 
     def costs(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
-        """What each method takes: `model`, `trained at`, `passes`, `bitops` (mean of the seeds), in passes at 32 bits."""
+        """The cost of each method: `model`, `trained at`, `passes`, `bitops` (mean over seeds, in passes at 32 bits)."""
         rows = [
             {
                 "model": recipe.name,
@@ -200,12 +201,12 @@ class Cyclic:
         return pd.DataFrame(rows).groupby(["model", "trained_at", "passes"], sort=False)[["bitops"]].mean().reset_index()
 
     def trained(self, recipes: Sequence[Recipe]) -> dict[str, pd.DataFrame]:
-        """Train every recipe and measure what it became, each model at the precisions it can run at.
+        """Train every recipe and measure each trained model at the precisions it can run at.
 
         Returns:
             `scores` and `perplexities` in the schemas of `qatlib.judging.results`, the former with `prediction`; `curves`, the
             training metrics with `model` and `seed`; `sharpness` as `qatlib.landscape.sharpness`, with `model`,
-            `precision` and `seed`: each seed has directions of its own, the same for every method.
+            `precision` and `seed`. Each seed has its own directions, the same for every method.
         """
         found: dict[str, list[pd.DataFrame]] = {"scores": [], "perplexities": [], "curves": [], "sharpness": []}
         for recipe in recipes:
@@ -221,7 +222,7 @@ class Cyclic:
         return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
 
     def judged_at(self, recipe: Recipe) -> list[Precision]:
-        """What a model was trained at, and `untrained` where it has no adapter for each and was not trained at one alone."""
+        """The precisions a model was trained at. `untrained` is added unless it has separate adapters or only one precision."""
         alone = len(recipe.precisions) == 1
         more = () if alone or recipe.settings.adapters == "separate" else self.section.untrained
         return sorted({*recipe.precisions, *more}, reverse=True)

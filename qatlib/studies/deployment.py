@@ -1,4 +1,4 @@
-"""The switchable model on integer storage and kernels: bytes on disk, the same answers, seconds."""
+"""The switchable model with integer storage and kernels: bytes on disk, agreement of the answers, seconds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from qatlib.studies.study import Study
 from qatlib.switching import Output
 
 SECONDS = 1.0
-"""Least time that each of the models compared is timed for."""
+"""Minimum time for which each compared model is timed."""
 
 
 def stored_sizes(study: Study, model: SwitchableModel) -> pd.DataFrame:
-    """Bytes of the switchable weights with their scales, by formula and as they lie on disk, and of the whole directory.
+    """Bytes of the switchable weights with their scales, by formula and on disk, and of the whole directory.
 
     Returns:
-        One row a precision or configuration that is deployed: `precision`, `w_bits` and `a_bits` (means over the weights),
+        One row per deployed precision or configuration: `precision`, `w_bits` and `a_bits` (means over the weights),
         `formula_bytes`, `disk_bytes`, `directory_bytes` (everything a user needs: embeddings, norms, adapters, tokenizer too).
     """
     rows = []
@@ -49,10 +49,10 @@ def _bytes(path: Path) -> int:
 
 
 def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
-    """The same questions for the simulation, codes multiplied as floats, and the deployed model, at every deployed precision.
+    """Compare the simulation (codes multiplied as floats) with the deployed model, at every deployed precision.
 
     Returns:
-        One row a precision: `precision`, `f1` and `deployed_f1` in percent, `same_answers` in percent of the questions,
+        One row per precision: `precision`, `f1` and `deployed_f1` in percent, `same_answers` in percent of the questions,
         `loss_difference` (largest, nats), `n`.
     """
     params = study.params
@@ -82,10 +82,10 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
 
 @torch.inference_mode()
 def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
-    """A forward pass of the span model: the teacher in fp32 and bf16, and the deployed models with their adapters, in turn.
+    """Time of a forward pass of the span model: teacher in fp32 and bf16, and deployed models with their adapters, in turn.
 
     Returns:
-        One row a model, batch size and length: `model`, `batch`, `tokens` (of each window), `milliseconds` (median),
+        One row per model, batch size and length: `model`, `batch`, `tokens` (of each window), `milliseconds` (median),
         `iqr_milliseconds`, `tokens_per_second`, `peak_megabytes` (of tensors that a pass adds to the model's own), and
         `speedup` over fp32, the median of the rounds' ratios with their quartiles `speedup_low` and `speedup_high`; `rounds`.
     """

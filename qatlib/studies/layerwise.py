@@ -21,14 +21,14 @@ NOISE_WINDOWS = 16
 """Training windows that output noise is measured on."""
 
 TIMED_BLOCKS, TIMED_QUESTIONS = 6, 16
-"""Blocks at most, and questions, that the sweep is timed on against evaluating every cell from the start."""
+"""Maximum number of blocks, and number of questions, for timing the sweep against whole passes for every cell."""
 
 
 class Layerwise:
-    """The sweep over one run's switchable model, and what searches start from.
+    """The sweep over one run's switchable model, and the starting point of searches.
 
     Attributes:
-        seen, held_out: questions for the search, and for judging what it found; no paragraph is in both.
+        seen, held_out: questions for the search, and questions for judging its result. No paragraph is in both.
     """
 
     def __init__(self, study: Study, model: SwitchableModel) -> None:
@@ -46,13 +46,14 @@ class Layerwise:
 
     @property
     def base(self) -> Precision:
-        """What the search starts from."""
+        """The precision that the search starts from."""
         return self.params.bases[0]
 
     def lowered(self, base: Precision) -> pd.DataFrame:
-        """What of a layer is lowered, and to what: `lowered`, `bits`, `precision`, `w_bits`, `a_bits`.
+        """Which part of a layer is lowered, and to which precision: `lowered`, `bits`, `precision`, `w_bits`, `a_bits`.
 
-        Both are lowered to a precision that was trained. Activations alone stay where that has them as they are.
+        `both` lowers weights and activations to a trained precision. Activations alone are not lowered where that precision
+        leaves them unchanged.
         """
         rows = []
         for bits in self.params.lowered_to(base):
@@ -62,11 +63,11 @@ class Layerwise:
         return pd.DataFrame(rows, columns=["lowered", "bits", "precision", "w_bits", "a_bits"])
 
     def _lowered_to(self, base: Precision) -> list[Precision]:
-        """The different precisions of `lowered`, in its order."""
+        """The distinct precisions of `lowered`, in its order."""
         return [Precision(*widths) for widths in self.lowered(base)[["w_bits", "a_bits"]].drop_duplicates().to_numpy().tolist()]
 
     def candidates(self, base: Precision) -> tuple[Precision, ...]:
-        """What a search from a base may choose: the base, and all it is lowered to in both weights and activations."""
+        """The choices of a search from a base: the base, and every precision that lowers both weights and activations."""
         return (base, *map(self.params.at_bits, self.params.lowered_to(base)))
 
     # -- the sweep ------------------------------------------------------------------------------------------------
@@ -76,10 +77,10 @@ class Layerwise:
         return self.study.scores(self.model, f"all_at_{base.name}", [base], self.seen)
 
     def sweep(self, base: Precision) -> pd.DataFrame:
-        """Every block × role alone at every precision, as changes against the base; each block is a piece.
+        """Every block × role alone at every precision, as changes from the base. Each block is one piece of work.
 
         Returns:
-            One row a block, role, precision and question: `base`, `block`, `role`, `precision`, `w_bits`, `a_bits`, `lowered`
+            One row per block, role, precision and question: `base`, `block`, `role`, `precision`, `w_bits`, `a_bits`, `lowered`
             (`both`, `weights` or `activations`), `bits`, `id`, `paragraph`, `loss_change` (nats), `f1_change`, `em_change`
             (points).
         """
@@ -98,17 +99,17 @@ class Layerwise:
         return changes.merge(kinds, on="precision")
 
     def noise(self, base: Precision) -> pd.DataFrame:
-        """`output_noise` of what the sweep lowers, with `base` and the columns of `lowered` beside it."""
+        """`output_noise` of everything the sweep lowers, with `base` and the columns of `lowered`."""
         kinds, windows = self.lowered(base), spread(self.study.train_features, NOISE_WINDOWS)
         with self.model.at(base):
             found = output_noise(self.model, windows, self._lowered_to(base))
         return found.assign(base=base.name).merge(kinds, on="precision")
 
     def reuse(self) -> pd.DataFrame:
-        """Seconds of the same cells by the sweep and by whole passes, in turn, and whether the results are equal to the last bit.
+        """Seconds for the same cells by the sweep and by whole passes, and whether the results are equal to the last bit.
 
         Returns:
-            One row a block, of a few from the first to the last: `block`, `cells`, `questions`, `sweep_seconds`,
+            One row per block, for a few blocks from the first to the last: `block`, `cells`, `questions`, `sweep_seconds`,
             `whole_seconds`, `equal`.
         """
         questions = spread(self.seen, TIMED_QUESTIONS)
@@ -122,7 +123,7 @@ class Layerwise:
             for i, block in enumerate(spread(range(len(self.model.blocks)), TIMED_BLOCKS)):
                 roles = [role for at, role in self.groups if at == block]
                 how = {**self.study.answering, "reached": reached}
-                if block:  # where the sweep has come to when it gets here
+                if block:  # the sweep's cache as it is when the sweep reaches this block
                     evaluate_changes(self.model, questions, features, block - 1, {"none": {}}, **how)
                 ways = {
                     "sweep": partial(sweep_block, self.model, questions, features, block, precisions, **how),
@@ -130,7 +131,7 @@ class Layerwise:
                 }
                 row: dict[str, float] = {"block": block, "cells": len(roles) * len(precisions), "questions": len(questions)}
                 found = {}
-                for name in [*ways][:: -1 if i % 2 else 1]:  # neither has the warmer machine
+                for name in [*ways][:: -1 if i % 2 else 1]:  # alternate the order: the machine gets warmer
                     start = time.perf_counter()
                     found[name] = ways[name]()[["id", "em", "f1", "loss"]]
                     row[f"{name}_seconds"] = time.perf_counter() - start
@@ -154,7 +155,7 @@ class Layerwise:
 
 
 def against(found: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
-    """Changes of `loss`, `f1` and `em` against the base's, question by question, in place of the three."""
+    """Replace `loss`, `f1` and `em` by their changes from the base, question by question."""
     at_base = base.set_index("id")[["loss", "f1", "em"]].reindex(found["id"]).reset_index(drop=True)
     changes = {f"{name}_change": found[name].reset_index(drop=True) - at_base[name] for name in at_base}
     return found.reset_index(drop=True).drop(columns=["loss", "f1", "em"]).assign(**changes)

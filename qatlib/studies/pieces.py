@@ -1,4 +1,4 @@
-"""Work as a list of named, independent pieces, each of which ends in one kept table; and the one place that runs them."""
+"""Work as a list of named, independent pieces. Each piece gives one kept table. Only this module runs them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ T = TypeVar("T")
 
 
 class Keeper(Protocol):
-    """What a study keeps its results in; `qatlib.run.stage.Stage` is one."""
+    """Where a study keeps its results. `qatlib.run.stage.Stage` is one."""
 
     params: Params
 
     def table(self, name: str, compute: Callable[[], pd.DataFrame], published: bool = True) -> pd.DataFrame:
-        """The frame that `compute` returns, computed once."""
+        """The frame that `compute` returns. It is computed only once."""
 
     def timed(self, name: str) -> AbstractContextManager[None]:
-        """Times a block."""
+        """Measure the time of a `with` block."""
 
     def checkpoints(self, name: str) -> Path:
         """The path of one training's checkpoints."""
 
 
 class Piece(NamedTuple):
-    """One piece of work: what it is kept as, and a function of nothing that gives the table.
+    """One piece of work: the name it is kept under, and a function without arguments that gives the table.
 
     Pieces do not depend on one another: they give the same tables in any order and in any process.
     """
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 
 def run(pieces: Iterable[Piece], keeper: Keeper) -> list[pd.DataFrame]:
-    """The table of every piece, in order. A piece that was computed before is read: a killed run has lost one at most."""
+    """The table of every piece, in order. A finished piece is read from disk, so a killed run loses at most one piece."""
     return [keeper.table(piece.name, piece.compute, piece.published) for piece in pieces]
 
 
@@ -58,16 +58,16 @@ def at_each(
     measure: Callable[[str], pd.DataFrame],
     published: bool = True,
 ) -> pd.DataFrame:
-    """What is measured of a model at each precision, a piece for each; all of their tables in one frame.
+    """Measure a model at each precision, one piece per precision, and return all tables in one frame.
 
     Args:
-        name: of the pieces; each has its precision's name behind it.
+        name: name of the pieces; each piece adds the name of its precision.
         about: `model` and `seed`, columns of the frame.
         at: precisions, or anything that `Configuration.resolve` reads, by its name.
-        measure: from a name to a table, while the model stands at that precision.
+        measure: maps a name to a table, while the model is at that precision.
 
     Returns:
-        The tables with `model`, `precision`, `w_bits` and `a_bits` (of a precision) and `seed` in front.
+        The tables, with `model`, `precision`, `w_bits` and `a_bits` (for a precision) and `seed` as first columns.
     """
 
     def compute(name: str, spec: Any) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def at_each(
 
 
 def spread(items: Sequence[T], n: int | None) -> list[T]:
-    """`n` items at equal distances (all if there are no more): neighbours in SQuAD's files are of one article."""
+    """`n` items at equal distances (all if there are no more). Neighbours in SQuAD's files come from the same article."""
     if n is None or n >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, n).astype(int)]

@@ -1,7 +1,7 @@
-"""What notebook 5 is made of: attacks at every precision, answered at every precision and by random draws.
+"""Notebook 5: attacks at every precision, answered at every precision and by random draws.
 
-Everything is kept a question: one row an attack, a way of answering and a question. What random precision inference (RPI) does
-over one precision for all layers needs no sampling then: its expectation is the mean over the rows of its precisions, exactly.
+Scores are kept per question: one row per attack, way of answering and question. So random precision inference (RPI) with one
+precision for all layers needs no sampling. Its expectation is exactly the mean over the rows of its precisions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Robustness:
     """Attacks on the models of one run.
 
     Attributes:
-        questions, fewer: what the first method, and everything else, is judged on.
+        questions, fewer: questions that judge the first method, and fewer questions for everything else.
         widths: every precision that a defence may draw, widest first.
     """
 
@@ -54,9 +54,9 @@ class Robustness:
     def recipe(self, method: str, seed: int) -> Recipe:
         """The training of a method: one shared adapter, the passes of `adversarial`.
 
-        `plain` is trained at full precision alone, the others at random precisions of all sets; `cpt` cycles through
-        them, `random pair` draws two a step, and `consistency` as well, the narrower of which learns from the wider,
-        `adversarial` sees perturbed input.
+        `plain` is trained only at full precision, the others at random precisions of all sets. `cpt` cycles through them.
+        `random pair` and `consistency` draw two per step; in `consistency` the narrower one learns from the wider.
+        `adversarial` is trained on perturbed input.
         """
         passes, adversary = self.section.passes, self.section.adversary if method == "adversarial" else None
         schedule, objective = ScheduleArguments("random_uniform"), ObjectiveArguments("average")
@@ -80,7 +80,7 @@ class Robustness:
     # -- answers --------------------------------------------------------------------------------------------------
 
     def finer(self, model: SwitchableModel, precisions: Set) -> dict[str, Answering]:
-        """Answers of the finer draws: each layer, or each token, draws a precision, anew for every batch; `draws` of each."""
+        """Answers of finer draws: each layer or each token draws a precision, anew for every batch; `draws` of each kind."""
 
         def by_layer(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
             seed = own_seed(batch, self.params.seed, "layers that the defender draws")
@@ -95,7 +95,7 @@ class Robustness:
         return {f"{kind} {i}": partial(way, i) for i in range(self.section.draws) for kind, way in kinds.items()}
 
     def noisily(self, model: SwitchableModel, precision: Precision, draws: int) -> dict[str, Answering]:
-        """Answers at one precision whose rounding is noisy, anew for every batch; so many draws of the noise."""
+        """Answers at one precision with noisy rounding. The noise is new for every batch; there are `draws` draws of it."""
 
         def figures(draw: int, batch: Batch, embeds: torch.Tensor) -> SpanFigures:
             with (
@@ -119,7 +119,7 @@ class Robustness:
     def _piece(
         self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
     ) -> Piece:
-        """One attack on some questions. The attacker computes in the params' mixed precision, answers are in fp32."""
+        """One attack on some questions. The attacker computes in the params' mixed precision. Answers are computed in fp32."""
 
         def crafted(batch: Batch) -> torch.Tensor:
             with reduced_precision(model, self.params.compute.mixed_precision):
@@ -140,13 +140,13 @@ class Robustness:
         ways: Mapping[str, Answering],
         questions: Sequence[Question],
     ) -> pd.DataFrame:
-        """`judged`'s rows of several attacks, kept as `<name>_0` and so on, with the columns of each attack."""
+        """The rows of `judged` for several attacks, with the columns of each attack. They are kept as `<name>_0` and so on."""
         pieces = [self._piece(f"{name}_{i}", model, craft, ways, questions) for i, craft in enumerate(crafts.values())]
         parts = zip(crafts, self._run(pieces), strict=True)
         return pd.concat([part.assign(**attack.columns) for attack, part in parts], ignore_index=True)
 
     def matrix(self, model: SwitchableModel, label: str, questions: Sequence[Question]) -> pd.DataFrame:
-        """Clean, noisy, attacked at each precision and adaptively over each set: each answered at every precision.
+        """Clean, noisy and attacked input (at each precision, and adaptively over each set), answered at every precision.
 
         Returns:
             `judged`'s rows with the columns of each `Attack`: `none`, `noise`, `PGD at 8` for each precision, `EOT {4, 8}` for
@@ -179,24 +179,24 @@ class Robustness:
 
     @property
     def fixed(self) -> Precision:
-        """The static precision that variations of the attack are tried at: the widest of the first set."""
+        """The static precision at which variations of the attack are tested: the widest of the first set."""
         return widest_first(self.sets[0])[0]
 
     def from_outside(self, model: SwitchableModel, twin: SwitchableModel) -> pd.DataFrame:
-        """Answers at every precision to `PGD at … of a twin`, an attack on a model that was trained apart, at the fixed one."""
+        """Answers at every precision to `PGD at … of a twin`: an attack at `fixed` on a separately trained model."""
         craft = Attackers(self.study, twin).pgd(static(self.fixed, twin))
         found = self.judged("twin", model, craft, answers_at(model, self.widths), self.fewer)
         target = f"{self.fixed.name} of a twin"
         return found.assign(**Attack.of(f"PGD at {target}", "gradient", target, self.section.attack).columns)
 
     def radii(self, model: SwitchableModel, main: pd.DataFrame) -> pd.DataFrame:
-        """PGD at each precision of the first set, and EOT over it, at all `epsilons` but the last; answered at these precisions.
+        """PGD at each precision of the first set and EOT over it, at all `epsilons` but the last; answered at these precisions.
 
         Args:
-            main: of `matrix`, whose rows are those of the attack's own radius.
+            main: the result of `matrix`; its rows are used for the attack's own radius.
 
         Returns:
-            `judged`'s rows with the columns of each `Attack`, and `radius`, its ε; clean answers stand at every radius.
+            `judged`'s rows with the columns of each `Attack`, and `radius`, its ε. Clean answers are repeated at every radius.
         """
         attackers, own = Attackers(self.study, model), self.section.attack
         first, ways = self.sets[0], answers_at(model, self.sets[0])
@@ -214,13 +214,13 @@ class Robustness:
         return pd.concat(parts, ignore_index=True)
 
     def rounded_noisily(self, model: SwitchableModel) -> pd.DataFrame:
-        """Plain noise in place of random precision: noisy rounding at each precision of the first set that rounds at all.
+        """Plain noise instead of random precision: noisy rounding at each precision of the first set that rounds activations.
 
-        Attackers are EOT over the set, and EOT over the noise itself, with as many draws a step as the set has precisions.
+        Attackers are EOT over the set, and EOT over the noise itself, with as many draws per step as the set has precisions.
 
         Returns:
             Rows with the columns of each `Attack`, `none`, `EOT {4, 8}` or `EOT over noise`, whose target is `noise at 8`, and
-            `answered`, `noise at 8`, the mean over as many.
+            `answered`, `noise at 8`, the mean over as many draws.
         """
         attackers = Attackers(self.study, model)
         first, parts = self.sets[0], []
@@ -239,10 +239,10 @@ class Robustness:
         return pd.concat(parts, ignore_index=True)
 
     def drawn_finer(self, model: SwitchableModel) -> pd.DataFrame:
-        """Draws a layer and a token against draws for all layers, from the first set, each attacked adaptively.
+        """Draws per layer and per token from the first set, compared with one draw for all layers. Attacks are adaptive.
 
-        Attackers average over the uniform precisions exactly, over `draws` mixed configurations a step, or over as many draws of
-        every token.
+        Attackers average exactly over the uniform precisions, over `draws` mixed configurations per step, or over `draws`
+        per-token draws.
 
         Returns:
             `judged`'s rows with the columns of each `Attack`. `drawn` is `per batch`, `per layer` or `per token`, the target of
@@ -283,16 +283,16 @@ class Robustness:
 
     @property
     def drawn_by_s0(self) -> Set:
-        """What S0's layers draw from, {4, 8, 32}, as far as it is among the widths; the first set where too little of it is."""
+        """The set that S0's layers draw from: the part of {4, 8, 32} that is in `widths`, or the first set if too little is."""
         own = tuple(p for p in reversed(self.widths) if p.name in ("4", "8", "32"))
         return own if len(own) > 1 else self.sets[0]
 
     def one_draw(self, model: SwitchableModel) -> pd.DataFrame:
-        """S0's own protocol: layers draw, each step's gradient comes from one draw and the answer from another, on all questions.
+        """S0's own protocol, on all questions: each layer draws. Each step's gradient uses one draw, the answer another.
 
         Returns:
-            `judged`'s rows with the columns of each `Attack`, `none` or `PGD, one draw a step`; `answered` is `S0's RPI`, the
-            target as well.
+            `judged`'s rows with the columns of each `Attack`, `none` or `PGD, one draw a step`; `answered` is `S0's RPI`, and so
+            is the target.
         """
         attackers, drawn = Attackers(self.study, model), partial(per_layer, self.drawn_by_s0, model)
         ways = {S0_RPI: self.finer(model, self.drawn_by_s0)["layer 0"]}

@@ -15,14 +15,14 @@ from qatlib.studies.pieces import spread
 from qatlib.studies.study import Study
 
 CALIBRATION_WINDOWS = 64
-"""Training windows that a calibration pass sees."""
+"""Number of training windows in a calibration pass."""
 
 Found = tuple[pd.DataFrame, pd.DataFrame]
 """Scores and perplexities, in the schema of `qatlib.judging.results`."""
 
 
 def weight_scales(study: Study, model: SwitchableModel) -> Found:
-    """Weights alone quantized: `per_channel`, a scale an output channel, against `per_tensor`, a scale a matrix."""
+    """Only weights quantized: `per_channel` (one scale per output channel) against `per_tensor` (one scale per matrix)."""
     widths = [Precision(b, FULL) for b in study.params.post_training.comparison.bits]
     found = []
     model.set_quantizer(replace(study.params.quantizer, weights="per_channel"))
@@ -34,10 +34,10 @@ def weight_scales(study: Study, model: SwitchableModel) -> Found:
 
 
 def activation_scales(study: Study, model: SwitchableModel) -> Found:
-    """Weights and activations quantized alike, by where activation scales come from.
+    """Weights and activations quantized to the same width, for each source of activation scales.
 
-    `per_token` is dynamic; the others are static, one scale a layer: `calibrated` by a pass at this very precision,
-    `carried_over` to the other widths from a pass at the first, `uncalibrated` at a range of ±1.
+    `per_token` is dynamic. The others are static, with one scale per layer: `calibrated` by a pass at the same precision,
+    `carried_over` to the other widths from a pass at the first, `uncalibrated` with a range of ±1.
     """
     widths = [Precision(b, b) for b in study.params.post_training.comparison.bits]
     windows = spread(study.train_features, CALIBRATION_WINDOWS)
@@ -70,7 +70,7 @@ def _stack(found: Sequence[Found]) -> Found:
 
 
 def weight_noise(model: SwitchableModel, bits: Sequence[int]) -> pd.DataFrame:
-    """SQNR of every switchable weight matrix: `layer`, `role`, `bits`, `scales` (of what kind), `sqnr_db`."""
+    """SQNR of every switchable weight matrix: `layer`, `role`, `bits`, `scales` (their kind), `sqnr_db`."""
     rows = []
     for info, layer in zip(model.infos, model.layers, strict=True):
         weight = layer.oriented_weight.detach()

@@ -30,14 +30,14 @@ from qatlib.studies.pieces import Keeper, at_each, spread
 from qatlib.training import fit
 
 PROBE_WINDOWS = 32
-"""Validation windows on which the loss of every bit-width is looked at while training."""
+"""Number of validation windows on which the loss at every bit-width is measured during training."""
 
 
 class Study:
-    """One run's data, models and evaluations; whatever is finished is read from the stage's directory.
+    """One run's data, models and evaluations. Finished results are read from the stage's directory.
 
     Args:
-        stage: what keeps the results: the notebook's stage.
+        stage: the notebook's stage, which keeps the results.
 
     Attributes:
         train, validation: questions.
@@ -46,12 +46,12 @@ class Study:
 
     def __init__(self, stage: Keeper) -> None:
         self.stage, self.params = stage, stage.params
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one of its own for each process that accelerate launches
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one GPU for each process that accelerate launches
         self.device = torch.device(gpu if torch.cuda.is_available() else "cpu")
         if self.params.compute.threads:
             torch.set_num_threads(self.params.compute.threads)
         torch.use_deterministic_algorithms(self.device.type == "cpu")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads memory that it did not write
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code reads uninitialized memory
         self.train = self._questions("train")
         self.validation = self._questions("validation")
 
@@ -70,10 +70,10 @@ class Study:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What params do not say of where models and data come from, for the provenance.
+        """The origin of models and data as far as the params do not state it, for the provenance.
 
         Returns:
-            `questions_sha256`, over the questions of each part as they were used, and `model_version` where the source has one.
+            `questions_sha256`, a hash of the questions used in each part, and `model_version` if the source has one.
         """
         parts = {"train": self.train, "validation": self.validation}
         hashes = {name: hashlib.sha256(repr(questions).encode()).hexdigest() for name, questions in parts.items()}
@@ -95,7 +95,7 @@ class Study:
 
     @property
     def pad_id(self) -> int:
-        """What batches are padded with: under a causal mask any token does, and transformers warns of its own."""
+        """The padding token. Under a causal mask any token works; transformers warns about its own, so another is used."""
         return int(self.tokenizer.pad_token_id == 0)
 
     def pretrained_model(self) -> SwitchableModel:
@@ -151,7 +151,7 @@ class Study:
         return self.featurize(self.validation)
 
     def featurize(self, questions: Sequence[Question]) -> list[Feature]:
-        """Windows of any questions, cut as the params say."""
+        """Windows of any questions, cut as the params specify."""
         return featurize(questions, self.tokenizer, self.params.data.max_length, self.params.data.stride)
 
     def full_precision(self, model: SwitchableModel) -> Schedule:
@@ -169,15 +169,15 @@ class Study:
         seed: int | None = None,
         **options: Any,
     ) -> pd.DataFrame:
-        """Train under `name`, from its checkpoint if there is one; every checkpoint probes the loss at `precisions`.
+        """Train under `name`, from its checkpoint if there is one. Every checkpoint measures the loss at `precisions`.
 
         Args:
-            schedule: unquantized training if left out.
-            seed: of the order of the data and of dropout; the params' own if left out.
+            schedule: by default unquantized training.
+            seed: seed of the data order and of dropout; by default the params' own.
             options: further arguments of `qatlib.training.fit`.
 
         Returns:
-            The metrics of `qatlib.training.fit`, also written to the results; probes are in columns `loss@<precision>`.
+            The metrics of `qatlib.training.fit`, also written to the results. Probed losses are in columns `loss@<precision>`.
         """
         with self.stage.timed(f"fit_{name}"):
             metrics = fit(
@@ -217,7 +217,7 @@ class Study:
 
     @property
     def answering(self) -> dict[str, Any]:
-        """How `evaluate_spans` and what is built on it answer questions in this run."""
+        """Options of this run for `evaluate_spans` and everything built on it."""
         settings = self.params.evaluation
         sizes = {"batch_size": settings.batch_size, "max_answer_tokens": settings.max_answer_tokens}
         return {"pad_id": self.pad_id, **sizes}
@@ -233,14 +233,14 @@ class Study:
     ) -> pd.DataFrame:
         """Per-question scores at each precision: `model`, `precision`, `seed`, `id`, `paragraph`, `em`, `f1`, `loss`.
 
-        `w_bits` and `a_bits` stand beside `precision`, unless configurations are given by name: these have no single width.
+        `w_bits` and `a_bits` are added to `precision`, unless configurations are given by name: these have no single width.
 
         Args:
-            label: what the model is called in the result files.
-            at: precisions, or anything that `Configuration.resolve` reads, by the name that `precision` shall have.
-            questions: so many of the validation questions, or these; all of them if left out.
+            label: the model's name in the result files.
+            at: precisions, or a mapping from the name for `precision` to anything that `Configuration.resolve` reads.
+            questions: a number of validation questions, or the questions themselves; by default all validation questions.
             published: as in `Stage.table`.
-            predictions: whether the answers stay, as `prediction`.
+            predictions: whether to keep the answers, in the column `prediction`.
         """
         chosen = questions if isinstance(questions, Sequence) else spread(self.validation, questions)
         features = self.featurize(chosen) if questions else self.validation_features
@@ -258,7 +258,7 @@ class Study:
         return at_each(self.stage, model, f"scores_{label}", self._about(label), at, measure, published)
 
     def perplexity(self, model: SwitchableModel, texts: Sequence[str], description: str | None = None) -> pd.DataFrame:
-        """`evaluate_perplexity` of some texts as this run measures it."""
+        """`evaluate_perplexity` of some texts with this run's options."""
         return evaluate_perplexity(
             model,
             self.tokenizer,
@@ -283,7 +283,7 @@ class Study:
         return at_each(self.stage, model, f"perplexity_{label}", self._about(label), at, measure)
 
     def answers(self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any]) -> pd.DataFrame:
-        """Scores of greedy answers to prompts, in the columns of `scores`; the params must have a `generative` section."""
+        """Scores of greedy answers to prompts, in the columns of `scores`. The params must have a `generative` section."""
         asked = self.params.generative
         assert asked is not None
         questions = spread(self.validation, asked.questions)

@@ -1,4 +1,4 @@
-"""Attacks on the text itself, and questions from elsewhere: answered at every precision, as notebook 5 shows them."""
+"""Attacks on the text, and questions from another source, answered at every precision (notebook 5)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from qatlib.studies.robustness import Robustness
 
 
 class Textual:
-    """Attacked text for one model.
+    """Text attacks on one model.
 
     Attributes:
-        passes: by attack on words the windows that it passed through the model, a question; after `word_attack`.
+        passes: for each attack on words, windows passed through the model per question. Set by `word_attack`.
     """
 
     def __init__(self, robustness: Robustness, model: SwitchableModel) -> None:
@@ -37,12 +37,12 @@ class Textual:
         self.passes: dict[str, float] = {}
 
     def answered(self, name: str, questions: Sequence[Question], attack: Attack) -> pd.DataFrame:
-        """Scores of questions as they are, at every precision of the first set and at 32 bits.
+        """Scores of unchanged questions, at every precision of the first set and at 32 bits.
 
-        A question of the validation set keeps its paragraph, whatever an attack has made of the context.
+        A question of the validation set keeps its `paragraph` even if an attack changed its context.
 
         Args:
-            attack: what made the questions' text; its columns are added.
+            attack: the attack that produced the questions' text; its columns are added.
         """
         unmoved, ways = Attackers(self.study, self.model).no_attack(), answers_at(self.model, self.widths)
         found = self.robustness.judged(name, self.model, unmoved, ways, questions).assign(**attack.columns)
@@ -60,11 +60,11 @@ class Textual:
         return pd.concat([clean, changed], ignore_index=True)
 
     def perplexities(self) -> pd.DataFrame:
-        """What perplexity is made of, on clean and on noisy paragraphs, noisy as a question's context is.
+        """The sums behind perplexity, on clean and noisy paragraphs. The noise is that of a question's context.
 
         Returns:
-            `precision`, `paragraph`, `nll`, `tokens`, `noisy_nll`, `noisy_tokens`, `noisy_unknown`, how many of these are
-            unknown to the tokenizer; `RPI {4, 8}` has the mean of its set's. `random` is true for a precision that is drawn.
+            `precision`, `paragraph`, `nll`, `tokens`, `noisy_nll`, `noisy_tokens`, `noisy_unknown` (noisy tokens that
+            the tokenizer does not know). `RPI {4, 8}` has the mean over its set. `random` is true for a drawn precision.
         """
         rate, seed = self.section.noise_rate, self.study.params.seed
         texts = {"": self.study.paragraphs}
@@ -79,7 +79,7 @@ class Textual:
                 with self.model.at(p):
                     found = self.study.perplexity(self.model, written)
                 columns |= {f"{prefix}nll": found["nll"], f"{prefix}tokens": found["tokens"]}
-            where = [q.paragraph for q in asked]  # of the clean text, both times
+            where = [q.paragraph for q in asked]  # of the clean text, for both
             parts.append(pd.DataFrame({"precision": p.name, "paragraph": where} | columns | {"noisy_unknown": unknown}))
         frame = pd.concat(parts, ignore_index=True)
         first = frame[frame["precision"].isin([p.name for p in self.robustness.sets[0]])]
@@ -91,7 +91,7 @@ class Textual:
     # -- words ----------------------------------------------------------------------------------------------------
 
     def candidates(self) -> candidates.Candidates:
-        """The source of words that the params name."""
+        """The source of candidate words that the params name."""
         settings = self.section.words
         assert settings
         if settings.candidates == "synonyms":
@@ -103,9 +103,9 @@ class Textual:
         return candidates.masked_lm(lm.to(self.study.device).eval(), tokenizer, settings.count)
 
     def word_attack(self) -> pd.DataFrame:
-        """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered everywhere.
+        """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered at all precisions.
 
-        The attacked questions of each are kept as a SQuAD file among the stage's checkpoints, `words_0/attacked.json` and so on.
+        The attacked questions of each attack are kept as a SQuAD file in the stage's checkpoints: `words_0/attacked.json` etc.
         """
         settings = self.section.words
         assert settings
@@ -133,10 +133,10 @@ class Textual:
     # -- elsewhere ------------------------------------------------------------------------------------------------
 
     def shifted(self) -> pd.DataFrame:
-        """The questions that the params name as shifted, `questions` at most, answered as they are; `attack` is `none`."""
+        """Answers to the questions that the params name as shifted, at most `questions` of them; `attack` is `none`."""
         source = self.section.shifted
         assert source
-        if source == "embedded":  # other questions than those of training and validation
+        if source == "embedded":  # not the questions of training and validation
             found = toyqa.generate(self.section.questions, self.study.params.seed, "shifted")
         else:
             found = spread(load_questions(source, "validation"), self.section.questions)

@@ -1,4 +1,4 @@
-"""Trainings of switchable models on one base: the run's own, and variations of it side by side."""
+"""Trainings of switchable models on one base: the run's own training, and variations of it for comparison."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qatlib.studies.study import Study
 from qatlib.training import Adversary
 
 CALIBRATION_WINDOWS = 16
-"""Training windows that clipping ratios of activations are sought on."""
+"""Number of training windows for finding the clipping ratios of activations."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class Recipe:
     """One training of a switchable model."""
 
     name: str
-    """What the model is called in result files."""
+    """The model's name in result files."""
     precisions: tuple[Precision, ...]
     settings: Switchable
     seed: int
     judged: tuple[Precision, ...] = ()
-    """Precisions that it is judged at beside those it is trained at: their inputs are clipped alike."""
+    """Further precisions that it is judged at, beside those it is trained at. Clipping is calibrated for them too."""
 
 
 class Trainings:
     """Trains models on the saved teacher of a study.
 
     Args:
-        base: the directory of the saved teacher: what every training starts from, and the teacher of objectives.
+        base: directory of the saved teacher. Every training starts from it, and objectives use it as teacher.
     """
 
     def __init__(self, study: Study, base: Path) -> None:
@@ -61,7 +61,7 @@ class Trainings:
         return Recipe("switchable", self.params.precisions, self.params.switchable, self.params.seed)
 
     def variations(self, methods: Sequence[Method]) -> list[Recipe]:
-        """A training for each method and seed, at the passes of `comparisons`."""
+        """One training per method and seed, with the number of passes in `comparisons`."""
         precisions = self.params.precisions
         applied = [(m.name, m.applied(self.params.switchable)) for m in methods]
         return [
@@ -71,7 +71,7 @@ class Trainings:
         ]
 
     def specialists(self) -> list[Recipe]:
-        """The first method's training for one precision alone, at some of them and with each seed, with the whole budget."""
+        """Trainings of the first method at one precision only: for some precisions and each seed, with the whole budget."""
         comparisons = self.params.comparisons
         first = comparisons.methods[0].applied(self.params.switchable)
         alone = first.model_copy(update={"schedule": ScheduleArguments("all"), "learning_rate_factors": None})
@@ -81,18 +81,18 @@ class Trainings:
         return [Recipe("specialist", (p,), settings, seed) for p in chosen for seed in comparisons.seeds]
 
     def plain(self, schedule: ScheduleArguments, precisions: int, passes: int, **changes: Any) -> Switchable:
-        """The settings of `switchable` with another schedule, the average loss and one learning rate for all, at a budget."""
+        """The settings of `switchable` with another schedule, the average loss and a single learning rate, at a budget."""
         update = {"schedule": schedule, "objective": ObjectiveArguments("average"), "learning_rate_factors": None} | changes
         return at_budget(self.params.switchable.model_copy(update=update), precisions, passes)
 
     def quantizer(self, settings: Switchable) -> QuantizerArguments:
-        """The quantizer of `settings`, or the run's."""
+        """The quantizer of `settings`, or the run's quantizer if there is none."""
         return settings.quantizer or self.params.quantizer
 
     def prepared(self, recipe: Recipe) -> SwitchableModel:
-        """The teacher with the recipe's quantizer and fresh adapters, or with all weights to train; not trained yet.
+        """The untrained model of a recipe: the teacher with its quantizer and fresh adapters, or with all weights trainable.
 
-        An adapter's rank, alpha and dropout are those of its precision in the params; of the first, for others.
+        An adapter has the rank, alpha and dropout of its precision in the params. Other precisions use those of the first.
         """
         lora, quantizer = self.params.lora, self.quantizer(recipe.settings)
         model = self._quantized(quantizer, tuple(dict.fromkeys((*recipe.precisions, *recipe.judged))))
@@ -112,7 +112,7 @@ class Trainings:
         return model
 
     def _quantized(self, quantizer: QuantizerArguments, precisions: tuple[Precision, ...]) -> SwitchableModel:
-        """The teacher with a quantizer, its codes and clips found: of SmolLM2 they take minutes, so the last is kept to copy."""
+        """The teacher with a quantizer, codes and clips. They take minutes for SmolLM2, so the last model is kept to copy."""
         if self._last is None or self._last[:2] != (quantizer, precisions):
             model = self.study.saved_model(self.base)
             model.set_quantizer(quantizer)
@@ -127,21 +127,21 @@ class Trainings:
 
     @staticmethod
     def schedule(recipe: Recipe, layers: Sequence[LayerInfo]) -> Schedule:
-        """The schedule that a recipe trains on."""
+        """The schedule of a recipe."""
         steps = recipe.settings.training.steps
         return make_schedule(recipe.settings.schedule, recipe.precisions, layers, seed=recipe.seed, steps=steps)
 
     def passes(self, recipe: Recipe, layers: Sequence[LayerInfo]) -> dict[Precision, float]:
-        """In how many passes of its training a layer stands at each precision, mean of the layers."""
+        """Number of training passes that a layer spends at each precision, mean over the layers."""
         schedule, steps = self.schedule(recipe, layers), range(recipe.settings.training.steps)
         stood = Counter(p for step in steps for configuration in schedule(step) for p in configuration.values())
         return {p: stood[p] / len(layers) for p in recipe.precisions}
 
     def fit(self, model: SwitchableModel, recipe: Recipe, probed: bool = True) -> pd.DataFrame:
-        """Train a prepared model; its metrics, as `Study.fit`.
+        """Train a prepared model and return its metrics, as `Study.fit` does.
 
         Args:
-            probed: whether checkpoints look at the validation loss at every precision.
+            probed: whether checkpoints measure the validation loss at every precision.
         """
         settings, precisions = recipe.settings, recipe.precisions
         factors = settings.learning_rate_factors
@@ -168,7 +168,7 @@ class Trainings:
         return lambda batch, at: attack_embeddings(model, batch, attack, lambda query: [at], seed)[0]
 
     def compared(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
-        """Train every recipe and ask all of them the questions of `comparisons`, each at the precisions it was trained for.
+        """Train every recipe and score it on the questions of `comparisons`, at the precisions it was trained for.
 
         Returns:
             Scores in the schema of `qatlib.judging.results`.
@@ -184,13 +184,13 @@ class Trainings:
 
 
 def at_budget(settings: Switchable, precisions: int, passes: int) -> Switchable:
-    """The same settings with as many steps as a budget of passes pays for."""
+    """The same settings with as many steps as a budget of passes allows."""
     training = at_passes(settings.training, settings.schedule, precisions, passes)
     return settings.model_copy(update={"training": training})
 
 
 def file_name(recipe: Recipe) -> str:
-    """What the files of a training are called."""
+    """The name of a training's files."""
     if recipe.name == "switchable":
         return recipe.name
     alone = f"_{recipe.precisions[0].name}" if len(recipe.precisions) == 1 else ""

@@ -1,4 +1,4 @@
-"""Variations of the attack on one model: what the checks of notebook 5 hold the params' own attack against."""
+"""Variations of the attack on one model. The checks of notebook 5 compare the params' own attack with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qatlib.studies.robustness import Robustness
 
 
 class Variations:
-    """Other attacks on one model than the params' own."""
+    """Attacks on one model that differ from the params' own."""
 
     def __init__(self, robustness: Robustness, model: SwitchableModel) -> None:
         self.robustness, self.model, self.section = robustness, model, robustness.section
@@ -29,14 +29,14 @@ class Variations:
 
     @property
     def ends(self) -> list[Precision]:
-        """The widest and the narrowest precision of the first set: straight through 4 bits gradients are worse than through 8."""
+        """The widest and the narrowest precision of the first set. Straight-through gradients are worse at 4 bits than at 8."""
         return [self.robustness.fixed, widest_first(self.robustness.sets[0])[-1]]
 
     def static_variants(self, at: Precision) -> pd.DataFrame:
-        """Other radii, steps, restarts, losses and the other norm, FGSM, and no gradients at all, at one static precision.
+        """Attacks at one static precision: other radii, steps, restarts, losses, the other norm, FGSM, one without gradients.
 
         Returns:
-            `judged`'s rows with the columns of each `Attack`, and `passes`, what it took.
+            `judged`'s rows with the columns of each `Attack`, and `passes`, the passes it took.
         """
         own, draws = self.section.attack, static(at, self.model)
         other: Literal["l2", "linf"] = "l2" if own.norm == "linf" else "linf"
@@ -66,7 +66,7 @@ class Variations:
         return found.assign(passes=found["attack"].map(passes))
 
     def adaptive_variants(self) -> pd.DataFrame:
-        """Variations of EOT over the first set, and no gradients at all, answered at its precisions.
+        """Variations of EOT over the first set, and an attack without gradients, answered at the set's precisions.
 
         Returns:
             `judged`'s rows with the columns of each `Attack`: `EOT {4, 8}, margin loss`, `EOT {4, 8}, twice the steps`,
@@ -83,7 +83,7 @@ class Variations:
         return self.robustness.attacked("harder", self.model, crafts, answers_at(self.model, first), self.robustness.fewer)
 
     def iterations(self) -> pd.DataFrame:
-        """Mean loss that the attacker reaches after so many steps: `steps`, `loss` (nats), at one static precision."""
+        """Mean loss that the attacker reaches by number of steps, at one static precision: `steps`, `loss` (nats)."""
         rows, own, fixed = [], self.section.attack, self.robustness.fixed
         for steps in sorted({1, 2, 4, 8, own.steps, 2 * own.steps}):
             craft = self.attackers.pgd(static(fixed, self.model), replace(own, steps=steps, restarts=1))
@@ -93,16 +93,16 @@ class Variations:
         return pd.DataFrame(rows)
 
     def gradients(self) -> pd.DataFrame:
-        """`precision`, `nonzero`, the percentage of the attackable coordinates with a gradient, on a batch of windows."""
+        """`precision`, and `nonzero`: percent of the attackable coordinates with a nonzero gradient, on one batch of windows."""
         batch, widths = self._batch(), self.robustness.widths
         shares = {p.name: 100 * nonzero_gradients(self.model, batch, static(p, self.model)) for p in widths}
         return pd.DataFrame({"precision": list(shares), "nonzero": list(shares.values())})
 
     def reach(self) -> pd.DataFrame:
-        """How far PGD at one static precision moves the tokens of a batch of windows, as lengths in units of ε.
+        """How far PGD at one static precision moves the tokens of a batch of windows, in units of ε.
 
         Returns:
-            One row: `moved`, the longest way of a token that it may move, and `others`, of the question, the answers and padding.
+            One row: `moved`, the largest distance of a free token, and `others`, that of question, answer and padding tokens.
         """
         batch = self._batch()
         with torch.no_grad():

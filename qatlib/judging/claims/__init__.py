@@ -1,6 +1,6 @@
-"""From scores to verdicts on the studies' claims, one module a notebook: each names figures, and what a claim says of them.
+"""From scores to verdicts on the studies' claims, one module per notebook. Each gives figures and what a claim says about them.
 
-The rule is `qatlib.judging.rule.verdict`; what the claims say is in `qatlib.judging.claims.catalog`.
+The rule is `qatlib.judging.rule.verdict`. The text of the claims is in `qatlib.judging.claims.catalog`.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ COLUMNS = ["claim", "verdict", "says", "effect", "must_be", "value", "value_low"
 
 @dataclass(frozen=True)
 class Effect:
-    """A figure that a claim says lies above a bound, or below one."""
+    """A figure that lies above or below a bound if the claim is true."""
 
     name: str
     found: Estimate
     table: str
-    """The result table whose figures it is made of."""
+    """The result table that the figure is computed from."""
     above: float = 0.0
     below: float | None = None
-    """In place of `above`."""
+    """Upper bound, used instead of `above`."""
     margin: float = MARGIN
-    """How far beyond the bound would matter, in the figure's unit; 0 where the bound leaves as much room itself."""
+    """Distance beyond the bound that would matter, in the figure's unit; 0 if the bound already includes it."""
 
     @property
     def must_be(self) -> str:
-        """What the claim says of it."""
+        """What the claim says about the figure."""
         return f"> {self.above:.4g}" if self.below is None else f"< {self.below:.4g}"
 
     @property
     def judged(self) -> Estimate:
-        """How far it lies on the claim's side of the bound: above 0 is as the claim has it."""
+        """Distance from the bound; positive values agree with the claim."""
         return self.found.above(self.above) if self.below is None else self.found.below(self.below)
 
 
@@ -51,12 +51,12 @@ def verdict_table(found: Mapping[str, Sequence[Effect] | str], undermined: Colle
     """The verdict on every claim, with the effects it rests on.
 
     Args:
-        found: by claim its effects, one at least, or a text that says why it could not be tested.
-        undermined: claims that can't be reproduced here, whatever their effects, for what was done to them was too weak.
+        found: for each claim its effects (at least one), or a text that says why it could not be tested.
+        undermined: claims that can't be reproduced here, whatever their effects, because the test was too weak.
 
     Returns:
-        One row an effect: `claim`, `says`, `effect`, `must_be` (`> 95`: as the claim has it), `value` with `_low` and `_high`,
-        `margin`, `n`, `seeds`, `table`, `verdict` (the claim's).
+        One row per effect: `claim`, `says`, `effect`, `must_be` (what the claim says, such as `> 95`), `value` with
+        `_low` and `_high`, `margin`, `n`, `seeds`, `table`, `verdict` (the claim's).
 
     Raises:
         PublishedError: an effect names a table that no stage of its claim publishes.
@@ -79,7 +79,7 @@ def verdict_table(found: Mapping[str, Sequence[Effect] | str], undermined: Colle
 
 
 def in_parts(effects: Sequence[Effect], parts: int, untested: str, about_training: bool = True) -> Sequence[Effect] | str:
-    """The effects of a claim in several parts, or why it could not be tested: some alone can refute it, and not confirm it."""
+    """The effects of a claim in parts, or why it could not be tested. Some parts alone can refute it but not confirm it."""
     refuted = _verdict(effects, about_training) == "not reproduced"
     return effects if len(effects) == parts or refuted else untested
 
@@ -89,17 +89,17 @@ def _verdict(effects: Sequence[Effect], about_training: bool) -> claims.Verdict:
 
 
 def spreads_wider(name: str, there: pd.DataFrame, beside: pd.DataFrame, **options: Any) -> list[Effect]:
-    """By what factor the mean F1 of trainings with other seeds spreads wider in one frame of scores than in another.
+    """Ratio of the spread of mean F1 over training seeds in one frame of scores to that in another.
 
-    Of several models the variances within each are pooled. The interval is that of two variances of so few normal figures, by
-    F: with three trainings of one model the one must be 39 times the other, of six models 3.3 times.
+    With several models, the variances within each model are pooled. The interval is the F interval for a ratio of variances
+    of normal figures. To exclude 1, the ratio of variances must be 39 with three trainings of one model, 3.3 with six models.
 
     Returns:
-        One effect; none where there is one training, or nothing spreads.
+        One effect; none if there is only one training, or no spread.
     """
     seeds, models = there["seed"].nunique(), there["model"].nunique()
     spread = [frame.groupby(["model", "seed"])["f1"].mean().groupby("model").var().mean() ** 0.5 for frame in (there, beside)]
-    if seeds < 2 or beside["seed"].nunique() != seeds or not spread[1] > 1e-9:  # of F1 in percent, that is rounding
+    if seeds < 2 or beside["seed"].nunique() != seeds or not spread[1] > 1e-9:  # F1 in percent: less is rounding
         return []
     ratio, questions = float(spread[0] / spread[1]), there.drop_duplicates("id")
     tails = [(1 + side * options.get("confidence", 0.95)) / 2 for side in (1, -1)]
@@ -110,6 +110,6 @@ def spreads_wider(name: str, there: pd.DataFrame, beside: pd.DataFrame, **option
 
 
 def mean_over_precisions(scores: pd.DataFrame, metric: str = "f1") -> pd.DataFrame:
-    """Scores of each question averaged over a model's precisions, as rows whose `precision` is `mean`."""
+    """Scores of each question, averaged over a model's precisions. In these rows `precision` is `mean`."""
     keys = ["model", "seed", "id", "paragraph"]
     return scores.groupby(keys, sort=False, as_index=False)[metric].mean().assign(precision="mean")

@@ -1,4 +1,4 @@
-"""The studies' claims: what each says, with which figures, and which notebooks answer it. Free of torch."""
+"""The studies' claims: what each says, with which figures, and which notebooks test it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim as the studies make it."""
+    """One claim, as stated by the studies."""
 
     says: str
     figures: str
-    """The study's own."""
+    """The figures given by the study."""
     studies: str
     """S0 to S4."""
     stages: tuple[str, ...]
-    """Notebooks whose effects its verdict rests on."""
+    """Notebooks that give the effects for its verdict."""
     about_training: bool = False
-    """Whether it is about what a training does, so that its verdict takes several trainings."""
+    """Whether it is about the effect of a training. Its verdict then needs several trainings."""
     counts: str = "questions"
-    """What n is a number of."""
+    """The unit that `n` counts."""
     attacked: bool = False
-    """Whether it is about what withstands an attack, so that it is worth no more than the attack."""
+    """Whether it is about robustness to an attack. Its verdict is then only as good as the attack."""
 
 
 _BUILD, _SWITCHABLE, _LAYERS, _CPT, _ADVERSARIAL = (
@@ -111,4 +111,4 @@ CLAIMS: Mapping[str, Claim] = {
     "C25": Claim("finer draws defend better", "a conjecture", "S3", _ADVERSARIAL, attacked=True),
     "C26": Claim("consistency training weakens RPI", "a conjecture", "S4", _ADVERSARIAL, True, attacked=True),
 }
-"""Where a claim is vague, `qatlib.judging.claims` says in its effects what it was taken to mean."""
+"""Where a claim is vague, the effects in `qatlib.judging.claims` show how it was interpreted."""

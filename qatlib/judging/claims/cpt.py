@@ -1,4 +1,4 @@
-"""C16 to C19 and C03's cyclic part: cyclic precision training beside random and static training."""
+"""C16 to C19 and the cyclic part of C03: cyclic precision training compared with random and static training."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ S2_KEPT = 96.0
 """Percent of full precision that S2 keeps with cyclic training."""
 
 S1_WIDTHS, S4_WIDTHS = ("8", "4"), ("8",)
-"""What S1 and S4 trained at beside the 6 and the 4 bits that they say gain most."""
+"""The other widths of S1 and S4. They say that 6 bits (S1) and 4 bits (S4) gain most."""
 
 S3_LEAST = 4
-"""The fewest bits of S3, whose static and cyclic perplexities are alike."""
+"""The fewest bits of S3. S3's static and cyclic perplexities are similar there."""
 
 
 def gains(scores: pd.DataFrame, model: str, over: str) -> pd.DataFrame:
-    """Per question the `gain` in F1 of `model` over `over` at each precision both have, as `scores` rows of a model called so."""
+    """Per question, the `gain` in F1 of `model` over `over` at each precision both have, in the `scores` schema."""
     keys = ["precision", "seed", "id", "paragraph"]
     mine, other = (scores.loc[scores["model"] == name, [*keys, "f1"]] for name in (model, over))
     pair = mine.merge(other, on=keys, suffixes=("", "_over"))
@@ -32,7 +32,7 @@ def gains(scores: pd.DataFrame, model: str, over: str) -> pd.DataFrame:
 
 
 def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, beside: Sequence[str], **options: Any) -> list[Effect]:
-    """How much more `model` gains over `over` at precision `most` than at each of the others that the study had."""
+    """The gain of `model` over `over` at precision `most`, minus the gain at each other precision of the study."""
     gained = gains(scores, model, over)
     others = [p for p in gained["precision"].unique() if p in beside]
     if most not in set(gained["precision"]):
@@ -49,15 +49,15 @@ def _gains_most(scores: pd.DataFrame, model: str, over: str, most: str, beside: 
 
 
 def kept_of_teacher(scores: pd.DataFrame, teacher: pd.DataFrame, **options: Any) -> dict[str, Estimate]:
-    """Percent of the teacher's F1 that the method of S2 keeps, mean over its precisions.
+    """Percent of the teacher's F1 that S2's method keeps, mean over its precisions.
 
-    That is `pattern shared`, or `cpt shared` where it was not trained.
+    S2's method is `pattern shared`, or `cpt shared` if the former was not trained.
 
     Args:
         teacher: scores of one model at one precision, on the same questions.
 
     Returns:
-        By the method's name; empty where neither was trained.
+        The percentage by the method's name; empty if neither was trained.
     """
     (reference,) = results.cells(teacher)
     for name in [name for name in ("pattern shared", "cpt shared") if name in set(scores["model"])][:1]:
@@ -71,10 +71,10 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Mapping[str
 
     Args:
         scores, perplexities: of the methods of notebook 4, in the schemas of `qatlib.judging.results`, at trained precisions.
-        kept: of `kept_of_teacher`.
+        kept: the result of `kept_of_teacher`.
 
     Returns:
-        As `verdict_table`; effects in points of F1, and in percent for C03 and C19.
+        As `verdict_table`; effects are in points of F1, for C03 and C19 in percent.
     """
     names = set(scores["model"])
     separate: list[Effect] = []
@@ -104,7 +104,7 @@ def verdicts(scores: pd.DataFrame, perplexities: pd.DataFrame, kept: Mapping[str
     found: dict[str, list[Effect] | str] = {
         "C03": cyclic or "takes pattern shared or cpt shared among cpt.methods",
         "C16": separate or "takes cpt shared and cpt separate among cpt.methods",
-        # S1's own pair: its shared CPT against its separate adapters trained without
+        # S1's own pair: shared adapters with CPT against separate adapters without CPT
         "C17": _gains_most(scores, "cpt shared", "random separate", "6", S1_WIDTHS, **options)
         or "takes cpt shared and random separate, and 6 bits beside 8 or 4",
         "C18": low or "takes cpt separate and random separate, and 4 bits among others",

@@ -15,10 +15,10 @@ from qatlib.judging.stats import Estimate
 from qatlib.precision import FAMILIES, Group
 
 NATS = 0.02
-"""Nats a layer that a difference between layers must be able to reach to count as possible."""
+"""Nats per layer. A difference between layers is still possible if its interval reaches this."""
 
 S1_MIXED = 100 * 71.18 / 74.03
-"""Percent of uniform 8 bits' F1 that S1's mixed configuration keeps."""
+"""Percent of F1 at uniform 8 bits that S1's mixed configuration keeps."""
 
 PAIRS: Mapping[tuple[str, str], str] = {
     ("attn", "mlp"): "C10",
@@ -29,13 +29,13 @@ PAIRS: Mapping[tuple[str, str], str] = {
     ("mlp_out", "mlp_in"): "C12",
     ("first third", "last quarter"): "C13",
 }
-"""Parts of the model of which the first costs more than the second, as a claim has it."""
+"""Pairs of model parts. A claim says that lowering the first costs more than lowering the second."""
 
 
 def parts(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    """What `PAIRS` compares, as blocks and roles: families of roles, each role, pairs of roles, both ends of the model.
+    """The parts that `PAIRS` compares, as blocks and roles: families of roles, each role, pairs of roles, both ends of the model.
 
-    A third or a quarter of a model counts whole blocks only, so that it may be empty.
+    A third or a quarter of a model has whole blocks only, so it may be empty.
     """
     groups = list(groups)
     role, depth = sweeps.by_role(groups), len({block for block, _ in groups})
@@ -49,13 +49,13 @@ def parts(groups: Iterable[Group]) -> dict[str, list[Group]]:
 
 
 def contrasts(costs: Mapping[str, pd.DataFrame], **options: Any) -> pd.DataFrame:
-    """What lowering the first part of each of `PAIRS` costs beyond lowering the second, at every bit-width.
+    """Cost of lowering the first part of each of `PAIRS` minus cost of lowering the second, at every bit-width.
 
     Args:
         costs: as in `verdicts`.
 
     Returns:
-        One row a pair and bit-width: `claim`, `per` (what the cost is counted per), `model` and `over` (the parts), `precision`,
+        One row per pair and bit-width: `claim`, `per` (the unit of counting), `model` and `over` (the parts), `precision`,
         `difference` (nats, with `_low`, `_high`), `p` (Holm-corrected within the table), `n`, `paragraphs`, `seeds`.
     """
     rows = [
@@ -73,22 +73,22 @@ def contrasts(costs: Mapping[str, pd.DataFrame], **options: Any) -> pd.DataFrame
 def verdicts(
     costs: Mapping[str, pd.DataFrame], layers: Mapping[str, float], kept: Mapping[str, Estimate], **options: Any
 ) -> pd.DataFrame:
-    """C10 to C13, on the mean over the bit-widths that layers are lowered to, and C15.
+    """C15, and C10 to C13 on the mean over the bit-widths that layers are lowered to.
 
     Args:
-        costs: what lowering costs over each of `parts` (`sweeps.effects`), by what it is counted per.
-        layers: how many layers that is on average, by the same.
-        kept: percent of the base's F1 with 83 % of the layers lowered, by the configuration that does it.
+        costs: cost of lowering each of `parts` (`sweeps.effects`), by unit of counting.
+        layers: mean number of layers in this unit, by unit of counting.
+        kept: percent of the base's F1 with 83 % of the layers lowered, by configuration.
 
     Returns:
-        As `verdict_table`; effects in nats of span loss, and in percent for C15.
+        As `verdict_table`; effects are in nats of span loss, for C15 in percent.
     """
     found: dict[str, list[Effect]] = {claim: [] for claim in PAIRS.values()}
     for unit, frame in costs.items():
         mean = mean_over_precisions(frame, "loss_change")
         known = set(results.cells(mean))
         for (part, other), claim in PAIRS.items():
-            if not {Cell(part, "mean"), Cell(other, "mean")} <= known:  # a model of two blocks has no last quarter
+            if not {Cell(part, "mean"), Cell(other, "mean")} <= known:  # for example, a model of two blocks has no last quarter
                 continue
             gap = results.paired(mean, Cell(part, "mean"), Cell(other, "mean"), "loss_change", **options)
             name = f"cost of {part} beyond {other} for {unit}, nats"

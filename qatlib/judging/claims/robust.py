@@ -17,19 +17,19 @@ from qatlib.judging.stats import Estimate, cluster_bootstrap, percentage
 from qatlib.precision import FULL_PRECISION
 
 S0_CUT = 58.0
-"""Percent of the drop at 8 bits that S0's RPI takes away at least."""
+"""S0's RPI removes at least this percentage of the drop at 8 bits."""
 
 ALIKE = 10.0
-"""Percent by which a rise of perplexity may differ from that at 32 bits and count as alike."""
+"""A rise of perplexity counts as equal to that at 32 bits if it differs by at most this percentage."""
 
 DEFENCES = ("C20", "C21", "C23", "C24", "C25")
-"""Claims that something defends, which an attack that is too weak would reproduce."""
+"""Claims that something is a defence. An attack that is too weak would reproduce them."""
 
 UNKNOWN = 0.01
-"""Share of unknown tokens in noisy text from which on the noise is another."""
+"""If the share of unknown tokens in noisy text is at least this, the noise is of another kind."""
 
 EVERY_ATTACK = "every attack"
-"""Of each question the worst of all that were made, whomever they were aimed at."""
+"""For each question the worst of all attacks made, whatever their target."""
 
 
 def verdicts(
@@ -40,19 +40,19 @@ def verdicts(
     undermined: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """C20 to C26. Every way of answering is judged by the worst of the same attacks a question, adaptive ones among them.
+    """C20 to C26. Every way of answering is judged by the worst attack on each question, out of the same attacks (some adaptive).
 
     Args:
         rows: `attack_rows` of notebook 5, scores under attack (`qatlib.judging.attack_scores`) with `experiment`: `main` and
-            `trainings`, of `Robustness.matrix`, the latter with `training` and `seed`; `finer`, `hotflip` and, where there
-            are, `words`, of `.drawn_finer`, `.hotflipped` and `Textual.word_attack`.
-        perplexities: of `Textual.perplexities`.
-        sets: what RPI draws from, all of them.
-        draws: how many mixed configurations the finer draws are means over.
-        undermined: whether a check failed after which nothing can be said for a defence (`attack_rules.undermining`).
+            `trainings` from `Robustness.matrix`, the latter with `training` and `seed`; `finer` from `.drawn_finer`;
+            `hotflip` from `.hotflipped`; and, if there are any, `words` from `Textual.word_attack`.
+        perplexities: the result of `Textual.perplexities`.
+        sets: all sets that RPI draws from.
+        draws: number of mixed configurations that the finer draws are averaged over.
+        undermined: whether a failed check rules out any claim for a defence (`attack_rules.undermining`).
 
     Returns:
-        As `verdict_table`; effects in points of F1, and in percent for C20 and C22.
+        As `verdict_table`; effects are in points of F1, for C20 and C22 in percent.
     """
     main, finer, hotflip, words, trainings = (
         rows[rows["experiment"] == name].drop(columns="experiment").dropna(axis=1, how="all")
@@ -69,7 +69,7 @@ def verdicts(
         if "32" in answered
         else "takes 32 bits in a set",
         "C24": _fewer_widths(complete, sets, **options),
-        # their mean over few draws has a luck of its own, which the questions' interval does not cover
+        # a mean over few draws has noise from the draws, which the interval over questions does not cover
         "C25": _finest(finer, **options)
         if draws >= BELIEVABLE
         else f"takes {BELIEVABLE} draws a kind, of which this profile has {draws} (adversarial.draws)",
@@ -114,7 +114,7 @@ def _less_lost(words: pd.DataFrame, first: Set, rpi: str, **options: Any) -> lis
 
 
 def _against_fp32(main: pd.DataFrame, lost: pd.DataFrame, hotflip: pd.DataFrame, first: Set, **options: Any) -> list[Effect]:
-    """What is lost less than at 32 bits, and that clean F1 is lower there, as S4 has it."""
+    """How much less is lost than at 32 bits, and how much lower clean F1 is, as S4 claims."""
     rpi, clean = f"RPI {set_name(first)}", with_rpi(main[main["family"] == "none"], first)
     lower = [
         Effect(
@@ -152,9 +152,9 @@ def _finest(finer: pd.DataFrame, **options: Any) -> list[Effect]:
 
 
 def _crossed(finer: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Each question's F1 under the attack that is the worst over half of the draws, over the other half; the mean of both ways.
+    """Each question's F1 on one half of the draws, under the attack that is worst on the other half. Mean of both ways.
 
-    Chosen and scored on the same draws the worst attack would be their bad luck as well.
+    If chosen and scored on the same draws, the worst attack would also include their bad luck.
     """
     attacked = finer[(finer["family"] != "none") & (finer["drawn"] == kind)]
     halves = [attacked[attacked["half"] == half] for half in ("even", "odd")]
@@ -194,7 +194,7 @@ def _rise(noisy: Any, noisy_tokens: Any, clean: Any, tokens: Any) -> Any:
 
 
 def _alike(perplexities: pd.DataFrame, **options: Any) -> list[Effect] | str:
-    """Each precision's rise in percent of that at 32 bits: neither much more nor much less than 100."""
+    """Each precision's rise as a percentage of the rise at 32 bits. It must be close to 100."""
     if unknown_share(perplexities) > UNKNOWN:
         return "takes a tokenizer that can spell: here a word with a typo is an unknown one, which is no noise but a hole"
     base = perplexities[perplexities["precision"] == "32"]

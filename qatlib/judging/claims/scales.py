@@ -1,4 +1,4 @@
-"""C07 and C08: kinds of scales, on a model that nothing was trained for."""
+"""C07 and C08: kinds of scales, on a model without quantization-aware training."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from qatlib.judging import results
 from qatlib.judging.claims import Effect, verdict_table
 
 CRUCIAL_AT = (4, 5, 6)
-"""Weight bits that C07 speaks of."""
+"""Weight bits in C07."""
 
 
 def verdicts(weights: pd.DataFrame, activations: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """C07 and C08.
 
     Args:
-        weights, activations: scores of `qatlib.studies.scales.weight_scales` and `.activation_scales`.
+        weights, activations: scores from `qatlib.studies.scales.weight_scales` and `.activation_scales`.
 
     Returns:
-        As `verdict_table`; effects in points of F1.
+        As `verdict_table`; effects are in points of F1.
     """
     widths = results.widths(weights)
     channel = [

@@ -1,4 +1,4 @@
-"""C01 to C06, C09 and C14: what one switchable model keeps, which training helps, what is smaller and faster."""
+"""C01 to C06, C09 and C14: accuracy kept by one switchable model, which training helps, size and speed."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from qatlib.params.sections import Switchable
 from qatlib.precision import FULL_PRECISION
 
 S1_KEPT = {"16": 100 * 75.42 / 76.80, "8": 100 * 74.03 / 76.80, "6": 100 * 71.15 / 76.80, "4": 100 * 60.41 / 76.80}
-"""Percent of fp LoRA's F1 that S1 keeps."""
+"""Percent of full-precision LoRA's F1 that S1 keeps."""
 
 S2_KEPT = {"8": 98.0, "4": 95.0, "2": 85.0}
 S2_FASTER = {"8": 2.0, "4": 3.0, "2": 4.0, "mixed": 2.5}
 S2_SMALLER = {"8": 4.0, "4": 8.0, "2": 16.0, "mixed": 6.0}
 
 AIMS = {"16": 99.5, "8": 99.0, "6": 98.0, "4": 95.0, "3": 88.0, "w2a8": 75.0}
-"""Percent of its own full precision's F1 that one switchable model is to keep, weights and activations at the width named."""
+"""Aim: percent of its own full-precision F1 that a switchable model keeps, with weights and activations at the width named."""
 
 SPECIALIST_AIMS = -0.5, 0.0
-"""Points of F1 that it is to have over a specialist of 4 bits and more, and of fewer."""
+"""Aim: points of F1 over a specialist of at least 4 bits, and over one of fewer bits."""
 
 ABOUT = 0.9
-"""Share of a factor that is said to be "about" so large which must be reached."""
+"""Where a claim says "about" a factor, this share of the factor must be reached."""
 
 LINEAR = 90.0
-"""Percent of the configurations' variance that a line must explain for F1 to fall about linearly."""
+"""F1 falls about linearly if a line explains at least this percentage of the variance between configurations."""
 
 
 def verdicts(
@@ -48,21 +48,21 @@ def verdicts(
     """C01 to C03, C05, C06, C09 and C14.
 
     Args:
-        methods: scores of trainings side by side, as many seeds as there are. Accuracy is kept of the first one's own 32 bits.
-        kept_in: the table that shows what is kept.
-        lessons: pairs of `methods`, the first of which learns from a wider width or from a teacher, and the second does not.
-        named_perplexities: of the studies' configurations by name.
+        methods: scores of the compared trainings, with all seeds. Kept accuracy is relative to the first method's own 32 bits.
+        kept_in: the table that shows the kept accuracy.
+        lessons: pairs of `methods`. The first learns from a wider width or from a teacher, the second does not.
+        named_perplexities: perplexities of the studies' configurations by name.
         line: slope and R² of F1 over the average bits of those configurations, if there are enough.
 
     Returns:
-        As `verdict_table`; effects in percent, and in points of F1 where they compare methods.
+        As `verdict_table`; effects are in percent, or in points of F1 if they compare methods.
     """
     control = Cell(methods["model"].iloc[0], FULL_PRECISION.name)
     first = methods[methods["model"] == control.model]
     cells = results.cells(first)
     kept = {c.precision: results.kept(first, c, control, **options) for c in cells if c != control} if control in cells else {}
     of = f"{control.model} at {control.precision} bits"
-    # S2's 2 bits may be those of weights alone
+    # S2's 2 bits may refer to the weights only
     of_weights = {str(p.w_bits): name for name, p in results.widths(first).items() if name in kept}
 
     def keeps(precision: str, share: float) -> Iterator[Effect]:
@@ -109,14 +109,14 @@ def verdicts(
 
 
 def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """What was kept beside `AIMS`.
+    """Kept accuracy compared with `AIMS`.
 
     Args:
-        accuracy: rows of `results.accuracy_table` of the switchable model, against its own 32 bits or the teacher.
+        accuracy: rows of `results.accuracy_table` for the switchable model, against its own 32 bits or the teacher.
 
     Returns:
-        One row a precision that has an aim: `precision`, `aim`, `f1_kept` with `_low` and `_high` (percent), `n`, and `reached`:
-        `yes` where the whole interval lies above the aim, `no` where it lies below, `undecided` otherwise.
+        One row per precision that has an aim: `precision`, `aim`, `f1_kept` with `_low` and `_high` (percent), `n`, and
+        `reached`: `yes` if the whole interval is above the aim, `no` if it is below, `undecided` otherwise.
     """
     rows = accuracy[accuracy["precision"].isin(AIMS)]
     found = rows[["precision", "f1_kept", "f1_kept_low", "f1_kept_high", "n"]].reset_index(drop=True)
@@ -125,14 +125,14 @@ def aims(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def aims_of_lora(scores: pd.DataFrame, model: str, **options: Any) -> pd.DataFrame:
-    """`aims`, of the F1 of plain LoRA: the specialist of 32 bits, trained with the same passes and never quantized.
+    """`aims` relative to the F1 of plain LoRA: the specialist of 32 bits, trained with the same passes and never quantized.
 
     Args:
-        scores: of `qatlib.studies.trainings.Trainings.compared`.
-        model: whose F1 is judged.
+        scores: the result of `qatlib.studies.trainings.Trainings.compared`.
+        model: the model whose F1 is judged.
 
     Returns:
-        As `aims`; empty where there is no such specialist.
+        As `aims`; empty if there is no such specialist.
     """
     plain = Cell("specialist", FULL_PRECISION.name)
     if scores.empty or plain not in results.cells(scores):
@@ -142,7 +142,7 @@ def aims_of_lora(scores: pd.DataFrame, model: str, **options: Any) -> pd.DataFra
 
 
 def specialist_aims(gaps: pd.DataFrame) -> pd.DataFrame:
-    """`results.gap_table` of a switchable model over specialists, with `aim` (points) and `reached`, as `aims` has it."""
+    """`results.gap_table` of a switchable model over specialists, with `aim` (points) and `reached` as in `aims`."""
     return _reached(gaps.assign(aim=np.where(gaps["w_bits"] < 4, SPECIALIST_AIMS[1], SPECIALIST_AIMS[0])), "difference")
 
 
@@ -152,11 +152,11 @@ def _reached(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> pd.DataFrame:
-    """C04, a table of its own since times are never the same twice.
+    """C04. It has its own table because times differ from run to run.
 
     Args:
-        stored, latencies: of `qatlib.studies.deployment`.
-        weights: how many there are in all switchable layers.
+        stored, latencies: results of `qatlib.studies.deployment`.
+        weights: number of weights in all switchable layers.
 
     Returns:
         As `verdict_table`; effects are factors.
@@ -167,7 +167,7 @@ def cost_verdict(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) ->
 
 
 def lessons(methods: Sequence[Method], switchable: Switchable) -> list[tuple[str, str]]:
-    """Every method that learns from wider widths or from a teacher, with the first that does not and is its like in all else."""
+    """Pairs of methods: one learns from wider widths or a teacher; the other does not but is equal otherwise (the first such)."""
     settings = {m.name: m.applied(switchable) for m in methods}
     taught = [name for name, s in settings.items() if s.objective.rule.learns_from in ("wider", "teacher")]
     alone = [name for name, s in settings.items() if s.objective.rule.learns_from is None]
@@ -181,11 +181,11 @@ def _percent(share: Estimate) -> Estimate:
 
 
 def _factors(stored: pd.DataFrame, latencies: pd.DataFrame, weights: int) -> Iterator[Effect]:
-    """Of sizes, which are exact, and of times, whose bounds are those of the quartiles."""
+    """Factors of sizes, which are exact, and of times, whose bounds come from the quartiles."""
     stored = stored.assign(precision=stored["precision"].astype(str))
     uniform = stored[stored["precision"] != "mixed"]
     names = {f"{bits:g}": p for bits, p in zip(uniform["w_bits"], uniform["precision"], strict=True)} | {"mixed": "mixed"}
-    on_disk = dict(zip(stored["precision"], stored["disk_bytes"], strict=True))  # 2 bits may be those of weights alone
+    on_disk = dict(zip(stored["precision"], stored["disk_bytes"], strict=True))  # 2 bits may refer to the weights only
     for bits, factor in S2_SMALLER.items():
         if names.get(bits) in on_disk:
             smaller = 4 * weights / on_disk[names[bits]]
@@ -206,7 +206,7 @@ def _spoken(name: str) -> str:
 
 
 def _unstable(methods: pd.DataFrame, **options: Any) -> Iterator[Effect]:
-    """By what factor the F1 of trainings with other seeds spreads wider at 2 bits, of weights at least, than at the next."""
+    """Ratio of the spread of F1 over training seeds at 2 bits (of weights at least) to the spread at the next width."""
     bits = {name: p.w_bits for name, p in results.widths(methods).items()}
     widths = sorted(bits, key=bits.__getitem__)
     if len(widths) > 1 and bits[widths[0]] == 2:
