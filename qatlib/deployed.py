@@ -81,7 +81,7 @@ class DeployedModel(Switching[IntegerLinear]):
         """Read back what `save` wrote.
 
         Raises:
-            ModelError: a directory that `save` did not write, or only half of one.
+            ModelError: the directory was not written by `save`, or is incomplete.
         """
         for name in (_WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE):
             if not (path / name).is_file():
