@@ -1,8 +1,8 @@
 """Switchable-precision quantization of causal language models.
 
 The names in `__all__` are the public ones: `from qatlib import SwitchableModel`. Each is imported when it is first used, so
-that `import qatlib` alone takes no time and no torch. Notebooks and the package's own modules import from the modules
-themselves, since a content key follows literal imports (`qatlib.run.keys`).
+`import qatlib` alone is fast and does not import torch. Notebooks and the package's own modules import from the modules
+themselves, because a content key follows literal imports (`qatlib.run.keys`).
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""A training's state in one safe file, from which it goes on to the same bits: weights, optimizer, random states, metrics."""
+"""A training's state in one file, for an exact resume to the last bit: weights, optimizer, random states, metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> None:
-    """One file, renamed into place when whole: weights, optimizer and random states, and the metrics so far."""
+    """Write one file with weights, optimizer, random states and the metrics so far. It gets its name only when complete."""
     random_states = _random_states(accelerator)
     if accelerator.is_main_process:
         tensors = {f"weight/{name}": p.detach().contiguous() for name, p in trainable.items()} | random_states
@@ -33,11 +33,11 @@ def save(
         partial = path.with_suffix(".partial")
         save_file(tensors, partial, {"done": str(done), "rows": json.dumps(rows)})
         partial.replace(path)
-    accelerator.wait_for_everyone()  # whoever looks for the file next finds it
+    accelerator.wait_for_everyone()  # every process can find the file from here on
 
 
 def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
-    """Of every process, (processes, bytes) each."""
+    """The random states of all processes, (processes, bytes) each."""
     states = {"random/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["random/cuda"] = torch.cuda.get_rng_state()
@@ -47,10 +47,10 @@ def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
 def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, rank: int) -> tuple[int, list[Any]]:
     """Steps done and metrics so far; (0, []) without a checkpoint.
 
-    A process that the checkpoint has no random state of, one of more than wrote it, keeps its own.
+    If there are more processes now than when it was written, the additional ones keep their own random states.
 
     Raises:
-        ValueError: a checkpoint of other parameters.
+        ValueError: the checkpoint has other parameters.
     """
     if not path.is_file():
         return 0, []
@@ -67,13 +67,13 @@ def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.O
             kind, _, rest = key.partition("/")
             value = file.get_tensor(key)
             if kind == "weight":
-                with torch.no_grad():  # not by way of `.data`, of which layers take no notice when their step sizes change
+                with torch.no_grad():  # not through `.data`: layers would not notice that their step sizes have changed
                     trainable[rest].copy_(value)
             elif kind == "optimizer":
                 name, _, field = rest.rpartition("/")
                 state.setdefault(index[name], {})[field] = value
             elif rank < len(value) and rest == "cpu":
-                torch.set_rng_state(value[rank].clone())  # of a view torch 2.13 reads the wrong bytes, or crashes
+                torch.set_rng_state(value[rank].clone())  # given a view, torch 2.13 reads the wrong bytes or crashes
             elif rank < len(value) and torch.cuda.is_available():
                 torch.cuda.set_rng_state(value[rank].clone())
         about = file.metadata()

@@ -1,4 +1,4 @@
-"""What configurations cost by formula, and what a bit buys: average bits, bytes, compression, accuracy per bit."""
+"""The cost of configurations by formula, and the accuracy per bit: average bits, bytes, compression."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def cost_table(model: SwitchableModel, configurations: Mapping[str, Any]) -> pd.
     """Bits and bytes by formula; nothing here is measured.
 
     Args:
-        configurations: by name, anything that `Configuration.resolve` reads.
+        configurations: by name, any form that `Configuration.resolve` reads.
 
     Returns:
-        One row a configuration: `configuration`; `w_bits`, `a_bits`, averages by weights; `layer_bits`, the plain mean of
-        the weight bits over the layers, as S4 prints it; `switchable_bytes` (codes and scales); `rest_bytes`,
-        embeddings, norms, biases and the language model's head in fp32, a tied one counted once; `bytes`, their sum;
-        `switchable_compression` and `compression`, how many times smaller than in fp32. Adapters and span head are left out.
+        One row per configuration: `configuration`; `w_bits` and `a_bits`, means weighted by the number of weights; `layer_bits`,
+            the plain mean of the weight bits over the layers, as S4 prints it; `switchable_bytes` (codes and scales);
+            `rest_bytes`, embeddings, norms, biases and the language model's head in fp32 (a tied head is counted once); `bytes`,
+            their sum; `switchable_compression` and `compression`, the ratios of the fp32 size to this size. Adapters and span
+            head are left out.
     """
     layers = model.infos
     weights = sum(info.weights for info in layers)
@@ -67,9 +68,9 @@ def _layer_bits(configuration: Configuration) -> float:
 def training_bitops(configuration: Configuration, layers: Sequence[LayerInfo], gradient_bits: int = FULL) -> float:
     """Bit operations of one forward-backward pass by formula, as a share of those of a pass at 32 bits.
 
-    CPT's own figure, the mean of w·a (forward), w·g and a·g (gradients of inputs and of weights) over 32², averaged over
-    the layers by their weights. An adapter's training needs no gradient of the weights; the figure counts it all the same,
-    so that it compares with CPT's. Nothing here is measured.
+    This is CPT's own figure: the mean of w·a (forward), w·g and a·g (gradients of inputs and of weights), divided by 32² and
+    averaged over the layers by their weights. Training an adapter needs no gradient of the weights. The figure counts it
+    nevertheless, to be comparable with CPT's. Nothing here is measured.
 
     Source: the training code of Fu et al. 2021, where w = a.
     """

@@ -1,4 +1,4 @@
-"""A chosen configuration, or several widths at once, as a model that stores integers and multiplies integers."""
+"""A model that stores and multiplies integers, at one configuration or at several widths."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE = "weights.safetensors", "rest.safetensor
 
 
 class DeployedModel(Switching[IntegerLinear]):
-    """A causal language model with `IntegerLinear` layers and the span head; answers like the model it was made of.
+    """A causal language model with `IntegerLinear` layers and the span head. It gives the answers of the model it was made from.
 
-    It switches among the weight widths that were deployed. Codes of a derived one are computed when a layer first uses them.
+    It switches between the weight widths that were deployed. Codes of a derived width are computed at their first use.
 
     Example:
         >>> deploy(model, 4).save(Path("mine"), tokenizer)
         >>> deployed, tokenizer = DeployedModel.load(Path("mine"))
-        >>> deployed.set_precision("w4a8")  # the activations alone: only 4-bit codes were saved
+        >>> deployed.set_precision("w4a8")  # only the activations change: only 4-bit codes were saved
         >>> output = deployed(batch.input_ids)
     """
 
@@ -45,14 +45,14 @@ class DeployedModel(Switching[IntegerLinear]):
         self.requires_grad_(False).eval()
 
     def _check(self, configuration: Configuration) -> None:
-        """Raise for a weight width that was not deployed."""
+        """Raise an error if a weight width was not deployed."""
         for (name, precision), layer in zip(configuration.items(), self._layers, strict=True):
             if not layer.has(precision.w_bits):
                 have = ", ".join(map(str, layer.scales or [FULL]))
                 raise ValueError(f"{name} was not deployed with {precision.w_bits}-bit weights, only with {have} bits")
 
     def save(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a directory: `weights.safetensors` with codes packed to their width and their scales, all else in other files."""
+        """Write a directory: `weights.safetensors` with packed codes and their scales, and other files for the rest."""
         path.mkdir(parents=True, exist_ok=True)
         self.lm.config.save_pretrained(path)
         tokenizer.save_pretrained(path)
@@ -81,7 +81,7 @@ class DeployedModel(Switching[IntegerLinear]):
         """Read back what `save` wrote.
 
         Raises:
-            ModelError: a directory that `save` did not write, or only half of one.
+            ModelError: the directory was not written by `save`, or is incomplete.
         """
         for name in (_WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE):
             if not (path / name).is_file():
@@ -95,7 +95,7 @@ class DeployedModel(Switching[IntegerLinear]):
             own = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
             if layer["bits"] != FULL:
                 ranks = unpack(own["codes"], layer["bits"], tuple(layer["shape"]))
-                # as it was saved: earlier versions packed odd codes as they are where they happened to fit
+                # keep the saved form: earlier versions packed odd codes unchanged if they fitted
                 own["codes"] = codes_of(layer["bits"], quantizer.grid).of_ranks(ranks) if layer["odd"] else ranks
             lm.set_submodule(layer["info"]["name"], IntegerLinear.restore(own, layer["bits"], quantizer))
         model = cls(lm, nn.Linear(lm.config.hidden_size, 2), [LayerInfo(**layer["info"]) for layer in about["layers"]])
@@ -117,13 +117,13 @@ class DeployedModel(Switching[IntegerLinear]):
 
 @torch.no_grad()
 def deploy(model: SwitchableModel, spec: Any) -> DeployedModel:
-    """One configuration of a model on integer storage and kernels; the model itself stays as it is.
+    """One configuration of a model, with integer storage and integer kernels. The model itself does not change.
 
     Args:
         spec: anything `Configuration.resolve` reads; a mapping changes the model's present configuration.
 
     Raises:
-        ValueError: as `Configuration.resolve`; a width that has no adapter while others have one.
+        ValueError: as `Configuration.resolve`; or a width has no adapter while others have one.
 
     Example:
         >>> deployed = deploy(model, {"attn": 8, "mlp": 4})
@@ -140,7 +140,7 @@ def deploy(model: SwitchableModel, spec: Any) -> DeployedModel:
 
 @torch.no_grad()
 def deploy_nested(model: SwitchableModel, precisions: Sequence[Any]) -> DeployedModel:
-    """Several widths of a model on its 8-bit codes alone, at the first of `precisions` to begin with; it answers as the model.
+    """Several widths of a model, stored as its 8-bit codes only. The first of `precisions` is active. Answers are the model's.
 
     Raises:
         ValueError: 32 among the weight widths; several widths of a model whose quantizer is not `nested`, or whose widest are
@@ -161,7 +161,7 @@ def deploy_nested(model: SwitchableModel, precisions: Sequence[Any]) -> Deployed
 
 
 def _with_layers(model: SwitchableModel, widths: Mapping[str, Sequence[int]]) -> DeployedModel:
-    # What deepcopy finds in the memo it does not copy: the layers' float weights are never doubled.
+    # deepcopy does not copy what it finds in the memo, so the layers' float weights are never in memory twice.
     layers = zip(model.infos, model.layers, strict=True)
     memo: dict[int, Any] = {id(layer): IntegerLinear.of(layer, widths[info.name]) for info, layer in layers}
     return DeployedModel(copy.deepcopy(model.lm, memo), copy.deepcopy(model.qa_outputs), model.infos)

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's own format, one folder a bit-width, written and read without PEFT."""
+"""Adapters in PEFT's own format, one folder per bit-width, written and read without PEFT."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _PREFIX = "base_model.model."
 
 
 def adapter_folder(path: Path, w_bits: int) -> Path:
-    """Where a saved model keeps the adapter of a weight bit-width, `adapters/w4`, or the one of all, `adapters/shared`."""
+    """The folder of a saved adapter: `adapters/w4` for a weight bit-width, `adapters/shared` for the shared one."""
     return path / "adapters" / ("shared" if w_bits == SHARED else f"w{w_bits}")
 
 
 def save_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: int, spec: LoraSpec) -> None:
     """Write one bit-width's adapter of every layer: `PeftModel.from_pretrained(base, folder)` reads it.
 
-    On the saved base PEFT gives the outputs of the 32-bit adapter; a narrower one was trained on quantized weights, which
-    `SwitchableModel.base_state(w_bits)` puts in the base's place. PEFT has no activation quantizer.
+    On the saved base, PEFT gives the outputs of the 32-bit adapter. A narrower adapter was trained on quantized weights: load
+    `SwitchableModel.base_state(w_bits)` into the base first. PEFT has no activation quantizer.
 
     Args:
-        layers: by module name, as the language model has them.
-        spec: with which the adapters were added.
+        layers: by their module name in the language model.
+        spec: the `LoraSpec` with which the adapters were added.
     """
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,  # the directory it stands in, wherever that is moved to
+        "base_model_name_or_path": None,  # its own directory, even after a move
         "inference_mode": True,
-        "target_modules": list(layers),  # whole names: PEFT takes a short one for the end of any name
+        "target_modules": list(layers),  # full names: PEFT would match a short name with the end of any name
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
@@ -57,10 +57,10 @@ def read_spec(folder: Path) -> LoraSpec:
 
 @torch.no_grad()
 def load_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: int) -> None:
-    """Read a saved adapter into the one that every layer has at that bit-width.
+    """Read a saved adapter into the layers' adapters of that bit-width.
 
     Raises:
-        ValueError: a file of another model's layers, or of another rank.
+        ValueError: the file has another model's layers, or another rank.
     """
     tensors = load_file(folder / _WEIGHTS)
     for name, layer in layers.items():
@@ -78,8 +78,8 @@ def _lora(layer: SwitchableLinear, w_bits: int) -> Lora:
     return adapter
 
 
-# PEFT's A sees what the layer is given. An adapter that sees a rotated input is turned back on its way out, and again on
-# its way in, in the two functions below and nowhere else.
+# PEFT's A gets the layer's original input. Adapters with a rotated input are therefore rotated back when saved, and rotated
+# again when read. Only the two functions below do this.
 
 
 def _to_peft(name: str, layer: SwitchableLinear, w_bits: int) -> dict[str, Tensor]:

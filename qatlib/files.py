@@ -1,4 +1,4 @@
-"""Files that a reader, or a kill, finds whole; locks; hashes."""
+"""Files that are always written whole, even when the process is killed; locks; hashes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TextIO
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, finds the old one or the new one whole."""
+    """Write a file atomically: a reader sees the whole old file or the whole new one, even if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8", newline="")
@@ -20,7 +20,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def lock(path: Path, waiting: str) -> TextIO:
-    """Hold a lock until the returned file is closed or the process ends, however it ends; says so if it must wait."""
+    """Hold a lock until the returned file is closed or the process ends, even by a kill. Prints a line if it must wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:

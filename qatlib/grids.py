@@ -1,4 +1,4 @@
-"""Grids of integer codes, each described once: its codes at a bit-width, their scale, how they are rounded and stored."""
+"""Grids of integer codes. One object describes each: its codes at a bit-width, their scale, rounding and storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from qatlib.arguments import Grid
 
 MIDRISE_BITS = 4
-"""The widest midrise grid; with more bits a level at zero costs next to nothing, and codes must fit in a byte."""
+"""The widest midrise grid. With more bits a level at zero costs almost nothing, and codes must fit in a byte."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,22 @@ class Codes:
         return self.low, self.high
 
     def scale(self, magnitude: Tensor) -> Tensor:
-        """The min-max scale of groups with these largest magnitudes, of the same shape.
+        """The min-max scale of groups, from their largest magnitudes; the shape is the same.
 
         Groups of zeros get the smallest normal number, so that 0 / s is 0.
         """
         return (magnitude / ((self.high - self.low) / 2)).clamp_min(torch.finfo(magnitude.dtype).tiny)
 
     def nearest(self, x: Tensor, scale: Tensor) -> Tensor:
-        """The nearest code of an endless grid, as floats; ties go to the even code, or up where all are odd."""
+        """The nearest code of an unbounded grid, as floats. Ties go to the even code, or up if all codes are odd."""
         return (x / (2 * scale)).floor_().mul_(2).add_(1) if self.odd else (x / scale).round_()
 
     def ranks(self, codes: Tensor) -> Tensor:
-        """The codes as the consecutive integers around zero that fit the bit-width; of the odd code 2k + 1 it is k."""
+        """The codes as consecutive integers around zero that fit the bit-width: the odd code 2k + 1 becomes k."""
         return codes >> 1 if self.odd else codes
 
     def of_ranks(self, ranks: Tensor) -> Tensor:
-        """What `ranks` was given."""
+        """The inverse of `ranks`."""
         return 2 * ranks + 1 if self.odd else ranks
 
 
@@ -53,7 +53,7 @@ class GridRule:
 
     Attributes:
         codes: a bit-width, 2..16 → its codes.
-        activations: the grid of activations beside weights on this one.
+        activations: the grid of activations when weights are on this grid.
     """
 
     codes: Callable[[int], Codes]
@@ -66,7 +66,7 @@ def _narrow(bits: int) -> Codes:
 
 
 def _full(bits: int) -> Codes:
-    """torchao's: one level more on the negative side. The positive end of min-max is half a step beyond the last code."""
+    """torchao's: one more level on the negative side. With min-max, the positive end is half a step beyond the last code."""
     return Codes(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
@@ -78,10 +78,10 @@ def _midrise(bits: int) -> Codes:
 GRIDS: Mapping[Grid, GridRule] = {
     "narrow": GridRule(_narrow, activations="narrow"),
     "full": GridRule(_full, activations="full"),
-    # without a level at zero the many activations near it would all be moved away from it
+    # without a level at zero, the many activations near zero would all be moved away from it
     "midrise": GridRule(_midrise, activations="narrow"),
 }
-"""By the name that `QuantizerArguments.grid` gives. A new grid is an entry here and its name in `arguments.Grid`."""
+"""The grids by the name in `QuantizerArguments.grid`. A new grid needs an entry here and its name in `arguments.Grid`."""
 
 
 def codes_of(bits: int, grid: Grid) -> Codes:
@@ -96,5 +96,5 @@ def codes_of(bits: int, grid: Grid) -> Codes:
 
 
 def code_dtype(bits: int) -> torch.dtype:
-    """The integer type codes of that bit-width are kept in."""
+    """The integer type in which codes of that bit-width are stored."""
     return torch.int8 if bits <= 8 else torch.int16

@@ -1,4 +1,4 @@
-"""A linear layer on integer codes: what a switchable layer computes, by integer kernels where its widths allow."""
+"""A linear layer on integer codes. It computes the same as a switchable layer, by integer kernels if its widths allow."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from qatlib.quantizer import EMAObserver, dequantize, fake_quantize, grouped, na
 
 
 class IntegerLinear(nn.Module):
-    """What a `SwitchableLinear` computes, from integer codes of the widest of its widths.
+    """The output of a `SwitchableLinear`, computed from the integer codes of its widest width.
 
-    With weights and activations of at most 8 bits that is `qatlib.products`, by integer kernels where those are exact. Other
-    widths multiply dequantized weights. Weights of a narrower width are derived from the widest codes when first used; those
-    of one narrower width are kept at a time.
+    With weights and activations of at most 8 bits it uses `qatlib.products`, by integer kernels if those are exact. Other
+    widths multiply dequantized weights. Weights of a narrower width are derived from the widest codes at their first use.
+    Only one narrower width is kept at a time.
 
-    None of its tensors is a parameter: casting the model around it leaves codes, scales and adapters as they are.
+    None of its tensors is a parameter, so casting the model does not change codes, scales or adapters.
 
     Attributes:
         precision: the active `Precision`.
-        bits: width of the stored codes; at 32 the weights themselves are stored.
+        bits: width of the stored codes; 32 if the weights themselves are stored.
         scales: scale of each width's grid: a scalar, (out, 1) or (out, groups, 1).
     """
 
@@ -57,10 +57,10 @@ class IntegerLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(cls, layer: SwitchableLinear, widths: Sequence[int]) -> IntegerLinear:
-        """With the codes of the widest of `widths`, and scales and adapters of all of them.
+        """A layer with the codes of the widest of `widths`, and with scales and adapters of all widths.
 
         Raises:
-            ValueError: a width that has no adapter while others have one.
+            ValueError: a width has no adapter while others have one.
         """
         adapters = {}
         for w in widths:
@@ -76,7 +76,7 @@ class IntegerLinear(nn.Module):
         return cls(weight, bits, scales, quantizer=layer.quantizer, bias=bias, adapters=adapters, **of_input)
 
     def stored(self) -> dict[str, Tensor]:
-        """Everything the layer holds, by name; `restore` makes the same layer of it."""
+        """All that the layer holds, by name; `restore` makes the same layer from it."""
         tensors = {"codes": self.codes(self.bits)} | {f"scale.{w}": scale for w, scale in self.scales.items()}
         tensors |= {f"clip.{a}": clip for a, clip in self.clips.items()}
         for w, adapter in self.adapters.items():
@@ -104,7 +104,7 @@ class IntegerLinear(nn.Module):
         )
 
     def codes(self, w_bits: int) -> Tensor:
-        """Codes (out, in) of one of the stored widths, below the widest by way of the widest."""
+        """Codes (out, in) of one of the stored widths. Narrower codes are derived from the widest ones."""
         wide = self._wide.codes if isinstance(self._wide, CodeMatrix) else self._wide
         if w_bits == self.bits:
             return wide
@@ -129,7 +129,7 @@ class IntegerLinear(nn.Module):
         """`x` (…, in_features) → (…, out_features), in the type of `x`.
 
         Raises:
-            RuntimeError: static activation scales without a calibration pass before the model was deployed.
+            RuntimeError: activation scales are static, and there was no calibration pass before deployment.
         """
         w_bits, a_bits = self.precision
         rows = x.reshape(-1, self.in_features).float()
@@ -156,7 +156,7 @@ class IntegerLinear(nn.Module):
         return y if adapter is None else y + F.linear(F.linear(seen, adapter.lora_A), adapter.lora_B)
 
     def memory(self) -> dict[str, int]:
-        """Bytes in memory now: `codes` stored, `scales` of all widths, `derived` codes of a narrower width in use."""
+        """Bytes in memory now: stored `codes`, `scales` of all widths, and `derived` codes of the narrower width in use."""
         return {
             "codes": self._wide.nbytes,
             "scales": sum(scale.nbytes for scale in self.scales.values()),

@@ -1,9 +1,9 @@
-"""Products of codes, exact integer sums that are scaled to floats once: by the machine's integer matrix kernels, or by floats.
+"""Products of codes: exact integer sums, scaled to floats once. Integer matrix kernels or float kernels compute them.
 
-On a CPU the integer kernel is oneDNN's int8 product (AVX512-VNNI, AMX) by the operator that inductor calls: it writes
-scaled floats at once, and at 2,640 tokens of GPT-2's shapes took a third of `torch._int_mm`'s time. (That operator's
-prepacked layout is up to a third faster below 200 tokens and half as fast above 1,000, so the matrix is left in plain
-layout.) Elsewhere it is `torch._int_mm`.
+On a CPU the integer kernel is oneDNN's int8 product (AVX512-VNNI, AMX), by the operator that inductor calls. It writes
+scaled floats directly. With 2,640 tokens and GPT-2's shapes it took a third of the time of `torch._int_mm`. (That
+operator's prepacked layout is up to a third faster below 200 tokens but half as fast above 1,000. So the matrix stays in
+plain layout.) On other devices the kernel is `torch._int_mm`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CodeMatrix:
 
     Args:
         codes: (out, in) int8.
-        scale: a scalar, (out, 1), or (out, groups, 1) for as many equal runs of input columns.
+        scale: a scalar, (out, 1), or (out, groups, 1) for `groups` equal runs of input columns.
     """
 
     dtype = torch.int8
@@ -43,18 +43,18 @@ class CodeMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the codes as they lie in memory; scales not counted."""
+        """Bytes of the codes in memory, without scales."""
         return sum(part.matrix.nbytes for part in self._parts)
 
 
 class FloatCodes:
-    """What a `CodeMatrix` computes, by the float kernel: the same floats to the last bit, on every device.
+    """The results of a `CodeMatrix` by the float kernel: the same floats to the last bit, on every device.
 
-    Exact as long as no sum passes 2²⁴: with 8 bits that takes more than 1,040 products of the largest codes with one sign.
+    It is exact if no sum exceeds 2²⁴. At 8 bits, only more than 1,040 products of the largest codes with one sign exceed it.
 
     Args:
         codes: (out, in) integers of at most 8 bits.
-        scale: as of a `CodeMatrix`.
+        scale: as for `CodeMatrix`.
     """
 
     dtype = torch.float32
@@ -64,7 +64,7 @@ class FloatCodes:
         self._parts = [_FloatPart(part.float(), own) for part, own in _by_group(codes, scale)]
 
     def matmul(self, x: Tensor) -> Tensor:
-        """As `CodeMatrix.matmul`, of codes kept as floats."""
+        """As `CodeMatrix.matmul`, with codes stored as floats."""
         return _sum_of_products(self._parts, x)
 
 
@@ -120,7 +120,7 @@ class _Part:
 
 
 def _padded(codes: Tensor, least_rows: int, row_multiple: int, column_multiple: int) -> Tensor:
-    """With rows and columns of zeros, which add nothing to a sum: CUDA's kernel wants K and N to be multiples of 8, M > 16."""
+    """Pad with rows and columns of zeros, which change no sum. CUDA's kernel needs multiples of 8 for K and N, and M > 16."""
     rows, columns = codes.shape
     more = max(least_rows - rows, -rows % row_multiple), -columns % column_multiple
     return F.pad(codes, (0, more[1], 0, more[0])) if any(more) else codes.contiguous()
@@ -151,7 +151,7 @@ def has_onednn() -> bool:
 
 @functools.cache
 def is_exact(device: torch.device) -> bool:
-    """Whether the integer kernel's sums are exact where they are largest.
+    """Whether the integer kernel is exact for the largest sums.
 
     x86 processors without VNNI add pairs of products in 16 bits, which saturate.
     """
@@ -161,5 +161,5 @@ def is_exact(device: torch.device) -> bool:
 
 
 def exact_kernel(device: torch.device) -> type[CodeMatrix | FloatCodes]:
-    """What multiplies codes on this device: the integer kernel where its sums are exact, else the float kernel."""
+    """The kernel for codes on this device: the integer kernel if its sums are exact, else the float kernel."""
     return CodeMatrix if is_exact(device) else FloatCodes

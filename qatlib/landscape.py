@@ -1,6 +1,6 @@
 """How sharp a minimum is: the loss under random perturbation of the trained weights.
 
-Every filter is perturbed in proportion to its own norm, so that networks whose weights differ in scale compare (Li et al.
+Every filter is perturbed in proportion to its own norm. So networks can be compared whose weights differ in scale (Li et al.
 2018, "Visualizing the loss landscape of neural nets", section 4).
 """
 
@@ -27,9 +27,9 @@ def filter_normalized(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def weights_in_use(model: SwitchableModel) -> Iterator[Tensor]:
-    """What was trained and is in use at the present configuration, each (filters, inputs).
+    """The trained weights in use at the present configuration, each (filters, inputs).
 
-    Of every layer both matrices of its adapter, or the base weight where it has none.
+    For every layer these are both matrices of its adapter, or the base weight if it has no adapter.
     """
     for layer in model.layers:
         adapter = layer.adapter(layer.precision.w_bits)
@@ -46,15 +46,15 @@ def sharpness(
     seed: int,
     **answering: Any,
 ) -> pd.DataFrame:
-    """Loss and F1 at points around the model's weights, at its present configuration; the weights are put back exactly.
+    """Loss and F1 at points around the model's weights, at its present configuration. The weights are restored exactly.
 
     Args:
-        radii: length of the step as a share of each filter's norm.
+        radii: lengths of the step, as shares of each filter's norm.
         draws: random directions, the same for every radius.
         answering: `pad_id`, `batch_size`, `max_answer_tokens` of `evaluate_spans`.
 
     Returns:
-        One row a direction, radius and question: `draw`, `radius`, `id`, `paragraph`, `loss_change` (nats), `f1_change`
+        One row per direction, radius and question: `draw`, `radius`, `id`, `paragraph`, `loss_change` (nats), `f1_change`
         (points), against the unperturbed model.
     """
     weights = list(weights_in_use(model))

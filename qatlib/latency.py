@@ -1,4 +1,4 @@
-"""What work takes of this machine: times taken in turn, milliseconds of deployed layers and models, and peak memory."""
+"""Time and memory on this machine: times measured in turns, milliseconds of deployed layers and models, peak memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qatlib.precision import Group, Precision
 from qatlib.qa.evaluate import device_of
 
 LEAST_SECONDS = 0.2
-"""Least time that one latency is measured for; the median of its runs counts."""
+"""Shortest time for which one latency is measured. The result is the median of its runs."""
 
 Work = Callable[[], object]
 
@@ -28,12 +28,12 @@ Work = Callable[[], object]
 def group_latencies(model: SwitchableModel, precisions: Sequence[Precision], tokens: int) -> NDArray[np.float64]:
     """(groups, precisions): milliseconds of a pass of `tokens` rows through each block × role, deployed, its adapter included.
 
-    The order is that of `names_by_group`. What a layer holds does not change its time, so that one of each shape is timed.
+    The order is that of `names_by_group`. A layer's values do not change its time, so one layer of each shape is timed.
 
-    Source: HAWQ-V3 (Yao et al. 2021), which gives its integer program the latencies of layers measured alone.
+    Source: HAWQ-V3 (Yao et al. 2021), whose integer program uses latencies of layers measured alone.
 
     Raises:
-        ValueError: a width that has no adapter while others have one.
+        ValueError: a width has no adapter while others have one.
     """
     timed: dict[tuple[Any, ...], list[float]] = {}
     groups: dict[Group, NDArray[np.float64]] = {}
@@ -72,13 +72,13 @@ def _milliseconds(f: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
 def in_turn(
     works: Mapping[str, Work], seconds: float, device: torch.device, least: int = 5, most: int = 100
 ) -> dict[str, np.ndarray]:
-    """Run every piece of work once a round, in an order that moves on by one, for about so many seconds.
+    """Run every piece of work once per round, for about `seconds`. The order is rotated by one from round to round.
 
-    What slows a machine down for a while so falls on all of them alike.
+    So a temporary slowdown of the machine affects all pieces alike.
 
     Args:
-        seconds: of rounds; two rounds to warm up come before.
-        least, most: rounds.
+        seconds: total time of the rounds, after two rounds to warm up.
+        least, most: smallest and largest number of rounds.
 
     Returns:
         Seconds of each round, by name.
@@ -103,7 +103,7 @@ def in_turn(
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors that work adds to those alive before it, the second time it runs."""
+    """Peak bytes of tensors that the work allocates, beyond those that exist before it. Its second run is measured."""
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -112,7 +112,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # A process's own peak shows what the allocator holds, not what the work needs, so allocations are added up.
+    # A process's peak shows what the allocator holds, not what the work needs. So allocations are added up.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = profiler.profiler.kineto_results.events()

@@ -1,4 +1,4 @@
-"""A linear layer whose precision is switched by writing an attribute, with LoRA adapters for each weight bit-width or for all."""
+"""A linear layer whose precision is an attribute, with one LoRA adapter per weight bit-width, or one for all."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from qatlib.rotation import Rotation
 from qatlib.weights import WeightQuantizer
 
 SHARED = 0
-"""In the place of a weight bit-width: the adapter that all of them share."""
+"""Key of the adapter that all weight bit-widths share."""
 
 
 @contextmanager
 def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Modules that compute something else for the length of a `with` block; their hooks run as ever."""
+    """Replace what modules compute inside a `with` block. Their hooks still run."""
     for module, forward in forwards.items():
-        module.__dict__["forward"] = forward  # before the class's own
+        module.__dict__["forward"] = forward  # found before the class's own forward
     try:
         yield
     finally:
@@ -39,7 +39,7 @@ def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
 
 @contextmanager
 def multiplied_as_floats(layers: Sequence[SwitchableLinear]) -> Iterator[None]:
-    """Layers that answer without integer kernels for the length of a `with` block: the simulation of a deployed model."""
+    """Use no integer kernels inside a `with` block: the simulation of a deployed model."""
     for layer in layers:
         layer.by_integers = False
     try:
@@ -85,25 +85,25 @@ class Lora(nn.Module):
 class SwitchableLinear(nn.Module):
     """Drop-in for `nn.Linear` and GPT-2's `Conv1D` with a precision that is data.
 
-    At precision (w, a): y = Q_w(W) Q_a(x) + b + LoRA_w(Q_a(x)). Everything that enters the layer passes the
-    activation quantizer, the adapter's input too, so that an adapter is no way around it. The base weight W is frozen,
-    so the codes of a bit-width are computed once; a step reads them back where its width is another than the last.
-    Where W or its step sizes are trained it is fake-quantized at every call, with a straight-through gradient.
+    At precision (w, a): y = Q_w(W) Q_a(x) + b + LoRA_w(Q_a(x)). All inputs pass the activation quantizer, including the adapter's
+    input, so an adapter can't bypass it. The base weight W is frozen, so the codes of a bit-width are computed once. A step
+    dequantizes them if its width differs from the last one. If W or its step sizes are trained, W is fake-quantized at every
+    call, with a straight-through gradient.
 
-    With a `QuantizerArguments.rotation` R, W and x are quantized as R(W) and R(x), and adapters see R(x) at every
-    precision; at full precision the product itself is left as it was.
+    With a `QuantizerArguments.rotation` R, W and x are quantized as R(W) and R(x), and adapters get R(x) at every precision. At
+    full precision the product itself is not changed.
 
     Attributes:
         weight: the base weight in the replaced layer's own layout: (out, in) of `nn.Linear`, (in, out) of `Conv1D`.
-        precision: the active `Precision`; switching writes this and nothing else.
-        gradient_bits: what the gradient of the layer's output is quantized to in the backward pass; 32 for not at all.
-        adapters: one `Lora` a weight bit-width, keyed by its decimal string, or a single one under `SHARED`.
+        precision: the active `Precision`; switching writes only this.
+        gradient_bits: bit-width of the output's gradient in the backward pass; 32 means not quantized.
+        adapters: one `Lora` per weight bit-width, keyed by its decimal string, or a single one under `SHARED`.
         clips: by activation bit-width, the log of the share of a token's largest magnitude at which the grid ends.
         steps: by weight bit-width, the log of the factor by which training has changed its scale, of the scale's shape.
-        weight_quantizer: makes codes of the base weight, and keeps them.
-        by_integers: whether it answers by integer kernels, where the device's are exact; if not, codes are multiplied as
-            floats, with the same results.
-        observer: takes in what the layer is given while `observing`; an `EMAObserver` gives static activation scales.
+        weight_quantizer: computes the codes of the base weight, and caches them.
+        by_integers: whether it uses integer kernels, if the device's are exact. Else codes are multiplied as floats, with the
+            same results.
+        observer: gets the layer's inputs while `observing`; an `EMAObserver` gives static activation scales.
     """
 
     def __init__(self, base: nn.Linear | Conv1D, quantizer: QuantizerArguments) -> None:
@@ -124,12 +124,12 @@ class SwitchableLinear(nn.Module):
 
     @property
     def oriented_weight(self) -> Tensor:
-        """The base weight as (out, in), a view: `F.linear` on it runs the very kernel the replaced layer ran."""
+        """The base weight as a view (out, in): `F.linear` on it runs the same kernel as the replaced layer."""
         return self.weight.t() if self.fan_in_fan_out else self.weight
 
     @property
     def quantizer(self) -> QuantizerArguments:
-        """How weight and input are put on a grid."""
+        """How weight and input are quantized."""
         return self.weight_quantizer.quantizer
 
     @property
@@ -138,7 +138,7 @@ class SwitchableLinear(nn.Module):
         return self.weight_quantizer.rotation
 
     def set_quantizer(self, quantizer: QuantizerArguments) -> None:
-        """Change how numbers are put on a grid; codes are computed anew, learned scales and clips dropped."""
+        """Change the quantizer. Codes are computed again; learned scales and clips are deleted."""
         self.steps.clear()
         self.clips.clear()
         self.weight_quantizer = WeightQuantizer(quantizer, self.steps)
@@ -149,7 +149,7 @@ class SwitchableLinear(nn.Module):
         self.adapters.to(self.weight.device).train(self.training)
 
     def learn_steps(self, w_bits: Iterable[int], a_bits: Iterable[int]) -> None:
-        """Make the scales of these bit-widths parameters that start where they are: their logs, so that none turns negative."""
+        """Make the scales of these bit-widths parameters, starting at their present values. Logs keep them positive."""
         for bits in w_bits:
             start = self.steps.get(str(bits), torch.zeros_like(self.weight_quantizer.scale(self.oriented_weight, bits)))
             self.steps[str(bits)] = nn.Parameter(start.detach().clone())
@@ -159,29 +159,29 @@ class SwitchableLinear(nn.Module):
 
     @torch.no_grad()
     def merge_adapter(self, w_bits: int) -> None:
-        """Add the adapter of that weight bit-width to the base weight; the adapter itself stays."""
+        """Add the adapter of that weight bit-width to the base weight. The adapter itself is not removed."""
         adapter = self.adapters[str(w_bits)]
         assert isinstance(adapter, Lora)
         self.oriented_weight.add_(adapter.lora_B @ (self.rotation.inverse(adapter.lora_A) * adapter.scaling))
         self.weight_quantizer.forget()
 
     def codes(self, w_bits: int) -> tuple[Tensor, Tensor]:
-        """Integer codes (out, in) and scale of the base weight, computed once a bit-width, as `WeightQuantizer.codes`."""
+        """Integer codes (out, in) and scale of the base weight, computed once per bit-width, as `WeightQuantizer.codes`."""
         return self.weight_quantizer.codes(self.oriented_weight, w_bits)
 
     def read_back(self, w_bits: int) -> Tensor:
-        """The base weight (out, in) as its codes of a bit-width say, in the basis of the weight itself."""
+        """The dequantized base weight (out, in) at a bit-width, in the weight's own basis."""
         return self.weight_quantizer.read_back(self.oriented_weight, w_bits)
 
     def input_quantizer(self, a_bits: int) -> InputQuantizer:
-        """What makes codes of the input at an activation bit-width, with the clip and the observer's range as they are now."""
+        """The quantizer of the input at an activation bit-width, with the present clip and observer's range."""
         clip = self.clips.get(str(a_bits), None)
         return InputQuantizer(
             a_bits, self.quantizer, None if clip is None else clip.exp(), getattr(self.observer, "absmax", None)
         )
 
     def _quantized_weight(self, w_bits: int) -> Tensor:
-        """(out, in) in the quantizer's basis: kept, or of this very call where the weight or its step is trained."""
+        """The weight (out, in) in the quantizer's basis: cached, or computed anew if the weight or its step is trained."""
         steps_trained = self.training and torch.is_grad_enabled() and str(w_bits) in self.steps
         if self.weight.requires_grad or steps_trained:
             return self.weight_quantizer.fake_quantized(self.oriented_weight, w_bits, frozen=not self.weight.requires_grad)
@@ -197,7 +197,7 @@ class SwitchableLinear(nn.Module):
         return fake_quantize(x, quantizer.scale(x), a_bits, quantizer.grid, clips=clips)
 
     def _answers_by_codes(self, x: Tensor) -> bool:
-        """Whether nothing but the answer is asked for, in fp32, at widths that integer kernels take."""
+        """Whether only the output is needed (no gradient), in fp32, at widths that integer kernels support."""
         wants_gradient = self.training or torch.is_grad_enabled() or self.observing
         fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         return not wants_gradient and fp32 and max(self.precision) <= CODE_BITS
@@ -213,12 +213,12 @@ class SwitchableLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` (…, in_features) → (…, out_features).
 
-        Where no gradient is wanted it multiplies codes, as the deployed layer does and to the last bit; else it multiplies
-        codes read back as floats, which is the same but for fp32 rounding.
+        Without gradients it multiplies codes and equals the deployed layer to the last bit. With gradients it multiplies
+        dequantized codes, which is the same except for fp32 rounding.
 
         Raises:
-            RuntimeError: static activation scales without a calibration pass.
-            ValueError: a weight bit-width that has no adapter while other bit-widths have one.
+            RuntimeError: activation scales are static, and there was no calibration pass.
+            ValueError: a weight bit-width has no adapter while other bit-widths have one.
         """
         if self._answers_by_codes(x):
             return self._code_product(x)
@@ -231,16 +231,16 @@ class SwitchableLinear(nn.Module):
         return y if self.gradient_bits == FULL else quantize_gradient(y, self.gradient_bits)
 
     def at_each(self, precisions: Iterable[Precision], x: Tensor) -> Iterator[Tensor]:
-        """What the layer gives at one precision after the other, whatever stands in for its `forward`; it stays at the last."""
+        """The layer's outputs at one precision after the other, even if its `forward` is replaced. The last one stays active."""
         for precision in precisions:
             self.precision = precision
             yield SwitchableLinear.forward(self, x)
 
     def adapter(self, w_bits: int) -> Lora | None:
-        """The adapter in use at a weight bit-width: its own, or the one that all share; at 32 bits there may be none.
+        """The adapter in use at a weight bit-width: its own or the shared one. At 32 bits there may be none.
 
         Raises:
-            ValueError: a narrower width that has no adapter while others have one.
+            ValueError: a narrower width has no adapter while others have one.
         """
         for key in (str(w_bits), str(SHARED)):
             if key in self.adapters:

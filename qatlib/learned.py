@@ -1,7 +1,7 @@
-"""A learned allocation: a differentiable choice of every group's precision under a bit-budget penalty.
+"""A learned allocation: a differentiable choice of every group's precision, with a penalty above a bit budget.
 
-EdMIPS (Cai & Vasconcelos 2020): a layer gives the mean of what it gives at each precision, weighted by a softmax whose
-logits are trained by gradient descent; then each group takes one precision.
+This is EdMIPS (Cai & Vasconcelos 2020). A layer's output is the weighted mean of its outputs at all precisions. The weights
+are a softmax whose logits are trained by gradient descent. At the end each group gets one precision.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Learned:
     """What `learn_allocation` found.
 
     Attributes:
-        shares: (groups, precisions), each row the softmax at the end.
-        metrics: one row a step: `step`, `span_loss` (nats), `expected_cost`, in the unit of the problem's cost.
+        shares: (groups, precisions), the final softmax in each row.
+        metrics: one row per step: `step`, `span_loss` (nats), `expected_cost`, in the unit of the problem's cost.
     """
 
     shares: np.ndarray
@@ -54,13 +54,13 @@ def learn_allocation(
     seed: int,
     description: str | None = None,
 ) -> Learned:
-    """Train the choice alone; weights and adapters stay as they are.
+    """Train only the choice; weights and adapters do not change.
 
     The loss is the mean span NLL plus `penalty` · max(0, expected cost / `budget` − 1), both in nats.
 
     Args:
-        features: training windows; those without an answer are passed over.
-        problem: its groups, precisions and costs; its losses are not used.
+        features: training windows; those without an answer are skipped.
+        problem: gives groups, precisions and costs; its losses are not used.
     """
     model.eval()
     with_answer = [f for f in features if f.start >= 0]
@@ -78,7 +78,7 @@ def learn_allocation(
             loss = span_nll(model(batch.input_ids), batch).nanmean()
         expected = (shares * cost).sum()
         total = loss + penalty * torch.relu(expected / budget - 1)
-        (logits.grad,) = torch.autograd.grad(total, logits)  # of the logits alone: adapters collect none
+        (logits.grad,) = torch.autograd.grad(total, logits)  # gradients of the logits only: adapters collect none
         optimizer.step()
         rows.append({"step": step, "span_loss": float(loss.detach()), "expected_cost": float(expected.detach())})
     return Learned(logits.detach().double().softmax(1).cpu().numpy(), pd.DataFrame(rows))
@@ -86,7 +86,7 @@ def learn_allocation(
 
 @contextmanager
 def _mixed(model: SwitchableModel, problem: Allocation, shares: Tensor) -> Iterator[None]:
-    """Layers that give the mean over the precisions of what they give at each."""
+    """Layers whose output is the weighted mean of their outputs at all precisions."""
     rows = dict(zip(problem.groups, shares, strict=True))
     mixtures: dict[nn.Module, Callable[..., Tensor]] = {
         layer: partial(_mixture, layer, problem.precisions, rows[info.block, info.role])

@@ -27,11 +27,11 @@ from qatlib.switching import Switching
 _OWN_FILE, _SWITCH_FILE = "switchable.safetensors", "switchable.json"
 
 _OWN = re.compile(r"^qa_outputs\.|\.(clips|steps)\.")
-"""What is neither of the base model nor of an adapter."""
+"""The file with all that belongs neither to the base model nor to an adapter."""
 
 
 def _blocks(lm: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The stack of decoder blocks: the longest `ModuleList` of modules of one class, outermost first."""
+    """The stack of decoder blocks: the longest `ModuleList` of modules of one class; of equals the outermost."""
     stacks = [(name, m) for name, m in lm.named_modules() if isinstance(m, nn.ModuleList) and len({type(b) for b in m}) == 1]
     if not stacks:
         raise ModelError(f"{type(lm).__name__} has no list of decoder blocks to put switchable layers in")
@@ -41,8 +41,8 @@ def _blocks(lm: nn.Module) -> tuple[str, nn.ModuleList]:
 def _roles(block: nn.Module) -> dict[str, str]:
     """Role of every linear layer of a block, by its name in the block.
 
-    Told by structure, not by an architecture's vocabulary: what stands under a module named like attention is
-    attention, and in both parts the last linear layer defined is the one that writes back to the residual stream.
+    Roles follow from the structure, not from an architecture's names. Layers inside a module named like attention belong to
+    attention. In attention and in the MLP, the last linear layer defined writes to the residual stream.
     """
     linear = [name for name, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
     attention = [name for name in linear if "attn" in name or "attention" in name]
@@ -58,7 +58,7 @@ def inject(lm: nn.Module, quantizer: QuantizerArguments) -> list[LayerInfo]:
         The layers in the model's order. The model's outputs are unchanged to the last bit.
 
     Raises:
-        ModelError: a model without decoder blocks or without linear layers in them.
+        ModelError: the model has no decoder blocks, or they have no linear layers.
     """
     prefix, blocks = _blocks(lm)
     infos = []
@@ -84,7 +84,7 @@ class SwitchableModel(Switching[SwitchableLinear]):
 
     Attributes:
         lm: the injected language model; `lm`'s own forward gives next-token logits at the current precision.
-        qa_outputs: linear head, (start, end) logits a token.
+        qa_outputs: linear head, (start, end) logits per token.
         infos: the switchable layers, in the model's order.
 
     Example:
@@ -106,18 +106,18 @@ class SwitchableModel(Switching[SwitchableLinear]):
         self.freeze_base()
 
     def reset_head(self) -> None:
-        """Draw the span head anew."""
+        """Initialise the span head again, at random."""
         nn.init.normal_(self.qa_outputs.weight, std=0.02)
         nn.init.zeros_(self.qa_outputs.bias)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The decoder blocks, which `LayerInfo.block` counts."""
+        """The decoder blocks, in the order that `LayerInfo.block` numbers."""
         return _blocks(self.lm)[1]
 
     @contextmanager
     def attending(self, implementation: str) -> Iterator[SwitchableModel]:
-        """Another of transformers' attention implementations (`eager`, `sdpa`) for the length of a `with` block."""
+        """Use another attention implementation of transformers (`eager`, `sdpa`) inside a `with` block."""
         before = self.lm.config._attn_implementation
         self.lm.set_attn_implementation(implementation)
         try:
@@ -126,19 +126,19 @@ class SwitchableModel(Switching[SwitchableLinear]):
             self.lm.set_attn_implementation(before)
 
     def check_quantizer(self, quantizer: QuantizerArguments, key: str = "quantizer") -> None:
-        """Whether this model's weights can be put on a grid this way.
+        """Check that this model's weights can be quantized this way.
 
         Args:
-            key: what an error calls the quantizer.
+            key: name of the quantizer in an error.
 
         Raises:
-            ModelError: groups that do not divide a layer's inputs.
+            ModelError: the group size does not divide a layer's number of inputs.
         """
         for info, layer in zip(self.infos, self._layers, strict=True):
             _check_groups(info.name, layer, quantizer, key)
 
     def set_quantizer(self, quantizer: QuantizerArguments) -> None:
-        """Change how numbers are put on a grid, in every layer; codes are computed anew, learned scales and clips dropped.
+        """Change the quantizer of every layer. Codes are computed again; learned scales and clips are deleted.
 
         Raises:
             ModelError: as `check_quantizer`.
@@ -154,13 +154,13 @@ class SwitchableModel(Switching[SwitchableLinear]):
         return embedded
 
     def add_adapters(self, specs: dict[int, LoraSpec]) -> None:
-        """A fresh adapter in every layer for each weight bit-width, or for `layers.SHARED`, in place of those that were there."""
+        """Put a fresh adapter into every layer for each weight bit-width, or for `layers.SHARED`. Old adapters are replaced."""
         self.lora = dict(specs)
         for layer in self._layers:
             layer.add_adapters(specs)
 
     def learn_steps(self, precisions: Sequence[Precision]) -> None:
-        """Make the scales of these precisions parameters, one a weight group and one a layer for its activations (LSQ)."""
+        """Make the scales of these precisions parameters: one per weight group, and one per layer for its activations (LSQ)."""
         for layer in self._layers:
             layer.learn_steps(sorted({p.w_bits for p in precisions} - {FULL}), sorted({p.a_bits for p in precisions} - {FULL}))
 
@@ -197,10 +197,10 @@ class SwitchableModel(Switching[SwitchableLinear]):
             layer.weight_quantizer.forget()
 
     def base_state(self, spec: Any = FULL) -> dict[str, Tensor]:
-        """The language model's own weights by name, adapters left out, as a plain model of its class loads them.
+        """The language model's own weights by name, without adapters, in the form that a plain model of its class loads.
 
         Args:
-            spec: as `Configuration.resolve`. The weight of a quantized layer is what its codes at `w_bits` are read back as.
+            spec: as `Configuration.resolve`. The weight of a quantized layer is its dequantized weight at `w_bits`.
         """
         configuration = Configuration.resolve(spec, self.infos)
         inside = tuple(f"{info.name}." for info in self.infos)
@@ -217,19 +217,19 @@ class SwitchableModel(Switching[SwitchableLinear]):
     def save(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a directory: the base model as `from_pretrained` reads it, adapters as PEFT does, and the span head.
 
-        `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer; `adapters/w4` and so on, a folder
-        a bit-width; `switchable.safetensors` with the span head, clips and learned steps; `switchable.json` with what none of
-        these can say.
+        Files: `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer; `adapters/w4` and so on, one
+        folder per bit-width; `switchable.safetensors` with the span head, clips and learned steps; `switchable.json` with
+        all other settings.
         """
         path.mkdir(parents=True, exist_ok=True)
-        if (path / "adapters").exists():  # PEFT would take one left from an earlier save for one of this model
+        if (path / "adapters").exists():  # PEFT would take an adapter of an earlier save for one of this model
             shutil.rmtree(path / "adapters")
-        # not by the model's own save_pretrained, which refuses what was read from a GGUF file
+        # not by the model's save_pretrained, which refuses models read from a GGUF file
         self.lm.config.architectures = [type(self.lm).__name__]
         self.lm.config.save_pretrained(path)
         self.lm.generation_config.save_pretrained(path)
         tokenizer.save_pretrained(path)
-        stored: dict[int, str] = {}  # of tied weights the first name alone: `from_pretrained` ties them again
+        stored: dict[int, str] = {}  # tied weights are saved once, under their first name: `from_pretrained` ties them again
         state = self.base_state()
         state = {name: value.contiguous() for name, value in state.items() if stored.setdefault(value.data_ptr(), name) == name}
         save_file(state, path / "model.safetensors", {"format": "pt"})
@@ -248,8 +248,8 @@ class SwitchableModel(Switching[SwitchableLinear]):
         """Read back what `save` wrote.
 
         Raises:
-            ModelError: a directory that `save` did not write, or only half of one.
-            ValueError: an adapter of another model.
+            ModelError: the directory was not written by `save`, or is incomplete.
+            ValueError: an adapter belongs to another model.
         """
         lm, tokenizer = load_pretrained(f"dir:{path}")
         for name in (_OWN_FILE, _SWITCH_FILE):

@@ -1,8 +1,8 @@
-"""The studies' hand-made configurations by name, for GPT-2's 12 blocks; a model of another depth takes them by relative depth.
+"""The studies' hand-made configurations by name, for GPT-2's 12 blocks. Other depths use them by relative depth.
 
-Where a study does not say what a name means, the plain reading is taken and `meaning` tells it. S4 prints an average
-bit-width beside its first ten, the plain mean over the 48 layers, and that settles more than the names do: `front8 back4`
-at 5.333 is a third of the blocks, not half; `qkv8 proj4` and `qkv4 proj8` at 5.000 are one role of four at 8 bits. No
+If a study does not define a name, the plain reading is used, and `meaning` states it. S4 prints an average bit-width (the
+plain mean over the 48 layers) for its first ten configurations. This average says more than the names: `front8 back4` at
+5.333 means a third of the blocks, not half; `qkv8 proj4` and `qkv4 proj8` at 5.000 mean one role of four at 8 bits. No
 text or figure of S4 shows a C11 or a C20, so there is none here.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 BLOCKS = 12
-"""GPT-2's, which `NamedConfiguration.bits` is written for."""
+"""GPT-2's number of blocks, for which `NamedConfiguration.bits` is written."""
 
 _ALL = range(BLOCKS)
 
@@ -25,15 +25,15 @@ class NamedConfiguration:
     """S0 to S4, as in the claims."""
     meaning: str
     bits: Mapping[range, tuple[int, int, int, int]]
-    """Of each run of the 12 blocks, the first that holds a block counting: the bit-widths of qkv, attn_out, mlp_in, mlp_out."""
+    """For runs of the 12 blocks, the bit-widths of qkv, attn_out, mlp_in, mlp_out. The first run that has a block counts."""
 
     def of_block(self, block: int, blocks: int) -> tuple[int, int, int, int]:
         """Bit-widths of qkv, attn_out, mlp_in and mlp_out in block `block` of a model of `blocks` blocks.
 
-        They are those of the block in which the middle of this one lies at the same relative depth, so that the share of
-        blocks at a bit-width stays; but however shallow the model, its first and last blocks are the first and the last.
+        The middle of this block has a relative depth. The bit-widths are those of GPT-2's block at that depth, so the share of
+        blocks at a bit-width stays the same. The first and last blocks always get those of GPT-2's first and last blocks.
         """
-        from_end = min(block, blocks - 1 - block)  # counted from the nearer end, so that both halves round alike
+        from_end = min(block, blocks - 1 - block)  # counted from the nearer end, so that both halves are rounded in the same way
         at = ((2 * from_end + 1) * BLOCKS // 2 - 1) // blocks if from_end else 0
         at = at if block == from_end else BLOCKS - 1 - at
         return next(bits for run, bits in self.bits.items() if at in run)
@@ -104,4 +104,4 @@ NAMED: Mapping[str, NamedConfiguration] = {
     "C23": _three("844"),
     "C24": _three("866"),
 }
-"""By name, in the order of the studies."""
+"""The named configurations, in the order of the studies."""

@@ -1,7 +1,7 @@
-"""Layer norms at low precision, as an exception: everywhere else in this library norms are unquantized.
+"""Layer norms at low precision. This is an exception: everywhere else in this library norms are not quantized.
 
-S4's C9, 'layernorm fp32', scored exactly as its C2, every layer at 4 bits. With norms always in fp32 the two are one
-configuration. `with quantized_norms(model, 4)` around C2 is the configuration that C9 could have differed from.
+S4's C9, 'layernorm fp32', scored exactly as its C2, every layer at 4 bits. If norms are always in fp32, C9 and C2 are the same
+configuration. C9 could only differ from C2 with quantized norms, which are `with quantized_norms(model, 4)` around C2.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from qatlib.quantizer import fake_quantize_dynamic
 
 @contextmanager
 def quantized_norms(model: SwitchableModel, bits: int) -> Iterator[list[str]]:
-    """Fake-quantize the language model's norms for the length of a `with` block; afterwards they are what they were.
+    """Fake-quantize the language model's norms inside a `with` block. Afterwards they are restored.
 
-    A norm's gain gets one min-max scale, its output one a token; its bias stays, as those of linear layers do. Gradients
-    pass straight through the outputs. A layer behind a norm finds its input on a grid already, so at equal bit-widths its
-    own activation quantizer changes it no further (but for rounding).
+    A norm's gain gets one min-max scale, and its output one scale per token. Its bias is not quantized, like the biases of
+    linear layers. Gradients pass straight through the outputs. The input of a layer after a norm is then already on a grid.
+    So at equal bit-widths the layer's activation quantizer changes it no further (except for rounding).
 
     Args:
-        bits: 2..16, or 32 for nothing at all.
+        bits: 2..16, or 32 for no quantization.
 
     Yields:
-        The names of the norms, the one before the heads included; none at 32 bits.
+        The names of the norms, including the one before the heads; none at 32 bits.
 
     Raises:
-        ValueError: no bit-width, norms that are being trained (what they learn would be lost with the block), or none.
+        ValueError: not a bit-width; the norms are being trained (the training would be lost after the block); no norms.
     """
     Precision.parse(bits)
     norms = {name: m for name, m in model.lm.named_modules() if type(m).__name__.endswith("Norm")} if bits != FULL else {}

@@ -1,17 +1,17 @@
-"""What a training step minimises beyond the task's loss: how far its precisions are from one another, or from a teacher.
+"""What a training step minimises beyond the task's loss: the distance of its precisions to each other, or to a teacher.
 
 With L the task's loss of one configuration and D a divergence between two models' answers, a step of K configurations
 minimises
 
     average       (1/K) Σ L                                                      S1
-    joint         Σ L                                                            S4; K times the gradient before it is clipped
+    joint         Σ L                                                            S4; K times the gradient, before clipping
     cascaded      (1/K) Σ (L + weight · mean of D(wider ‖ this) over all wider configurations of the step)
                                                                                  InstantNet, Fu et al. 2021
     distillation  (1/K) Σ (L + weight · T² · D(teacher ‖ this) at temperature T)    Hinton et al. 2015
     consistency   (1/K) Σ (L + weight · D(widest of the step ‖ this))
 
-The left side of every D is detached. Configurations come widest first, so each can be backpropagated as soon as it is
-computed: of those before it only their logits are kept.
+The left side of every D is detached. The widest configuration comes first. Each is backpropagated as soon as it is computed;
+only the logits of the earlier ones are kept.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from qatlib.qa.loss import Batch
 
 
 def divergence(reference: Tensor, logits: Tensor, context: Tensor, args: ObjectiveArguments) -> Tensor:
-    """Per window (batch,): how far answers are from reference answers, the mean over start and end, over context tokens.
+    """The divergence of answers from reference answers, per window (batch,): the mean over start and end, over context tokens.
 
     Args:
         reference, logits: `span_logits` of two models; the gradient flows into `logits` alone.
-        context: (batch, tokens) bool; nothing outside it has any part in the result.
-        args: `kl`, KL(reference ‖ this), or `js`, Jensen-Shannon, in nats, both at `temperature` T and times T² (which
-            keeps the size of the gradient, Hinton et al. 2015); `mse`, of logits that are centred over the context
-            first, since a softmax does not see their mean.
+        context: (batch, tokens) bool; other tokens have no influence on the result.
+        args: `kl`, KL(reference ‖ this), or `js`, Jensen-Shannon, in nats, both at `temperature` T and times T² (which keeps the
+            size of the gradient, Hinton et al. 2015); `mse`, of logits that are first centred over the context, since a softmax
+            does not depend on their mean.
     """
     reference = reference.detach()
     if args.divergence == "mse":
@@ -52,19 +52,19 @@ def divergence(reference: Tensor, logits: Tensor, context: Tensor, args: Objecti
 
 
 def _log_softmax(logits: Tensor, context: Tensor) -> Tensor:
-    """Over context tokens; 0 elsewhere, where −∞ would make the gradient of a product NaN."""
+    """Log-probabilities over context tokens; 0 elsewhere, because −∞ would make the gradient of a product NaN."""
     return torch.log_softmax(logits.masked_fill(~context, -torch.inf), -1).masked_fill(~context, 0)
 
 
 def added_term(
     args: ObjectiveArguments, logits: Tensor, wider: Sequence[Tensor], teacher: Tensor | None, batch: Batch
 ) -> Tensor | None:
-    """What the objective adds to one configuration's task loss, before its weight; None if it has no such term.
+    """The term that the objective adds to one configuration's task loss, before its weight; None if there is none.
 
     Args:
         logits: `span_logits` of this configuration.
-        wider: those of the step's configurations before it, widest first; the widest itself has none, and 0 to add.
-        teacher: those of the full-precision teacher, for an objective that needs one.
+        wider: logits of the step's wider configurations, widest first. For the widest itself it is empty, and the term is 0.
+        teacher: logits of the full-precision teacher, for an objective that needs one.
     """
     match args.rule.learns_from:
         case None:

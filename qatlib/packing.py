@@ -9,18 +9,18 @@ from qatlib.grids import code_dtype
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes in two's complement, `bits` of them each, one after the other without a gap, low bits first.
+    """Codes in two's complement with `bits` bits each, one after the other without gaps, low bits first.
 
-    Above 8 bits the low bytes come first and what is left of each code after them, packed the same way.
+    Above 8 bits all low bytes come first. The remaining bits of the codes follow, packed in the same way.
 
     Args:
         codes: integers of any shape, −2^(bits−1) … 2^(bits−1) − 1.
 
     Returns:
-        uint8 (bytes,): `bits` bytes for every 8 codes, the last group filled up.
+        uint8 (bytes,): `bits` bytes for every 8 codes; the last group is padded.
 
     Raises:
-        ValueError: codes that do not fit.
+        ValueError: a code does not fit.
     """
     codes, half = codes.flatten(), 2 ** (bits - 1)
     if codes.numel() and not (-half <= int(codes.min()) and int(codes.max()) < half):
@@ -28,17 +28,17 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits > 8:
         wide = codes.to(torch.int32)
         return torch.cat([pack((wide & 255) - 128, 8), pack(wide >> 8, bits - 8)])
-    # Eight codes fill the low 8·bits bits of one 64-bit word; its low `bits` bytes are what is kept.
+    # Eight codes fill the low 8·bits bits of one 64-bit word; only its low `bits` bytes are kept.
     groups = torch.nn.functional.pad(codes, (0, -codes.numel() % 8)).view(-1, 8).to(torch.int64) & (2**bits - 1)
     words = (groups << _shifts(bits, codes.device)).sum(1)
     return words.view(torch.uint8).view(-1, 8)[:, :bits].flatten()
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """What `pack` was given: codes of that shape, int8 up to 8 bits and int16 above.
+    """The inverse of `pack`: codes of that shape, int8 up to 8 bits and int16 above.
 
     Raises:
-        ValueError: another number of bytes than codes of that shape and width take.
+        ValueError: the number of bytes does not match the shape and the width.
     """
     count = torch.Size(shape).numel()
     if packed.numel() != packed_bytes(count, bits):
@@ -54,7 +54,7 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that `pack` makes of `count` codes."""
+    """Number of bytes that `pack` makes from `count` codes."""
     return -(-count // 8) * bits
 
 

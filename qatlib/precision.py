@@ -1,4 +1,4 @@
-"""Bit-widths, precisions and configurations as plain data: no torch here, so that a params file is checked in no time."""
+"""Bit-widths, precisions and configurations as plain data. There is no torch here, so a params file is checked fast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FULL = 32
 BIT_WIDTHS = (*range(2, 17), FULL)
 
 ROLES = ("qkv", "attn_out", "mlp_in", "mlp_out")
-"""Where a layer sits in its block, whatever the architecture calls it."""
+"""A layer's place in its block, independent of the architecture's names."""
 
 _PRECISION = re.compile(r"w(\d+)a(\d+)|(\d+)")
 
@@ -44,7 +44,7 @@ class Precision(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`8` where both widths are 8, else `w4a8`; `Precision.parse` reads it back."""
+        """`8` if both widths are 8; `w4a8` if they differ. `Precision.parse` reads it back."""
         return str(self.w_bits) if self.w_bits == self.a_bits else f"w{self.w_bits}a{self.a_bits}"
 
     @classmethod
@@ -52,7 +52,7 @@ class Precision(NamedTuple):
         """Read `8`, `"8"`, `"w4a8"`, `(4, 8)`, `{"w_bits": 4, "a_bits": 8}` or a `Precision`.
 
         Raises:
-            ValueError: a bit-width outside 2..16 and 32, or a form not listed here.
+            ValueError: a bit-width is not in 2..16 and not 32, or the form is not listed here.
         """
         if isinstance(value, str) and (match := _PRECISION.fullmatch(value)):
             w, a, both = match.groups()
@@ -81,20 +81,20 @@ def widest_first(precisions: Sequence[Precision]) -> list[Precision]:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What a configuration needs to know of one switchable layer."""
+    """What a configuration needs to know about one switchable layer."""
 
     name: str
     """Dotted module name, `transformer.h.0.attn.c_attn`."""
     block: int
     role: str
     weights: int
-    """Number of weights, bias and adapters left out."""
+    """Number of weights, without bias and adapters."""
     channels: int
-    """Output channels: one weight scale each under per-channel quantization."""
+    """Number of output channels. Per-channel quantization has one weight scale for each."""
 
 
 Group = tuple[int, str]
-"""A block and a role: the layers that a sweep lowers and a search chooses for together."""
+"""A block and a role. A sweep lowers these layers together, and a search gives them one precision."""
 
 
 def names_by_group(layers: Iterable[LayerInfo]) -> dict[Group, list[str]]:
@@ -106,7 +106,7 @@ def names_by_group(layers: Iterable[LayerInfo]) -> dict[Group, list[str]]:
 
 
 def _matches(pattern: str, layer: LayerInfo) -> bool:
-    """A role, a family (`attn`, `mlp`), or a glob on the dotted name from any of its parts on."""
+    """Whether the pattern fits: a role, a family (`attn`, `mlp`), or a glob on the dotted name, starting at any of its parts."""
     if pattern in ROLES:
         return layer.role == pattern
     if pattern in FAMILIES:
@@ -149,17 +149,16 @@ class Configuration(Mapping[str, Precision]):
         """Turn what a user writes into a precision for every layer.
 
         Args:
-            spec: a precision (all layers); a name of `NAMED`, such as `C14`; a mapping from role, family (`attn`, `mlp`)
-                or name pattern to a precision, later entries winning, the layers it does not name staying as in `current`;
-                a list with one `{"attn_bits": b, "mlp_bits": b}` a block; a path to a YAML or JSON file holding
-                one of these; a `Configuration`.
+            spec: a precision (all layers); a name of `NAMED`, such as `C14`; a mapping from role, family (`attn`, `mlp`) or name
+                pattern to a precision (later entries win; other layers stay as in `current`); a list with one `{"attn_bits": b,
+                "mlp_bits": b}` per block; a path to a YAML or JSON file that holds one of these; a `Configuration`.
             layers: the model's switchable layers.
-            current: the configuration that a mapping changes; full precision where it is left out.
+            current: the configuration that a mapping changes; full precision by default.
 
         Raises:
-            ValueError: a bit-width that is not allowed, a name that is not known, a pattern that names no layer, a list
-                of another length than the model has blocks, a configuration of another model.
-            FileNotFoundError: a path to nothing.
+            ValueError: a bit-width is not allowed, a name is unknown, a pattern fits no layer, a list does not have one entry per
+                block, or a configuration belongs to another model.
+            FileNotFoundError: the file does not exist.
         """
         names = [layer.name for layer in layers]
         if isinstance(spec, Configuration):
@@ -208,7 +207,7 @@ class Configuration(Mapping[str, Precision]):
         return cls({layer.name: Precision.parse(blocks[layer.block][family[layer.role]]) for layer in layers})
 
     def average_bits(self, layers: Iterable[LayerInfo]) -> tuple[float, float]:
-        """Mean weight bits per weight, and mean activation bits over layers weighted by their weights."""
+        """Mean weight bits over all weights, and mean activation bits over layers, weighted by their numbers of weights."""
         total = weights = activations = 0
         for layer in layers:
             total += layer.weights
@@ -217,10 +216,10 @@ class Configuration(Mapping[str, Precision]):
         return weights / total, activations / total
 
     def storage_bytes(self, layers: Iterable[LayerInfo], scale_group: int | None = None) -> float:
-        """Bytes of the switchable layers' weights by formula: codes of `w_bits` each, and one fp32 scale a channel, a group of
-        `scale_group` weights, or, where that is 0, a layer.
+        """Bytes of the switchable layers' weights by formula: codes of `w_bits` bits and fp32 scales.
 
-        Left out are biases, adapters, embeddings, norms and heads, which no configuration changes.
+        There is one scale per channel, per group of `scale_group` weights, or, if that is 0, per layer. Biases, adapters,
+        embeddings, norms and heads are not counted, because no configuration changes them.
         """
         total = 0.0
         for layer in layers:

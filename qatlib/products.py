@@ -1,12 +1,12 @@
-"""The product of a quantized layer, in the one order of steps that its simulation and its deployment share.
+"""The product of a quantized layer. Simulation and deployment compute it in the same order of steps.
 
 With codes c = round(x / s_x) of the input, C of the weight, and an adapter (A, B):
 
     y = s_x · Σ_groups s_W · (c Cᵀ) + [s_x · (c Aᵀ), 1] · [B, b]ᵀ
 
-The sums of products of codes are integers. An integer kernel computes them exactly, and so does a float one, since fp32
-holds every integer up to 2²⁴; only then are they scaled. So both give the same floats to the last bit. (Codes read back
-as floats and multiplied would give others: a last bit that differs can flip a code of the next layer, a whole level.)
+The sums of products of codes are integers. An integer kernel computes them exactly. A float kernel does too, since fp32 holds
+every integer up to 2²⁴. The sums are scaled afterwards. So both kernels give the same floats to the last bit. (Products of
+dequantized codes would differ: a difference in the last bit can change a code of the next layer by a whole level.)
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from qatlib.quantizer import minmax_scale, scale_from_absmax
 from qatlib.rotation import ROTATIONS
 
 CODE_BITS = 8
-"""The widest codes that are multiplied as codes; wider ones are read back and multiplied as floats."""
+"""The widest codes that are multiplied as codes. Wider ones are dequantized and multiplied as floats."""
 
 _BLOCK = 2**18
-"""Elements that a run of element-wise steps works on at a time: a megabyte of fp32 stays in the cache between them."""
+"""Elements per block of element-wise steps: a megabyte of fp32 stays in the cache between the steps."""
 
 _FEW_TOKENS = 64
-"""Below that an adapter's product with floats is faster than the one with digits."""
+"""Below this, an adapter's product with floats is faster than the product with digits."""
 
 
 class AdapterFactors:
     """A LoRA adapter's two factors, laid out for a product with codes.
 
-    The first also in digits, so that it reads the codes of the layer's input; the second, transposed, with the layer's bias
-    as a last row, so that both are added in one pass.
+    The first factor is also stored as digits, so that it multiplies the codes of the layer's input. The second is transposed,
+    with the layer's bias as a last row, so that both are added in one pass.
 
     Args:
-        lora_A: (rank, in), with the adapter's scaling in it.
+        lora_A: (rank, in), including the adapter's scaling.
         lora_B: (out, rank).
-        kind: what multiplies codes.
+        kind: the kernel that multiplies codes.
     """
 
     def __init__(self, lora_A: Tensor, lora_B: Tensor, bias: Tensor | None, kind: type[CodeMatrix | FloatCodes]) -> None:
@@ -66,8 +66,8 @@ class InputQuantizer:
     """How a layer's input becomes codes: basis, grid and scale.
 
     Args:
-        clip: share of a token's largest magnitude at which the grid ends; left out, all of it.
-        absmax: the magnitude of static scales, where the quantizer has those.
+        clip: share of a token's largest magnitude at which the grid ends; by default 1.
+        absmax: the magnitude of static scales, if the quantizer has static scales.
     """
 
     def __init__(self, bits: int, quantizer: QuantizerArguments, clip: Tensor | None, absmax: Tensor | None) -> None:
@@ -76,10 +76,10 @@ class InputQuantizer:
         self.clip, self._absmax = clip, absmax
 
     def scale(self, x: Tensor) -> Tensor:
-        """Of `x` (…, in) in the quantizer's basis: (…, 1), or a scalar where scales are static.
+        """The scale of `x` (…, in) in the quantizer's basis: (…, 1), or a scalar if scales are static.
 
         Raises:
-            RuntimeError: static scales without a calibration pass.
+            RuntimeError: scales are static, and there was no calibration pass.
         """
         if self._per_token:
             scale = minmax_scale(x, self.bits, -1, self.grid)
@@ -122,6 +122,6 @@ def code_product(
 
 
 def _blocks(x: Tensor) -> list[slice]:
-    """Runs of rows of (rows, columns) to work on one after the other: all at once on a GPU."""
+    """Slices of the rows of (rows, columns), processed one after the other. On a GPU there is one slice."""
     size = len(x) if x.is_cuda else max(1, _BLOCK // x.shape[1])
     return [slice(start, start + size) for start in range(0, len(x), max(1, size))]

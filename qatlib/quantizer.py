@@ -20,7 +20,7 @@ from qatlib.arguments import Grid
 from qatlib.grids import Codes, code_dtype, codes_of
 
 Dims = int | tuple[int, ...] | None
-"""The dimensions a scale is shared over; `None` is all of them (per tensor)."""
+"""The dimensions over which a scale is shared; `None` means all of them (per tensor)."""
 
 
 def absmax(x: Tensor, dims: Dims = None) -> Tensor:
@@ -28,7 +28,7 @@ def absmax(x: Tensor, dims: Dims = None) -> Tensor:
     x = x.detach()
     if dims is None:
         low, high = torch.aminmax(x)
-    else:  # a dimension at a time torch's aminmax is not vectorized on a CPU
+    else:  # along one dimension, torch's aminmax is not vectorized on a CPU
         low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
     return _at_least_float(torch.maximum(high, -low))
 
@@ -36,7 +36,7 @@ def absmax(x: Tensor, dims: Dims = None) -> Tensor:
 def scale_from_absmax(magnitude: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:
     """The min-max scale: the largest magnitude meets the end of the narrow grid, so nothing is clipped.
 
-    On the full grid it lies half a step beyond the positive end, and is read back as that end.
+    On the full grid a positive largest magnitude lies half a step beyond the positive end, and is dequantized to that end.
 
     Args:
         magnitude: largest magnitude of each group, any shape.
@@ -59,7 +59,7 @@ def minmax_scale(x: Tensor, bits: int, dims: Dims = None, grid: Grid = "narrow")
 
 
 def mse_scale(x: Tensor, bits: int, dims: Dims = None, grid: Grid = "narrow") -> Tensor:
-    """The scale of least squared error: the min-max one, shrunk by the best of `CLIP_RATIOS` for each group.
+    """The scale of least squared error: the min-max scale times the best of `CLIP_RATIOS` for each group.
 
     Returns:
         As `minmax_scale`.
@@ -74,13 +74,13 @@ def mse_scale(x: Tensor, bits: int, dims: Dims = None, grid: Grid = "narrow") ->
 
 
 CLIP_RATIOS: Sequence[float] = tuple(1 - i / 32 for i in range(28))
-"""Shares of the largest magnitude that are tried as the end of the grid."""
+"""The tried ends of the grid, as shares of the largest magnitude."""
 
 
 def quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:
     """Codes of `x` (any shape) on the grid of `scale` (broadcastable): int8 up to 8 bits, int16 above.
 
-    Rounds half to even (up, on the midrise grid). Values beyond the grid go to its ends. `x` must be finite.
+    Halves are rounded to even (up, on the midrise grid). Values beyond the grid are clamped to its ends. `x` must be finite.
 
     Example:
         >>> quantize(torch.tensor([0.2, -1.0, 9.0]), torch.tensor(0.25), bits=4)
@@ -104,8 +104,8 @@ def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -
 def narrowed(codes: Tensor, scale: Tensor, narrow_scale: Tensor, bits: int, grid: Grid = "narrow") -> Tensor:
     """Codes of a narrow width from those of a wide one: q_b = clamp(round(q · s / s_b)).
 
-    The narrow grid's scale is free, so this is more than cutting low bits off (MatQuant, Nair et al. 2025, has
-    s_b = 2^(wide − b) · s); what it costs against quantizing the weights themselves is one more rounding.
+    The narrow grid's scale is free, so this is more general than dropping low bits (MatQuant, Nair et al. 2025, has s_b = 2^(wide
+    − b) · s). Compared with quantizing the weights themselves, it costs one more rounding.
 
     Args:
         codes: (out, in) integers.
@@ -115,21 +115,21 @@ def narrowed(codes: Tensor, scale: Tensor, narrow_scale: Tensor, bits: int, grid
     Returns:
         (out, in), int8 up to 8 bits and int16 above.
     """
-    # the quotient of the scales first: where it is a power of two this is exact, ties and all
+    # the quotient of the scales first: if it is a power of two, the result is exact, including ties
     ratio = narrow_scale / scale
     return quantize(grouped(codes, ratio), ratio, bits, grid).view(codes.shape)
 
 
 def grouped(codes: Tensor, scale: Tensor) -> Tensor:
-    """Codes (out, in) as (out, groups, in / groups) where the scale is one of groups, so that the two broadcast."""
+    """Codes (out, in) as (out, groups, in / groups) if the scale has groups, so that both broadcast."""
     return codes.unflatten(1, (scale.shape[1], -1)) if scale.ndim == 3 else codes
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Round to the grid; the gradient passes straight through where nothing was clamped (Bengio et al. 2013).
+    """Round to the grid. The gradient passes straight through where nothing was clamped (Bengio et al. 2013).
 
-    Of the input only the clamp mask is kept for the backward pass, and with a min-max scale not even that. A scale
-    that requires a gradient gets the one of LSQ (Esser et al. 2020, eq. 3), for which the input is kept:
+    For the backward pass only the clamp mask is kept, and with a min-max scale nothing. A scale that requires a gradient
+    gets LSQ's (Esser et al. 2020, eq. 3). For this the input is kept:
     ∂x̂/∂s = q − x/s inside the grid and q at its ends.
     """
 
@@ -166,9 +166,9 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow", *,
 
     Args:
         x: any shape, finite.
-        scale: broadcastable to `x`; gets a gradient where it requires one.
-        clips: whether some of `x` may lie beyond the grid. Pass False with a min-max scale of the same `x`:
-            the result is the same and the backward pass keeps nothing.
+        scale: broadcastable to `x`; gets a gradient if it requires one.
+        clips: whether values of `x` may lie beyond the grid. Pass False with a min-max scale of the same `x`: the result is the
+            same, and nothing is kept for the backward pass.
 
     Returns:
         Same shape and type as `x`. The gradient is 1 inside the grid and 0 where a value was clamped to its end.
@@ -185,7 +185,7 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, grid: Grid = "narrow", *,
 
 
 def fake_quantize_dynamic(x: Tensor, bits: int, dims: Dims = -1, grid: Grid = "narrow") -> Tensor:
-    """Fake quantization with a min-max scale of `x` itself: `dims=-1` is one scale a token (ZeroQuant, Yao et al. 2022)."""
+    """Fake quantization with a min-max scale of `x` itself: `dims=-1` is one scale per token (ZeroQuant, Yao et al. 2022)."""
     return fake_quantize(x, minmax_scale(x, bits, dims, grid), bits, grid, clips=False)
 
 
@@ -199,24 +199,24 @@ class _QuantizeGradient(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (grad,) = grad_outputs
         scale = minmax_scale(grad, ctx.bits, -1)
-        # the ends are codes themselves, so nothing rounds beyond them but by an error of the division
+        # the ends are codes themselves, so only an error of the division can round beyond them
         grid = codes_of(ctx.bits, "narrow")
         codes = torch.floor(grad / scale + torch.rand_like(grad)).clamp_(*grid.ends)
         return (codes * scale).to(grad.dtype), None
 
 
 def quantize_gradient(x: Tensor, bits: int) -> Tensor:
-    """`x` itself; its gradient is quantized on the narrow grid, one scale a token, on the way back.
+    """`x` itself. In the backward pass its gradient is quantized on the narrow grid, with one scale per token.
 
-    Rounding is stochastic, up with the probability of the fraction, so that the quantized gradient's expectation is the
-    gradient (Banner et al. 2018, on whose quantizer CPT's 8-bit gradients rest).
+    Rounding is stochastic: the probability of rounding up is the fraction. So the expectation of the quantized gradient is the
+    gradient (Banner et al. 2018, whose quantizer CPT uses for 8-bit gradients).
     """
     result: Tensor = _QuantizeGradient.apply(x, bits)
     return result
 
 
 class Observer(Protocol):
-    """Takes in batches of what a quantizer is given."""
+    """Observes batches of a quantizer's input."""
 
     def observe(self, x: Tensor) -> None:
         """Take in one batch (…, features)."""
@@ -225,7 +225,7 @@ class Observer(Protocol):
 class EMAObserver:
     """Running magnitude of a tensor for a static scale: m ← momentum · m + (1 − momentum) · max|x|.
 
-    The first observation sets m (Jacob et al. 2018, section 3.1, with the start-up bias left out).
+    The first observation sets m, so there is no start-up bias (otherwise as Jacob et al. 2018, section 3.1).
     """
 
     def __init__(self, momentum: float = 0.9) -> None:
@@ -241,10 +241,10 @@ class EMAObserver:
 class ClipObserver:
     """Squared error of per-token quantization at every clipping ratio, summed over what is observed.
 
-    Of a batch some `SAMPLED` tokens are looked at, spread evenly over it.
+    About `SAMPLED` tokens of a batch are used, spread evenly over it.
 
     Args:
-        bits: the activation bit-widths that ratios are sought for.
+        bits: the activation bit-widths for which ratios are searched.
     """
 
     SAMPLED = 64
@@ -269,11 +269,11 @@ class ClipObserver:
 
 
 def sqnr_db(x: Tensor, quantized: Tensor) -> float:
-    """Signal-to-quantization-noise ratio 10·log10(Σx² / Σ(x − x̂)²) in dB; infinite where nothing changed."""
+    """Signal-to-quantization-noise ratio 10·log10(Σx² / Σ(x − x̂)²) in dB; infinite if nothing changed."""
     noise = (x.double() - quantized.double()).square().sum()
     return float(10 * torch.log10(x.double().square().sum() / noise))
 
 
 def _at_least_float(x: Tensor) -> Tensor:
-    """bf16 and fp16 hold neither 16-bit codes nor a quotient well enough: arithmetic is in fp32 for those."""
+    """At least fp32: bf16 and fp16 are not precise enough for 16-bit codes or for a quotient."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

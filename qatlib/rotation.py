@@ -1,6 +1,6 @@
 """Rotations of the basis that a layer's inputs and weights are quantized in, each beside its inverse.
 
-A rotation R is orthogonal, so ⟨R(x), R(w)⟩ = ⟨x, w⟩: a layer computes the same, while what is quantized has no outliers
+A rotation R is orthogonal, so ⟨R(x), R(w)⟩ = ⟨x, w⟩: a layer computes the same, but the quantized tensors have no outliers
 (QuIP#, Tseng et al. 2024; QuaRot, Ashkboos et al. 2024).
 """
 
@@ -22,7 +22,7 @@ ROTATION_BLOCK = 64
 @lru_cache
 def hadamard(n: int) -> Tensor:
     """The symmetric orthogonal (n, n) matrix of ±1/√n (Sylvester 1867), n a power of two; it is its own inverse."""
-    with torch.inference_mode(False):  # it is kept, and trainings need it as well
+    with torch.inference_mode(False):  # it is cached, and trainings need it too
         h = torch.ones(1, 1)
         while len(h) < n:
             h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
@@ -32,8 +32,8 @@ def hadamard(n: int) -> Tensor:
 def hadamard_blocks(x: Tensor) -> Tensor:
     """Rotate the last dimension by a block-diagonal Hadamard matrix, which spreads outliers over their block.
 
-    A block has the largest power of two that divides the dimension, 64 at most, so that the rotation costs little
-    beside the product that follows.
+    The block size is the largest power of two that divides the dimension, at most 64. So the rotation is cheap compared with the
+    product that follows.
     """
     n = min(x.shape[-1] & -x.shape[-1], ROTATION_BLOCK)
     return (x.unflatten(-1, (-1, n)) @ hadamard(n).to(x)).flatten(-2)
@@ -65,4 +65,4 @@ ROTATIONS: Mapping[RotationName, Rotation] = {
     "none": Rotation(_unchanged, _unchanged),
     "hadamard": Rotation(hadamard_blocks, inverse=hadamard_blocks),
 }
-"""By the name that `QuantizerArguments.rotation` gives. A new one is an entry here and its name in `arguments.RotationName`."""
+"""The rotations by the name in `QuantizerArguments.rotation`. A new one needs an entry here and in `arguments.RotationName`."""

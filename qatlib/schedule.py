@@ -1,4 +1,4 @@
-"""Which configurations are trained at which step: pure functions of the seed and the step, so that a resume needs no state."""
+"""The configurations trained at each step: pure functions of the seed and the step, so that a resume needs no state."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def random_per_layer(precisions: Sequence[Precision], layers: Sequence[LayerInfo
     """Every layer draws its precision anew at every pass (S0's switchable training).
 
     Args:
-        precisions: what is drawn from, uniformly.
-        passes: configurations, and so forward-backward passes, a step.
+        precisions: the precisions to draw from, uniformly.
+        passes: configurations per step, which is also the number of forward-backward passes.
     """
 
     def draw(step: int) -> list[Configuration]:
@@ -54,7 +54,7 @@ def every_precision(precisions: Sequence[Precision], layers: Sequence[LayerInfo]
 def sandwich(precisions: Sequence[Precision], layers: Sequence[LayerInfo], seed: int, passes: int = 4) -> Schedule:
     """The widest precision, the narrowest, and `passes` − 2 of the others drawn without repetition, or all there are.
 
-    The sandwich rule of universally slimmable networks (Yu & Huang 2019), for bits in place of channels.
+    This is the sandwich rule of universally slimmable networks (Yu & Huang 2019), for bits instead of channels.
     """
     widest, *others, narrowest = widest_first(precisions) if len(precisions) > 1 else [*precisions, *precisions]
     drawn = random_uniform(others, layers, seed, passes - 2)
@@ -63,13 +63,13 @@ def sandwich(precisions: Sequence[Precision], layers: Sequence[LayerInfo], seed:
 
 
 def cyclic(pattern: Sequence[Precision], layers: Sequence[LayerInfo]) -> Schedule:
-    """The precisions of `pattern` for all layers, one a step, round and round (S2's cyclic and scheduled sampling)."""
+    """The precisions of `pattern` for all layers, one per step, repeated (S2's cyclic and scheduled sampling)."""
     uniform = [Configuration.uniform(p, layers) for p in pattern]
     return lambda step: [uniform[step % len(uniform)]]
 
 
 def progressive(precisions: Sequence[Precision], layers: Sequence[LayerInfo], steps: int) -> Schedule:
-    """The widest precision first, the narrowest last, each of the K for one K-th of the steps (S2)."""
+    """From the widest to the narrowest precision. Each of the K gets one K-th of the steps (S2)."""
     uniform = [Configuration.uniform(p, layers) for p in widest_first(precisions)]
     return lambda step: [uniform[step * len(uniform) // steps]]
 
@@ -78,10 +78,10 @@ def cosine_bits(step: int, period: float, low: float, high: float, form: str = "
     """B_t = low + ½ (high − low) (1 − cos(π t / T)), not rounded: from `low` at t = 0 towards `high` at t = T, the period.
 
     Args:
-        form: `restart`, t counts anew every period (equation 1 of Fu et al. 2021, CPT); `continuous`, it goes on, so that
-            the bit-width falls from T to 2T as it rose (S0's equation as it stands).
+        form: `restart`: t starts again in every period (equation 1 of Fu et al. 2021, CPT). `continuous`: t goes on, so that the
+            bit-width falls from T to 2T as it rose before (S0's equation as printed).
     """
-    # folded, which the cosine does not see, so that it falls through the very values it rose through
+    # t is folded, which does not change the cosine, so that it falls through exactly the values of the rise
     t = step % period if form == "restart" else period - abs(period - step % (2 * period))
     return low + 0.5 * (high - low) * (1 - math.cos(math.pi * t / period))
 
@@ -89,14 +89,14 @@ def cosine_bits(step: int, period: float, low: float, high: float, form: str = "
 def cosine_cycles(
     args: CosineArguments, precisions: Sequence[Precision], layers: Sequence[LayerInfo], seed: int, steps: int
 ) -> Schedule:
-    """Cyclic precision training: one precision for all layers a step, that whose weight bits are nearest to the cosine's.
+    """Cyclic precision training: one precision for all layers per step, the one whose weight bits are nearest to the cosine.
 
-    Half-way between two the even bit-width is taken, as rounding to integers does, of two even ones the narrower.
+    Half-way between two bit-widths the even one is taken, as in rounding to integers. Of two even ones, the narrower is taken.
 
     Args:
-        precisions: what is rounded to; activations are at what the precision says.
-        steps: of the training; `cycles` share them out (a continuous one rises and falls), `reversed` starts from the last of
-            them, `shuffled` keeps how often each precision is trained.
+        precisions: the allowed precisions; each also gives the activations' bit-width.
+        steps: number of steps of the training, divided among `cycles` (a continuous cycle rises and falls). `reversed`
+            starts from the last step. `shuffled` does not change how often each precision is trained.
     """
     ranked = widest_first(precisions)
     low, high = args.between or (ranked[-1], ranked[0])
@@ -116,7 +116,7 @@ def cosine_cycles(
 
 
 def two_phases(first: Schedule, precision: Precision, layers: Sequence[LayerInfo], start: int) -> Schedule:
-    """`first`, and from step `start` on one precision for all layers (S2's cyclic, then static training)."""
+    """`first`, then from step `start` one precision for all layers (S2's cyclic, then static training)."""
     static = [Configuration.uniform(precision, layers)]
     return lambda step: first(step) if step < start else static
 
@@ -127,7 +127,7 @@ def make_schedule(
     """The schedule that `args` name, over a training of so many steps.
 
     Args:
-        precisions: what a switchable model is trained for, in the order listed, which `cyclic` keeps.
+        precisions: the precisions of a switchable model. `cyclic` keeps their order.
 
     Example:
         >>> draw = make_schedule(ScheduleArguments("random_uniform"), precisions, model.infos, seed=0, steps=100)
@@ -159,11 +159,11 @@ def make_schedule(
 
 
 def at_passes(training: TrainingArguments, schedule: ScheduleArguments, precisions: int, passes: int) -> TrainingArguments:
-    """The same training at a budget of forward-backward passes: as many steps as it pays for, and the learning rate's
-    warm-up and the distance of the checkpoints stretched with them.
+    """The same training at a budget of forward-backward passes. The number of steps follows from the budget. The learning rate's
+    warm-up and the distance of the checkpoints are scaled in proportion.
 
     Args:
-        precisions: how many a switchable model is trained for.
+        precisions: number of precisions of a switchable model.
         passes: the budget; a teacher's forward passes do not count.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Which layers get how many bits: allocation under a budget, from what lowering each group of layers alone was measured to add.
+"""How many bits each layer gets: allocation under a budget. The inputs are measured losses of lowering each group alone.
 
-All but `random_choices` take that losses add up. A *choice* is, for every group, the index of its precision.
+All methods except `random_choices` assume that losses add up. A *choice* is, for every group, the index of its precision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Choice = NDArray[np.int64]
 """(groups,) indices into the precisions."""
 
 _ROUNDING = 1e-6
-"""Relative: by so much may sums of costs exceed a budget, as a linear program's feasibility tolerance does."""
+"""Relative tolerance: sums of costs may exceed a budget by this, as in a linear program's feasibility tolerance."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Allocation:
 
     Args:
         groups: block and role of layers that get one precision.
-        precisions: what they may have.
-        loss: (groups, precisions), what the group at that precision, all else as it was, adds to the loss; any unit.
-        cost: (groups, precisions), what it takes of the budget; any unit.
+        precisions: the allowed precisions.
+        loss: (groups, precisions), the increase of the loss if only this group has that precision; any unit.
+        cost: (groups, precisions), the part of the budget that it uses; any unit.
 
     Raises:
-        ValueError: arrays of another shape, or with a number that is not finite.
+        ValueError: an array has another shape, or a number that is not finite.
     """
 
     groups: tuple[Group, ...]
@@ -50,15 +50,15 @@ class Allocation:
                 raise ValueError(f"{name} is of shape {array.shape}; allowed are finite numbers of shape {shape}")
 
     def predicted(self, choice: Choice) -> float:
-        """The loss that a choice adds, were losses additive."""
+        """The loss that a choice adds, if losses are additive."""
         return float(_chosen(self.loss, choice).sum())
 
     def spent(self, choice: Choice) -> float:
-        """What a choice takes of the budget."""
+        """The cost of a choice."""
         return float(_chosen(self.cost, choice).sum())
 
     def keeps(self, choice: Choice, budget: float) -> bool:
-        """Whether a choice is within the budget, but for rounding."""
+        """Whether a choice is within the budget, up to rounding."""
         return self.spent(choice) <= budget * (1 + _ROUNDING)
 
     def configuration(self, choice: Choice, layers: Sequence[LayerInfo]) -> Configuration:
@@ -70,7 +70,7 @@ class Allocation:
         """A configuration as a choice.
 
         Raises:
-            ValueError: a precision that is not among those of the problem, or two in one group.
+            ValueError: a precision is not one of the problem's, or a group has two.
         """
         found: dict[Group, Precision] = {}
         for layer in layers:
@@ -84,21 +84,21 @@ class Allocation:
         return ", ".join(p.name for p in self.precisions)
 
     def between(self, share: float) -> float:
-        """The budget at a share of the way from what the cheapest choice takes to what the dearest does."""
+        """A budget between the costs of the cheapest and the most expensive choice, at the given share of the way."""
         least, most = self.cost.min(1).sum(), self.cost.max(1).sum()
         return float(least + share * (most - least))
 
     def check(self, budget: float) -> None:
         """
         Raises:
-            ValueError: a budget below what the cheapest choice takes.
+            ValueError: the budget is below the cost of the cheapest choice.
         """
         if budget * (1 + _ROUNDING) < (least := self.cost.min(1).sum()):
             raise ValueError(f"the budget is {budget:g}; allowed is at least {least:g}, which {self._names} take")
 
 
 def weight_bits(layers: Sequence[LayerInfo], precisions: Sequence[Precision]) -> NDArray[np.float64]:
-    """(groups, precisions): each group's share in the average weight bits, so that a choice's costs add up to that average."""
+    """(groups, precisions): each group's part of the average weight bits. A choice's costs add up to that average."""
     total = sum(layer.weights for layer in layers)
     return _summed(layers, lambda layer: [layer.weights * p.w_bits / total for p in precisions])
 
@@ -106,7 +106,7 @@ def weight_bits(layers: Sequence[LayerInfo], precisions: Sequence[Precision]) ->
 def weight_bytes(
     layers: Sequence[LayerInfo], precisions: Sequence[Precision], scale_group: int | None = None
 ) -> NDArray[np.float64]:
-    """(groups, precisions): bytes by formula, scales counted (`Configuration.storage_bytes`)."""
+    """(groups, precisions): bytes by formula, including scales (`Configuration.storage_bytes`)."""
     sizes = {p: Configuration.uniform(p, layers) for p in precisions}
     return _summed(layers, lambda layer: [sizes[p].storage_bytes([layer], scale_group) for p in precisions])
 
@@ -119,10 +119,10 @@ def _summed(layers: Sequence[LayerInfo], cost: Callable[[LayerInfo], list[float]
 
 
 def monotone(loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(groups, precisions): measured losses without what can only be noise, that fewer bits cost a layer less.
+    """(groups, precisions): measured losses without one kind of noise, namely that fewer bits cost less.
 
-    They are 0 at the base, never negative, and never fall from the widest to the narrowest: clipped at 0, then isotonic
-    regression, which gives neighbours in the wrong order their mean.
+    The result is 0 at the base, never negative, and never falls from the widest to the narrowest. Losses are clipped at 0. Then
+    isotonic regression replaces neighbours in the wrong order by their mean.
 
     Args:
         loss: (groups, precisions), the base first and then the widest first.
@@ -134,8 +134,8 @@ def monotone(loss: NDArray[np.float64]) -> NDArray[np.float64]:
 def ilp(problem: Allocation, budget: float) -> Choice:
     """The choice of least predicted loss within the budget, by integer linear programming (HAWQ-V3, Yao et al. 2021).
 
-    Among choices of equal loss it is the one of most bits, those of weights and activations added up over the groups: a
-    second program maximizes them where the loss is that of the first (within the solver's tolerance, 1e-6).
+    Among choices of equal loss it takes the one with the most bits, summed over weights, activations and groups. A second program
+    maximizes this sum at the loss of the first program (within the solver's tolerance, 1e-6).
 
     Raises:
         ValueError: a budget that no choice keeps.
@@ -148,12 +148,12 @@ def ilp(problem: Allocation, budget: float) -> Choice:
 
 
 def _at_most(table: NDArray[np.float64], bound: float) -> LinearConstraint:
-    """That what a choice takes of `table` adds up to no more than the bound."""
+    """The constraint that a choice's entries of `table` add up to at most the bound."""
     return LinearConstraint(table.reshape(1, -1), -np.inf, bound)
 
 
 def _least(table: NDArray[np.float64], constraints: Sequence[LinearConstraint]) -> Choice:
-    """The choice that takes least of `table` under constraints."""
+    """The choice with the smallest sum of `table` under constraints."""
     groups, widths = table.shape
     one_each = LinearConstraint(np.kron(np.eye(groups), np.ones(widths)), 1, 1)
     found = milp(table.ravel(), integrality=1, bounds=Bounds(0, 1), constraints=[one_each, *constraints])
@@ -164,13 +164,13 @@ def _least(table: NDArray[np.float64], constraints: Sequence[LinearConstraint]) 
 
 
 def best_uniform(problem: Allocation, budget: float) -> Choice | None:
-    """The choice of least predicted loss within the budget among those of one precision for all; None where none keeps it."""
+    """The best choice of one precision for all groups: least predicted loss within the budget; None if none is within it."""
     uniform = (np.full(len(problem.groups), i) for i in range(len(problem.precisions)))
     return min((c for c in uniform if problem.keeps(c, budget)), key=problem.predicted, default=None)
 
 
 def greedy_down(problem: Allocation, budget: float) -> Choice:
-    """From the dearest precisions down: the step that adds least loss for what it saves, until the budget is kept.
+    """Start at the most expensive precisions. Repeat the step that adds the least loss per saved cost, until within budget.
 
     A step may go to any cheaper precision of its group.
 
@@ -188,7 +188,7 @@ def greedy_down(problem: Allocation, budget: float) -> Choice:
 
 
 def greedy_up(problem: Allocation, budget: float) -> Choice:
-    """From the cheapest precisions up: the step that saves most loss for what it costs, while one fits and adds none.
+    """Start at the cheapest precisions. Repeat the step that saves the most loss per cost, while one fits and adds no loss.
 
     Raises:
         ValueError: a budget that no choice keeps.
@@ -206,7 +206,7 @@ def greedy_up(problem: Allocation, budget: float) -> Choice:
 
 
 def random_choices(problem: Allocation, budget: float, n: int, seed: int) -> Iterator[Choice]:
-    """`n` choices that use a budget up: all at their dearest, then groups drawn at random go down until it is kept.
+    """`n` random choices near a budget: all groups start most expensive, and groups drawn at random go down until it is met.
 
     Raises:
         ValueError: a budget that no choice keeps.
@@ -224,30 +224,30 @@ def random_choices(problem: Allocation, budget: float, n: int, seed: int) -> Ite
 
 @dataclass(frozen=True)
 class Interactions:
-    """A second-order term: what groups lowered together add to the loss beyond what each adds alone (CLADO, Deng et al. 2023).
+    """A second-order term: the loss of groups lowered together minus the sum of their losses alone (CLADO, Deng et al. 2023).
 
     Args:
         extra: (groups, groups), symmetric with zeros on its diagonal, measured with both groups at one precision.
-        amplitude: (groups, precisions), the size of a precision's error relative to that precision's, since an interaction
-            grows with the product of two errors; 0 where nothing is lowered.
+        amplitude: (groups, precisions), the size of each precision's error, relative to the error at the precision of `extra`. An
+            interaction grows with the product of two errors. 0 where nothing is lowered.
     """
 
     extra: NDArray[np.float64]
     amplitude: NDArray[np.float64]
 
     def added(self, choice: Choice) -> float:
-        """What the term adds to `Allocation.predicted`."""
+        """The addition to `Allocation.predicted`."""
         errors = _chosen(self.amplitude, choice)
         return float(errors @ self.extra @ errors / 2)
 
 
 def exchange(problem: Allocation, interactions: Interactions, budget: float, start: Choice) -> Choice:
-    """From a choice within the budget, the change of one group or two that lowers the predicted loss most, until none does.
+    """Local search from a choice within the budget. Repeat the change of one or two groups that lowers the predicted loss most.
 
-    A local search: with interactions the least loss is no longer a linear program's.
+    It stops if no change lowers the loss. With interactions, a linear program can't find the least loss.
 
     Raises:
-        ValueError: a start beyond the budget.
+        ValueError: the start is beyond the budget.
     """
     if not problem.keeps(start, budget):
         raise ValueError(f"the start takes {problem.spent(start):g}; allowed is the budget, {budget:g}, at most")
@@ -264,7 +264,7 @@ def exchange(problem: Allocation, interactions: Interactions, budget: float, sta
 
 
 def _neighbours(choice: Choice, widths: int) -> Iterator[Choice]:
-    """The choice itself, and all that differ from it in one group or in two."""
+    """The choice itself, and all choices that differ from it in one or two groups."""
     yield choice
     for count in (1, 2):
         for groups in combinations(range(len(choice)), count):
@@ -280,11 +280,11 @@ def _chosen(table: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:
 
 
 def _steps(table: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:
-    """(groups, precisions): by how much `table` changes where one group goes to another precision."""
+    """(groups, precisions): the change of `table` if one group goes to another precision."""
     return table - _chosen(table, choice)[:, None]
 
 
 def pareto(cost: Sequence[float], loss: Sequence[float]) -> list[bool]:
-    """Which points no other beats: none is at most as dear and as lossy, and one of the two less."""
+    """The Pareto points. No other point has at most their cost and loss, with one of the two lower."""
     points = list(zip(cost, loss, strict=True))
     return [not any(a <= c and b <= d and (a, b) != (c, d) for a, b in points) for c, d in points]

@@ -7,15 +7,15 @@ import json
 
 
 def stream(seed: int, name: str, *of: int | str) -> int:
-    """The seed of one use of chance, from 0 to 2⁶³ − 1: the first bits of SHA-256 over the seed, the name and what it is of.
+    """The seed of one use of chance, from 0 to 2⁶³ − 1: the first bits of SHA-256 over `seed`, `name` and `of`.
 
-    Two uses never share numbers, whatever their seeds: `stream(0, "dropout", 1)` and `stream(1, "dropout", 0)` have
-    nothing in common, as sums such as `seed + 1` would.
+    Two uses never share numbers, for any seeds. `stream(0, "dropout", 1)` and `stream(1, "dropout", 0)` are independent;
+    with sums such as `seed + 1` they would be equal.
 
     Args:
-        seed: of the run or of the training.
-        name: of the use; every call in the package has a name of its own.
-        of: numbers or names that tell several draws of one use apart, such as a process or a draw.
+        seed: the seed of the run or of the training.
+        name: the name of the use; every call in the package has its own name.
+        of: numbers or names that distinguish several draws of one use, such as a process or a draw.
 
     Example:
         >>> stream(0, "order of the data") != stream(0, "dropout")

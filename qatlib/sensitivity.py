@@ -1,8 +1,8 @@
-"""One layer lowered at a time: what every block × role costs at every precision (S1's heatmaps; HAWQ, Dong et al. 2019).
+"""One layer lowered at a time: the cost of every block × role at every precision (S1's heatmaps; HAWQ, Dong et al. 2019).
 
-What stands before the changed layer gives what it gave before. It is computed once a batch, from where the block before it
-came to and no further than the block itself, and replayed for every change behind it, so that a sweep costs little more than
-half the passes, with results equal to the last bit.
+Modules before the changed layer give the same outputs as before the change. For each batch these outputs are computed once.
+The computation starts from the output of the previous block and ends with the block at the latest. Every change in the block
+reuses them. So a sweep costs little more than half of the complete passes. The results are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
 
 Reached = dict[bytes, tuple[int, Any]]
-"""By the tokens of a batch, how many blocks it has been through and what came out of the last: a hidden state a window."""
+"""By the tokens of a batch: the number of blocks computed so far, and the last one's output, one hidden state per window."""
 
 
 @torch.no_grad()
@@ -43,19 +43,19 @@ def evaluate_changes(
     reached: Reached | None = None,
     description: str | None = None,
 ) -> pd.DataFrame:
-    """Answer every question once for each change of some layers, all others being as they are.
+    """Answer every question once for each change of some layers. All other layers keep their precision.
 
     Args:
-        block: the first one that any change touches; the nearer to it the changes begin, the more is reused.
-        changes: by name, the precision of every layer that is changed, by its dotted name.
-        reached: what an earlier call, for a block further to the front, has found and this one goes on from, and finds for the
-            next; of the same model at the same configuration.
+        block: the first block that any change touches. The closer the changes start to it, the more is reused.
+        changes: by name, the new precision of each changed layer, by the layer's dotted name.
+        reached: hidden states of an earlier call for an earlier block, of the same model at the same configuration. This
+            call starts from these, and updates them for the next call.
 
     Returns:
-        One row a change and question: `change`, and what `evaluate_spans` returns but for `prediction`.
+        One row per change and question: `change`, and the columns of `evaluate_spans` except `prediction`.
 
     Raises:
-        ValueError: no such block, or a change of a layer before it.
+        ValueError: there is no such block, or a changed layer is before it.
     """
     model.eval()
     if not 0 <= block < len(model.blocks):
@@ -100,13 +100,13 @@ def sweep_block(
     precisions: Sequence[Precision],
     **how: Any,
 ) -> pd.DataFrame:
-    """Every role of one block alone at every precision, all other layers as they are.
+    """Every role of one block alone at every precision. All other layers keep their precision.
 
     Args:
-        how: as `evaluate_changes`, such as `reached`, which saves the passes through what stands before the block.
+        how: as `evaluate_changes`, such as `reached`, which saves the passes through the earlier blocks.
 
     Returns:
-        One row a role, precision and question: `block`, `role`, `precision`, and what `evaluate_spans` returns but for
+        One row per role, precision and question: `block`, `role`, `precision`, and the columns of `evaluate_spans` except
         `prediction`.
     """
     roles = names_by_group(model.infos)
@@ -119,13 +119,13 @@ def sweep_block(
 
 @torch.no_grad()
 def output_noise(model: SwitchableModel, features: Sequence[Feature], precisions: Sequence[Precision]) -> pd.DataFrame:
-    """Signal-to-quantization-noise ratio of what every layer gives at a precision, against what it gives now.
+    """Signal-to-quantization-noise ratio of every layer's output at a precision, relative to its present output.
 
-    The cheap proxy of `sweep_block`: a pass over a few windows, each layer given what it is given at the model's present
-    configuration. Windows go one by one, so that no padding counts.
+    This is the cheap proxy of `sweep_block`: one pass over a few windows. Each layer gets its input at the model's present
+    configuration. Windows are processed one by one, so padding has no influence.
 
     Returns:
-        One row a block, role and precision: `block`, `role`, `precision`, `sqnr_db` (of the role's layers together).
+        One row per block, role and precision: `block`, `role`, `precision`, `sqnr_db` (of the role's layers together).
     """
     model.eval()
     places = {layer: (info.block, info.role) for info, layer in zip(model.infos, model.layers, strict=True)}
@@ -154,9 +154,9 @@ def output_noise(model: SwitchableModel, features: Sequence[Feature], precisions
 
 @contextmanager
 def _recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
-    """What each of `modules` returns in the `with` block, in the order they return in: a part before the whole.
+    """The outputs of `modules` in the `with` block, in the order in which they return: a part before the whole.
 
-    Left out are modules called more than once, such as the dropout that Phi's attention and MLP share.
+    Modules called more than once are left out, such as the dropout that Phi's attention and MLP share.
     """
     outputs: dict[nn.Module, Any] = {}
     again: set[nn.Module] = set()
@@ -176,12 +176,12 @@ def _recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
 
 
 class _Ended(Exception):
-    """A pass has come through the last module that is asked about."""
+    """A pass has reached the end of the last module of interest."""
 
 
 @contextmanager
 def _ended_after(module: nn.Module) -> Iterator[None]:
-    """A pass in the `with` block ends where `module` has returned."""
+    """End every pass in the `with` block as soon as `module` has returned."""
 
     def end(*_: Any) -> None:
         raise _Ended
@@ -195,12 +195,12 @@ def _ended_after(module: nn.Module) -> Iterator[None]:
 
 
 def _before(outputs: Mapping[nn.Module, Any], layers: Collection[nn.Module]) -> dict[nn.Module, Any]:
-    """Those of `outputs` that were there before the first of `layers` was: whole attentions, norms, layers."""
+    """The `outputs` that were complete before the first of `layers`: whole attentions, norms, layers."""
     return dict(takewhile(lambda item: item[0] not in layers, outputs.items()))
 
 
 def _replayed(outputs: Mapping[nn.Module, Any]) -> AbstractContextManager[None]:
-    """Modules that give what they gave, at once."""
+    """Make modules return their recorded outputs without computing."""
     return forwards_replaced({module: partial(_replay, output) for module, output in outputs.items()})
 
 

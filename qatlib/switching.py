@@ -1,4 +1,4 @@
-"""What a simulated and a deployed model share: layers that switch precision by writing an attribute, and the heads on top."""
+"""The common part of a simulated and a deployed model: layers whose precision is an attribute, and the heads on top."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Output:
 
 
 class Switching(nn.Module, Generic[L]):
-    """A causal language model some layers of which switch precision, with a head for answer spans.
+    """A causal language model with some layers that switch precision, and with a head for answer spans.
 
     Attributes:
         lm: the language model.
-        qa_outputs: linear head, (start, end) logits a token.
+        qa_outputs: linear head, (start, end) logits per token.
         infos: the layers that switch, in the model's order.
     """
 
@@ -52,16 +52,16 @@ class Switching(nn.Module, Generic[L]):
 
     @property
     def configuration(self) -> Configuration:
-        """The precision of every layer now."""
+        """The present precision of every layer."""
         return Configuration({info.name: layer.precision for info, layer in zip(self.infos, self._layers, strict=True)})
 
     def set_precision(self, spec: Any) -> None:
-        """Switch layers: anything `Configuration.resolve` reads. Layers a mapping does not name stay as they are.
+        """Switch layers, by any form that `Configuration.resolve` reads. Layers that a mapping does not name do not change.
 
-        Writes one attribute a layer; nothing is copied, rebuilt or recompiled.
+        This writes one attribute per layer. Nothing is copied, rebuilt or recompiled.
 
         Raises:
-            ValueError: as `Configuration.resolve`, and a precision that the layers do not have; nothing is switched then.
+            ValueError: as `Configuration.resolve`; or the layers do not have a precision. Nothing is switched then.
         """
         current = self.configuration if isinstance(spec, dict) else None
         configuration = Configuration.resolve(spec, self.infos, current)
@@ -71,11 +71,11 @@ class Switching(nn.Module, Generic[L]):
             layer.__dict__["precision"] = precision
 
     def _check(self, configuration: Configuration) -> None:
-        """Raise a `ValueError` where the layers do not have these precisions."""
+        """Raise a `ValueError` if the layers do not have these precisions."""
 
     @contextmanager
     def at(self, spec: Any) -> Iterator[Self]:
-        """Switch for the length of a `with` block."""
+        """Switch inside a `with` block."""
         before = self.configuration
         self.set_precision(spec)
         try:
@@ -84,11 +84,11 @@ class Switching(nn.Module, Generic[L]):
             self.set_precision(before)
 
     def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None) -> Output:
-        """Answer windows, padded on the right: under a causal mask padding changes nothing before it.
+        """Answer windows, padded on the right. With a causal mask, padding does not change the tokens before it.
 
         Args:
             input_ids: (batch, tokens).
-            inputs_embeds: (batch, tokens, width) in their place: token embeddings, or a perturbation of them.
+            inputs_embeds: (batch, tokens, width), instead of `input_ids`: token embeddings, or a perturbation of them.
         """
         hidden = self.lm.base_model(input_ids=input_ids, inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
         start, end = self.qa_outputs(hidden).unbind(-1)

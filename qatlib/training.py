@@ -1,4 +1,4 @@
-"""One plain training loop over accelerate, with checkpoints from which a killed run goes on to the same result."""
+"""One plain training loop over accelerate. A killed run resumes from a checkpoint and gives the same result."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from qatlib.schedule import Schedule
 from qatlib.seeds import stream
 
 BF16 = "bf16"
-"""The mixed precision that is one; `no` is none."""
+"""The only mixed precision; `no` means none."""
 
 Adversary = Callable[[Batch, Configuration], Tensor]
-"""A batch and the configuration it is trained at → the embeddings (batch, tokens, width) put in place of its tokens'."""
+"""A batch and its configuration → embeddings (batch, tokens, width) that replace those of its tokens."""
 
 Probe = Callable[[], Mapping[str, float]]
-"""Measures the model between steps, without touching random states or gradients."""
+"""Measures the model between steps. It must not change random states or gradients."""
 
 
 def learning_rate(step: int, args: TrainingArguments) -> float:
@@ -74,41 +74,41 @@ def fit(
     probe: Probe | None = None,
     description: str = "training",
 ) -> pd.DataFrame:
-    """Train what requires a gradient, on the configurations of `schedule`, towards `objective`.
+    """Train all parameters that require a gradient, on the configurations of `schedule`, with `objective`.
 
-    Under `accelerate launch` or `notebook_launcher` each of n processes takes an n-th of every batch (`batch_size` is of
-    all together), losses are means over the whole batch, and gradients are added up once a step, so that figures and
-    weights are those of one process to float rounding, on every process; with dropout the masks are others. All of them
-    read the checkpoint; the main process alone writes.
+    Under `accelerate launch` or `notebook_launcher` each of n processes takes an n-th of every batch; `batch_size` is the
+    total. Losses are means over the whole batch, and gradients are added up once per step. So on every process, figures and
+    weights equal those of one process up to float rounding; only dropout masks differ. All processes read the checkpoint;
+    only the main process writes it.
 
     Args:
         features: windows; those without an answer are left out.
-        checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, training goes on
-            from it; the result is the same as that of an unbroken run, to the last bit on a CPU.
-        objective: `average` if left out.
-        teacher: the model at full precision, for an objective that learns from it, with a span head of its own; it is
-            evaluated, without gradients, once a step.
-        learning_rate_factors: factors on the learning rate, by precision; a step's rate is multiplied by the mean
-            factor over the layers' precisions in the step's configurations.
+        checkpoint: a file, written every `checkpoint_every` steps and at the end. If it exists, training resumes from it. The
+            result equals that of an uninterrupted run, to the last bit on a CPU.
+        objective: `average` by default.
+        teacher: the model at full precision with its own span head, for an objective that learns from it. It is evaluated
+            once per step, without gradients.
+        learning_rate_factors: factors of the learning rate, by precision. A step's rate is multiplied by the mean factor over all
+            layers and configurations of the step.
         adversary: for adversarial training (Madry et al. 2018); at random precision it is Double-Win Quant's (Fu et al. 2021).
             Its passes are not counted in the metrics.
         mixed_precision: `no` or `bf16` (autocast); weights, optimizer and probes stay in fp32.
-        trackers: accelerate's trackers that the metrics go to as well (`tensorboard`); a resumed run goes on in the
-            same log, `<log_dir>/<description>`.
-        log_dir: the directory of the checkpoint if left out.
-        probe: called before the first step and at every checkpoint; its figures join that row of the metrics.
+        trackers: accelerate's trackers that also get the metrics (`tensorboard`). A resumed run continues the same log,
+            `<log_dir>/<description>`.
+        log_dir: by default the directory of the checkpoint.
+        probe: called before the first step and at every checkpoint; its figures are added to that row of the metrics.
 
     Returns:
-        One row a step: `step` (1 is the first), `passes` (forward-backward passes of this step), `teacher_passes` (forward
-        passes of the teacher, where there is one), `learning_rate`, `w_bits` and `a_bits` (average bits of the
-        configurations trained), `span_loss`, `lm_loss` (where it has a weight) and `divergence` (the objective's added
-        term before its weight, where it has one; 0 for the widest, which learns from none) as means over the step's
-        configurations, `span_loss@<precision>` of the uniform ones among them, `grad_norm`; row 0 holds the first probe.
+        One row per step: `step` (from 1), `passes` (forward-backward passes of this step), `teacher_passes` (forward passes of
+        the teacher, if there is one), `learning_rate`, `w_bits` and `a_bits` (average bits of the trained configurations),
+        `span_loss`, `lm_loss` (if it has a weight) and `divergence` (the objective's added term before its weight, if it has
+        one; 0 for the widest, which learns from no other), all three as means over the step's configurations,
+        `span_loss@<precision>` for uniform configurations, and `grad_norm`. Row 0 holds the first probe.
 
     Raises:
-        ValueError: no feature holds an answer; a batch smaller than the number of processes; an objective without the
-            teacher it needs; gradient checkpointing of a model that has no blocks for it.
-        ModuleNotFoundError: a tracker that is not installed.
+        ValueError: no feature holds an answer; the batch is smaller than the number of processes; the objective needs a teacher
+            and there is none; the model has no blocks for gradient checkpointing.
+        ModuleNotFoundError: a tracker is not installed.
 
     Example:
         >>> args = TrainingArguments(steps=2, batch_size=4, learning_rate=1e-3)
@@ -124,11 +124,11 @@ def fit(
     if objective.rule.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective.name} needs a teacher: the model at full precision")
     for name in trackers:
-        if find_spec(name) is None:  # accelerate would leave it out with no more than a line in the log
+        if find_spec(name) is None:  # accelerate would only log a line and leave it out
             raise ModuleNotFoundError(f"tracker {name} is not installed: pip install 'qatlib[{name}]'")
     device = device_of(model)
-    # Neither model nor optimizer is handed to accelerate: it would wrap the model, for several processes in a way that
-    # stumbles over adapters without a gradient, and for autocast in a way that catches the probes as well.
+    # Neither model nor optimizer is given to accelerate, because it would wrap the model. Its wrapper for several processes fails
+    # on adapters without a gradient. Its wrapper for autocast would also affect the probes.
     accelerator = Accelerator(cpu=device.type == "cpu", log_with=list(trackers) or None, project_dir=log_dir or checkpoint.parent)
     rank, processes = accelerator.process_index, accelerator.num_processes
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == BF16)
@@ -141,7 +141,7 @@ def fit(
     torch.manual_seed(stream(seed, "dropout", rank))
     done, rows = checkpoints.resume(checkpoint, trainable, optimizer, rank)
     for parameter in trainable.values() if processes > 1 else ():
-        broadcast(parameter.data)  # whatever each process drew: they must start alike
+        broadcast(parameter.data)  # each process may have drawn other weights; all must start equal
     if not rows:
         rows = [{"step": 0, **(probe() if probe else {})}]
     if done < args.steps:
@@ -155,7 +155,7 @@ def fit(
         for step in progress:
             whole = [answered[i] for i in plan[step]]
             batch = collate(whole[rank::processes], pad_id, device, whole)
-            # widest first: each learns from those before it, and only one graph is in memory at a time
+            # widest first: each learns from earlier ones, and only one graph is in memory at a time
             configurations = sorted(schedule(step), key=lambda c: c.average_bits(model.infos), reverse=True)
             rate = learning_rate(step, args) * learning_rate_factor(configurations, learning_rate_factors)
             for group in optimizer.param_groups:
@@ -194,10 +194,10 @@ def _passes(
     adversary: Adversary | None,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Tensor]:
-    """Forward and backward of every configuration of a step, widest first; gradients add up in the parameters.
+    """Forward and backward passes of a step's configurations, widest first. Gradients add up in the parameters.
 
     Returns:
-        `span_loss`, and `lm_loss` and `divergence` where they count: (configurations,) each.
+        `span_loss`, and `lm_loss` and `divergence` if they are used: (configurations,) each.
     """
     taught = None
     if objective.rule.needs_teacher:
@@ -225,7 +225,7 @@ def _passes(
 
 
 def _add_up(accelerator: Accelerator, parameters: Sequence[Tensor], figures: Mapping[str, Tensor]) -> None:
-    """Add up over the processes, in place and in one message: figures, and the gradients there are, in all the same ones."""
+    """Add figures and gradients up over the processes, in place, in one message. The same parameters have gradients in all."""
     parts = [p.grad for p in parameters if p.grad is not None] + [*figures.values()]
     flat = accelerator.reduce(torch.cat([part.flatten() for part in parts]), "sum")
     for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
@@ -233,7 +233,7 @@ def _add_up(accelerator: Accelerator, parameters: Sequence[Tensor], figures: Map
 
 
 def _figures(model: SwitchableModel, configurations: Sequence[Configuration], losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """The columns of a step's row that are about its configurations."""
+    """The columns of a step's row that describe its configurations."""
     w_bits, a_bits = np.mean([c.average_bits(model.infos) for c in configurations], axis=0)
     values = {key: tensor.tolist() for key, tensor in losses.items()}
     row = {"w_bits": float(w_bits), "a_bits": float(a_bits)} | {key: float(np.mean(v)) for key, v in values.items()}
@@ -244,7 +244,7 @@ def _figures(model: SwitchableModel, configurations: Sequence[Configuration], lo
 
 
 def _start_trackers(accelerator: Accelerator, name: str, rows: Sequence[dict[str, float]], done: int) -> None:
-    # What a killed run logged after its last checkpoint is logged again: from `purge_step` on the first time is hidden.
+    # Steps after a killed run's last checkpoint are logged again; `purge_step` hides their first log.
     accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": done + 1 if done else 0}})
     if not done:
         accelerator.log(rows[0], step=0)
@@ -263,7 +263,7 @@ def _quantized_gradients(model: SwitchableModel, bits: int) -> Iterator[None]:
 
 @contextmanager
 def reduced_precision(model: SwitchableModel, mixed_precision: str) -> Iterator[None]:
-    """Passes forward and backward in bf16 where `mixed_precision` says so, and else as they are."""
+    """Run forward and backward passes in bf16 if `mixed_precision` says so; otherwise change nothing."""
     with (
         torch.autocast(device_of(model).type, torch.bfloat16, enabled=mixed_precision == BF16),
         _quick_attention(model, mixed_precision),
@@ -281,9 +281,9 @@ def _quick_attention(model: SwitchableModel, mixed_precision: str) -> AbstractCo
 def _recomputed_activations(model: SwitchableModel, enabled: bool) -> Iterator[None]:
     """Gradient checkpointing of every decoder block (Chen et al. 2016), by transformers' own switch for it.
 
-    Its `gradient_checkpointing_enable` makes the embeddings require a gradient as well, which the variant used here does
-    not need and which outlives its disabling. A block is computed again, dropout masks and autocast included, while the
-    model still has the configuration of the forward pass, as every configuration is backpropagated before the next.
+    Its `gradient_checkpointing_enable` would also make the embeddings require a gradient. The variant used here does not need
+    that, and disabling would not undo it. A block is computed again with the same dropout masks and autocast. The model then
+    still has the configuration of the forward pass, since every configuration is backpropagated before the next.
     """
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
     if enabled and not blocks:

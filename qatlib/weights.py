@@ -1,4 +1,4 @@
-"""How a layer's weight becomes codes; what is computed of a frozen one is kept."""
+"""How a layer's weight becomes codes. Results for a frozen weight are cached."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from qatlib.quantizer import dequantize, fake_quantize, grouped, minmax_scale, m
 from qatlib.rotation import ROTATIONS
 
 NESTED_IN = 8
-"""The bit-width whose codes those of fewer bits are derived from, with `QuantizerArguments.nested`."""
+"""With `QuantizerArguments.nested`, codes of fewer bits are derived from the codes of this bit-width."""
 
 
 class WeightQuantizer:
-    """Scales, codes and floats of one layer's weight by bit-width, as `InputQuantizer` has them of its input.
+    """Scales, codes and floats of one layer's weight by bit-width. `InputQuantizer` is the counterpart for inputs.
 
-    Every method takes the weight (out, in) itself; it is the same one at each call. What was computed of it is kept, and
-    computed anew when the weight or a learned step has changed in place; writes to `.data` are not noticed.
+    Every method takes the weight (out, in), the same one at each call. Results are cached. They are computed again if the
+    weight or a learned step has changed in place; writes to `.data` are not noticed.
 
     Args:
-        steps: by bit-width, the log of the factor by which training has changed its scale; the layer's own parameters.
+        steps: the layer's own parameters: by bit-width, the log of the factor by which training has changed the scale.
     """
 
     def __init__(self, quantizer: QuantizerArguments, steps: nn.ParameterDict) -> None:
         self.quantizer, self.rotation, self.steps = quantizer, ROTATIONS[quantizer.rotation], steps
         self._scales: dict[int, Tensor] = {}
-        self._scales_of = 0  # the version of the weight that they were computed of
+        self._scales_of = 0  # the version of the weight from which they were computed
         self._codes: dict[int, tuple[tuple[int, ...], Tensor]] = {}
         self._floats: tuple[tuple[int, ...], Tensor] | None = None
         self._matrix: tuple[tuple[int, ...], CodeMatrix | FloatCodes] | None = None
 
     def forget(self) -> None:
-        """Drop what was computed."""
+        """Empty the cache."""
         self._scales.clear()
         self._codes.clear()
         self._floats = self._matrix = None
 
     def scale(self, weight: Tensor, bits: int) -> Tensor:
-        """The scale of a bit-width's codes, with what training has made of it: (out, 1), a scalar or (out, groups, 1)."""
+        """The scale of a bit-width's codes, including its learned factor: (out, 1), a scalar or (out, groups, 1)."""
         if self._scales_of != weight._version:
             self.forget()
             self._scales_of = weight._version
@@ -52,7 +52,7 @@ class WeightQuantizer:
     def codes(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Integer codes (out, in) in the quantizer's basis, and their scale.
 
-        Under `nested` the codes of fewer than `NESTED_IN` bits are derived anew at every call.
+        With `nested`, codes of fewer than `NESTED_IN` bits are derived again at every call.
         """
         with torch.inference_mode(False), torch.no_grad():
             scale, version = self.scale(weight, bits), self._made_of(weight, bits)
@@ -64,14 +64,14 @@ class WeightQuantizer:
             return self._codes[bits][1], scale
 
     def read_back(self, weight: Tensor, bits: int) -> Tensor:
-        """The weight (out, in) as its codes say, in the basis of the weight itself."""
+        """The dequantized weight (out, in), in the weight's own basis."""
         return self.rotation.inverse(self._read_back(*self.codes(weight, bits), weight.dtype))
 
     def floats(self, weight: Tensor, bits: int) -> Tensor:
-        """What a frozen weight is multiplied as, (out, in) in the quantizer's basis; at 32 bits it is not quantized.
+        """The floats of a frozen weight for a product, (out, in) in the quantizer's basis; not quantized at 32 bits.
 
-        The codes are the store. The floats of the width in use are kept until another width is used, so that a pass over a
-        data set dequantizes once and a switch still writes a single attribute.
+        Codes are stored permanently. The floats of the width in use are kept until another width is used. So a pass over a
+        data set dequantizes once, and a switch still writes a single attribute.
         """
         if bits == FULL and not self.rotation.rotates:
             return weight
@@ -84,7 +84,7 @@ class WeightQuantizer:
         return self._floats[1]
 
     def matrix(self, weight: Tensor, bits: int, kind: type[CodeMatrix | FloatCodes]) -> CodeMatrix | FloatCodes:
-        """The codes of the width in use for products of this kind, kept like its floats."""
+        """The codes of the width in use, for products of this kind; cached like the floats."""
         version = (bits, *self._made_of(weight, bits))
         if self._matrix is None or self._matrix[0] != version or type(self._matrix[1]) is not kind:
             with torch.inference_mode(False), torch.no_grad():
@@ -92,12 +92,12 @@ class WeightQuantizer:
         return self._matrix[1]
 
     def fake_quantized(self, weight: Tensor, bits: int, frozen: bool) -> Tensor:
-        """As `floats`, computed at this very call, with gradients to the weight and to the step sizes that are trained.
+        """As `floats`, but computed at every call, with gradients to the weight and to trained step sizes.
 
         Args:
-            frozen: whether only the steps are trained, so that the scale they change is the kept one.
+            frozen: whether only the steps are trained. They then change the cached scale.
         """
-        with torch.autocast(weight.device.type, enabled=False):  # its codes are of the weight in fp32
+        with torch.autocast(weight.device.type, enabled=False):  # its codes are those of the fp32 weight
             rotated = self.rotation.apply(weight)
         if bits == FULL:
             return rotated
@@ -111,7 +111,7 @@ class WeightQuantizer:
         return fake_quantize(self._grouped(rotated), scale, bits, self.quantizer.grid, clips=clips).reshape(rotated.shape)
 
     def _made_of(self, weight: Tensor, bits: int) -> tuple[int, ...]:
-        """Changes whenever the codes of this width do."""
+        """A version that changes whenever the codes of this width change."""
         widths = {str(bits), str(NESTED_IN)} if self.quantizer.nested else {str(bits)}
         return (weight._version, *(step._version for key, step in self.steps.items() if key in widths))
 
@@ -126,7 +126,7 @@ class WeightQuantizer:
         return self.quantizer.nested and bits < NESTED_IN
 
     def _grouped(self, weight: Tensor) -> Tensor:
-        """(out, in) → (out, groups, group size) where groups have scales of their own."""
+        """(out, in) → (out, groups, group size), if groups have their own scales."""
         return weight.unflatten(1, (-1, self.quantizer.group_size)) if self.quantizer.weights == "per_group" else weight
 
     @staticmethod

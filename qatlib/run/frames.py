@@ -1,4 +1,4 @@
-"""Tables on disk: CSV that gives back the very frame it was written from."""
+"""Tables on disk: reading the CSV gives back exactly the frame that was written."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _KINDS = {"i": "int64", "f": "float64", "b": "bool"}
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """A frame as CSV, floats to the last digit; with its index unless that only counts rows."""
+    """A frame as CSV, floats to the last digit. The index is written too, unless it only counts rows."""
     return frame.to_csv(index=not _counts_rows(frame), lineterminator="\n")
 
 
 def columns(frame: pd.DataFrame) -> list[str]:
-    """The columns that `to_csv` writes; that of an index without a name is empty."""
+    """The columns that `to_csv` writes. An index without a name has an empty column name."""
     index = [] if _counts_rows(frame) else [str(name or "") for name in frame.index.names]
     return [*index, *map(str, frame.columns)]
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write `<path>.csv` and, after it, `<path>.dtypes`: what CSV does not tell.
+    """Write `<path>.csv`, and then the column types as `<path>.dtypes`, because CSV has none.
 
     Raises:
-        TypeError: an index that is not the default one; columns of other than integers, floats, booleans or text.
+        TypeError: the index is not the default one, or a column holds anything but integers, floats, booleans or text.
     """
     dtypes = {str(name): _KINDS.get(dtype.kind, str(dtype)) for name, dtype in frame.dtypes.items()}
     if bad := [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in (*_KINDS.values(), "str")]:
@@ -45,7 +45,7 @@ def read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     dtypes = json.loads(path.with_suffix(".dtypes").read_text())
-    # As text first: every version of pandas then reads floats to the last digit, and an id of digits stays an id.
+    # Read as text first: then every version of pandas keeps all digits of a float, and an id of digits stays text.
     text = pd.read_csv(path.with_suffix(".csv"), dtype="str", keep_default_na=False, lineterminator="\n")
     return pd.DataFrame({name: _typed(text[name], dtype) for name, dtype in dtypes.items()})
 

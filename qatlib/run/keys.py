@@ -1,10 +1,10 @@
-"""Content keys: what a stage was made from, whether it still stands, and what `make` may believe. Torch-free.
+"""Content keys: what a stage was made from, and whether its results are still valid. Torch-free.
 
-A stage has two keys. Its *results key* covers what it keeps, trainings and answers: the modules that the notebook
-imports, and those that these import, outside the folders `WITHOUT_RESULTS`; the pinned versions; its part of the params;
-the data files; the notebook's computing cells; the upstream stage's results. Its *key* adds what only tables and pages
+A stage has two keys. Its *results key* is for cached results (trainings and answers). It covers the modules that the notebook
+imports, directly or indirectly, outside the folders `WITHOUT_RESULTS`; the pinned versions; the stage's sections of the params;
+the data files; the notebook's computing cells; and the upstream stage's results. Its *stage key* adds what only tables and pages
 depend on: prose, cells tagged `show`, and the modules in those folders. Code counts by its syntax: comments, layout and
-docstrings change no key. Time stamps decide nothing: `sync` makes them agree with the keys before `make` looks.
+docstrings change no key. Time stamps decide nothing: `sync` makes them agree with the keys before `make` reads them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from qatlib.run.sources import PipelineError, hash_code, imported, meaning, read
 from qatlib.run.stages import SECTIONS, STAGES, UPSTREAM
 
 WITHOUT_RESULTS = ("params", "judging", "run", "site")
-"""Folders of the package that no kept result passes through. Params count by their values."""
+"""Folders of the package whose code changes no cached result. Params count by their values."""
 
 SETS_ASIDE = 2
-"""So many sets of results of other code, params or data a stage keeps aside."""
+"""Number of older result sets (of other code, params or data) that a stage keeps."""
 _KEPT = ("memo", "checkpoints", "timing", "kept.json", "computed.json", "results.key")
-"""What belongs to a results key; the key is moved last, so that what a kill interrupts goes on the next time."""
+"""The files of one result set. The key is moved last, so an interrupted move is finished at the next start."""
 
 
 class Keys(NamedTuple):
@@ -62,7 +62,7 @@ class Run:
 
     @functools.cached_property
     def data_hashes(self) -> dict[str, str | None]:
-        """SHA-256 of every file or directory the params name, by path; None for what is not on this machine."""
+        """SHA-256 of every file or directory that the params name, by path; None for a source that is not on this machine."""
         data, source = self.params.data, self.params.model.source
         attacks = self.params.adversarial
         parts = (data.train, data.validation, attacks.shifted or ())
@@ -72,7 +72,7 @@ class Run:
 
     @functools.cached_property
     def keys(self) -> dict[str, Keys]:
-        """The keys of every stage, as things are now."""
+        """The present keys of every stage."""
         package = self.root / "qatlib"
         aside = {path for folder in WITHOUT_RESULTS for path in (package / folder).rglob("*.py")} | {package / "__init__.py"}
         pins = hash_files([self.root / "constraints.txt"], self.root)
@@ -98,7 +98,7 @@ class Run:
         return keys
 
     def _content(self, source: str) -> str:
-        """A source as a key has it: what stands in the files, whatever they are called and wherever they lie."""
+        """What a key holds of a source: the contents of its files, not their names or places."""
         return self.data_hashes.get(source) or source
 
     @property
@@ -110,31 +110,31 @@ class Run:
         return _digest([{stage: key.stage for stage, key in self.keys.items()}, hash_files(files, package)])
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage has run to its end with its present key, and all it made is still there."""
+        """Whether a stage has finished with its present key, and all its files are still there."""
         return _stands(self.directory / stage / "done", self.directory / stage, self.keys[stage].stage)
 
     def mark_done(self, stage: str) -> None:
-        """Write down that a stage is complete, and every file it consists of."""
+        """Record that a stage is complete, with the list of its files."""
         _mark(self.directory / stage / "done", self.directory / stage, self.keys[stage].stage)
 
     def mark_published(self) -> None:
-        """Write down that the report is complete, and every file it consists of."""
+        """Record that the report is complete, with the list of its files."""
         _mark(self.directory / "published", self.report, self.report_key)
 
     def sync(self) -> None:
-        """Bring the time stamps `make` compares into line with the keys: write those that changed, drop stale marks."""
+        """Make the time stamps that `make` compares agree with the keys: write changed keys, delete stale marks."""
         for stage in STAGES:
             directory = self.directory / stage
             if (directory / "done").is_file():
                 for path in _lost(directory / "done", directory):
-                    path.unlink(missing_ok=True)  # a file that has changed is no result: it is made again
+                    path.unlink(missing_ok=True)  # a changed file is not a valid result: it is made again
             _sync(directory / "key", directory / "done", directory, self.keys[stage].stage)
         _sync(self.directory / "report.key", self.directory / "published", self.report, self.report_key)
 
     def prepare(self, stage: str) -> None:
-        """Set aside what other code, params or data made, take back what the present ones made; start the page anew.
+        """Move results of other code, params or data away, restore those of the present ones, and start the page anew.
 
-        So an edit that is undone, or a parameter that is set back, costs nothing. The latest `SETS_ASIDE` sets stay.
+        Undoing an edit, or setting a parameter back, therefore reuses cached results. The latest `SETS_ASIDE` sets are kept.
         """
         directory = self.directory / stage
         marker, aside = directory / "results.key", directory / ".superseded"
@@ -151,13 +151,13 @@ class Run:
         _drop(directory / "results")
 
     def keep(self, stage: str, why: str) -> None:
-        """Say that what a stage keeps is what the present code, params and data would make, and write down why.
+        """Declare that a stage's cached results are valid for the present code, params and data, and record the reason.
 
-        For changes that no figure depends on, where making a day's results again would show no more: a comment, a new option.
-        The page's provenance says so.
+        This is for changes that no figure depends on, such as a new option. It avoids computing a day's results again.
+        The page's provenance shows the reason.
 
         Raises:
-            PipelineError: the stage keeps nothing.
+            PipelineError: the stage has no cached results.
         """
         directory = self.directory / stage
         if not (marker := directory / "results.key").is_file():
@@ -168,11 +168,11 @@ class Run:
         write_atomic(marker, self.keys[stage].results)
 
     def kept(self, stage: str) -> list[str]:
-        """Why a stage's results were kept over changes, the oldest first."""
+        """The reasons for which a stage's results were kept after changes, the oldest first."""
         return self._read_list(stage, "kept.json")
 
     def computed(self, stage: str) -> list[dict[str, Any]]:
-        """The executions that computed what a stage keeps, the oldest first: `commit`, `started`, `duration_s`."""
+        """The executions that computed a stage's cached results, the oldest first: `commit`, `started`, `duration_s`."""
         return self._read_list(stage, "computed.json")
 
     def _read_list(self, stage: str, name: str) -> list[Any]:
@@ -180,7 +180,7 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     def is_prepared(self, stage: str) -> bool:
-        """Whether what a stage keeps belongs to the present results key."""
+        """Whether a stage's cached results belong to the present results key."""
         marker = self.directory / stage / "results.key"
         return marker.is_file() and marker.read_text() == self.keys[stage].results
 
@@ -189,7 +189,7 @@ def _move_kept(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in _KEPT:
         if (source / name).exists():
-            if (target / name).is_dir():  # which a rename does not replace, other than a file
+            if (target / name).is_dir():  # a rename replaces a file, but not a directory
                 shutil.rmtree(target / name)
             (source / name).rename(target / name)
 
@@ -203,7 +203,7 @@ def _drop(*paths: Path) -> None:
 
 
 def _hash_source(source: str) -> str | None:
-    """What a source that `params` has checked holds; the hidden files of a directory are left out."""
+    """SHA-256 of a source that `params` has checked, without a directory's hidden files; None if it is not on this machine."""
     if source.startswith("dir:"):
         base = Path(source.removeprefix("dir:"))
         return hash_files(_visible(base), base)
@@ -214,7 +214,7 @@ def _hash_source(source: str) -> str | None:
 
 
 def _visible(base: Path) -> Iterable[Path]:
-    """The files under a directory, but for hidden ones and those in hidden directories."""
+    """The files under a directory, except hidden ones and those in hidden directories."""
     files = (path for path in sorted(base.rglob("*")) if path.is_file())
     return (path for path in files if not any(part.startswith(".") for part in path.relative_to(base).parts))
 
@@ -224,7 +224,7 @@ def _digest(value: Any) -> str:
 
 
 def _contents(base: Path) -> dict[str, int]:
-    """Sizes of the files under `base`, hidden ones, keys and marks aside."""
+    """Sizes of the files under `base`, without hidden files, keys and marks."""
     aside = {"key", "done", "executed.failed.ipynb"}
     return {p.relative_to(base).as_posix(): p.stat().st_size for p in _visible(base) if p.name not in aside}
 
@@ -234,7 +234,7 @@ def _mark(mark: Path, base: Path, key: str) -> None:
 
 
 def _lost(mark: Path, base: Path) -> list[Path]:
-    """The files a mark names that are gone or have changed in size."""
+    """The files named by a mark that are missing or have another size."""
     files = json.loads(mark.read_text())["files"]
     return [base / n for n, size in files.items() if not (base / n).is_file() or (base / n).stat().st_size != size]
 

@@ -1,4 +1,4 @@
-"""The engine of a report: what `make` calls to run stages by papermill, and to publish them."""
+"""The engine of a report: `make` calls it to run stages by papermill and to publish them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qatlib.run.stages import STAGES, UPSTREAM
 
 
 def execute(run: Run, stage: str) -> None:
-    """Run a stage's notebook, and those upstream of it, unless they are done.
+    """Run a stage's notebook and its upstream notebooks, unless they are done.
 
     Raises:
         PipelineError: the notebook failed; it is left as `executed.failed.ipynb`.
@@ -42,7 +42,7 @@ def _execute(run: Run, stage: str) -> None:
     from traitlets import default
 
     class OwnKernel(AsyncKernelManager):
-        """A kernel of this very Python, whatever kernels the machine has registered."""
+        """A kernel of the running Python. Kernels registered on the machine are ignored."""
 
         @default("kernel_spec_manager")
         def _only_native(self) -> KernelSpecManager:
@@ -58,7 +58,7 @@ def _execute(run: Run, stage: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     print(f"{stage} ({run.name})", file=sys.stderr, flush=True)
     os.environ |= {EXECUTING: "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # glibc: large pages for large tensors, which spares page faults; an attack's pass of SmolLM2 took 7.5 s in place of 9
+    # glibc: large pages for large tensors cause fewer page faults; an attack's pass of SmolLM2 took 7.5 s instead of 9
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     try:
         papermill.execute_notebook(
@@ -84,7 +84,7 @@ def _execute(run: Run, stage: str) -> None:
 
 
 def _make_portable(notebook: Path, root: Path) -> None:
-    """Take the machine's paths out of a notebook that papermill wrote: parameters, where files lay, warnings that name one."""
+    """Remove the machine's paths from a notebook that papermill wrote: in parameters, file locations and warnings."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
     content["metadata"]["papermill"] |= {
         "input_path": f"notebooks/{notebook.parent.name}.ipynb",
@@ -111,7 +111,7 @@ def publish(run: Run) -> None:
     """
     if waiting := [stage for stage in STAGES if not run.is_done(stage)]:
         raise PipelineError(f"{run.name}: no report before {', '.join(waiting)} ran to the end")
-    from qatlib.site import pages  # here, since it takes longer to import than the rest to run
+    from qatlib.site import pages  # imported here, because the import takes longer than all the rest
 
     pages.publish(run.directory, run.report)
     run.mark_published()
@@ -119,7 +119,7 @@ def publish(run: Run) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line that `make` uses; returns the exit status: 1 a stage failed, 2 input that can't be used."""
+    """The command line that `make` uses. Returns the exit status: 1 if a stage failed, 2 if the input can't be used."""
     parser = argparse.ArgumentParser(prog="python -m qatlib.run.pipeline", description="Run the stages of a report.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {

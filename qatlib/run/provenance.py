@@ -1,4 +1,4 @@
-"""Where a stage's figures come from: what is needed to make them again, and nothing about whose machine it was."""
+"""The provenance of a stage's figures: all that is needed to make them again, without the owner of the machine."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def collect(
     """Everything a reader needs to make the figures again, ready for JSON.
 
     Args:
-        stage: whose trainings' seeds are named beside the params' own.
-        data_hashes: SHA-256 of the data, by a file's path or a name; None where only the name is known.
+        stage: the stage whose training seeds are listed in addition to the params' own seed.
+        data_hashes: SHA-256 of the data, by file path or name; None if only the name is known.
         started: when the stage began, with its time zone.
     """
     return {
@@ -52,18 +52,18 @@ def collect(
 
 
 def commit(root: Path = ROOT) -> str | None:
-    """The commit that the code at `root` is of; None outside git."""
+    """The commit of the code at `root`; None outside git."""
     return _git(root, "rev-parse", "HEAD")
 
 
 def taken(started: datetime) -> dict[str, Any]:
-    """`started`, ISO 8601 in UTC to the second, and `duration_s`, the seconds since."""
+    """`started` (ISO 8601, UTC, to the second) and `duration_s` (seconds since then)."""
     seconds = (datetime.now(UTC) - started).total_seconds()
     return {"started": started.astimezone(UTC).isoformat(timespec="seconds"), "duration_s": round(seconds, 1)}
 
 
 def portable(text: str, root: Path = ROOT) -> str:
-    """`text` with paths under `root` relative to it, and of any other absolute path the file's name only."""
+    """`text` with paths under `root` made relative to it. Other absolute paths are cut to the file's name."""
     text = text.replace(f"{root}/", "")
     return re.sub(r"(?<![\w./-])/(?:[^\s/,\]\"']+/)*([^\s/,\]\"']+)", r"…/\1", text)
 
@@ -91,7 +91,7 @@ def _code(root: Path) -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git says of the repository at `root`; None where there is none, or no git."""
+    """Git's output for the repository at `root`; None without a repository or without git."""
     if not (root / ".git").exists():
         return None
     try:
@@ -102,7 +102,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _device() -> dict[str, Any]:
-    """Processor, cores this process may use, and, where the stage has loaded torch, its threads and its GPU."""
+    """The processor and the cores this process may use. If the stage has loaded torch, also torch's threads and the GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device: dict[str, Any] = {"name": _processor(), "cores": cores}
     if torch := sys.modules.get("torch"):

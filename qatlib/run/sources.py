@@ -1,4 +1,4 @@
-"""What source code means to a result: the modules it imports, and their syntax without words. Torch-free."""
+"""The part of source code that results depend on: imported modules, and their syntax without docstrings. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class PipelineError(RuntimeError):
-    """A stage that can't run or did not: one sentence."""
+    """A stage can't run, or it failed: one sentence."""
 
 
 class NotebookCell(NamedTuple):
@@ -28,7 +28,7 @@ def read_cells(notebook: Path) -> list[NotebookCell]:
     """The cells of a notebook.
 
     Raises:
-        PipelineError: a file that is not a notebook.
+        PipelineError: the file is not a notebook.
     """
     try:
         found = json.loads(notebook.read_bytes())["cells"]
@@ -41,7 +41,7 @@ def read_cells(notebook: Path) -> list[NotebookCell]:
 
 @functools.cache
 def meaning(source: str) -> str:
-    """Python code without comments, layout, docstrings and a notebook's magics: what is left decides what it computes.
+    """Python code without comments, layout, docstrings and a notebook's magics: only this decides what it computes.
 
     Raises:
         PipelineError: a source that is not Python.
@@ -62,12 +62,12 @@ def hash_code(paths: Iterable[Path], base: Path) -> str:
 
 
 def imported(sources: Iterable[str], package: Path, aside: Iterable[Path] = ()) -> set[Path]:
-    """The modules of a package that Python sources import, at any depth of their code, and those that these import in turn.
+    """The modules of a package that Python sources import, directly or indirectly, anywhere in their code.
 
     Args:
-        sources: code; a notebook's magics are no part of it.
-        package: the package's directory; its imports are absolute ones.
-        aside: modules that are left out with what only they import.
+        sources: Python code; a notebook's magics are ignored.
+        package: the package's directory; all its imports must be absolute.
+        aside: modules that are left out, together with modules that only they import.
 
     Raises:
         PipelineError: a source that is not Python.
@@ -92,20 +92,20 @@ def _parsed(source: str) -> ast.Module:
 
 
 def _is_text(line: ast.stmt) -> bool:
-    """Whether a statement is a string alone: a docstring, of a module, class, function or attribute."""
+    """Whether a statement is only a string, that is, a docstring of a module, class, function or attribute."""
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 @functools.cache
 def _imports(source: str) -> set[str]:
-    """The dotted names of what code imports: modules, and what may be a module or something in one."""
+    """The dotted names that code imports. Each may be a module or a name in a module."""
     nodes = list(ast.walk(_parsed(source)))
     whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return whole | {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
 
 
 def _module_files(package: Path, names: Sequence[str]) -> set[Path]:
-    """What Python runs on the import of `package.a.b`: every package on the way and the module, where the last is one."""
+    """The files that Python runs on the import of `package.a.b`: every parent package, and `b` if it is a module."""
     places = [package.joinpath(*names[:depth]) for depth in range(len(names) + 1)]
     candidates = [place / "__init__.py" for place in places] + [place.with_suffix(".py") for place in places[1:]]
     return {path for path in candidates if path.is_file()}

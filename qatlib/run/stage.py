@@ -1,14 +1,14 @@
-"""What a notebook holds of its run: params, directories, results that survive a kill, what its page shows.
+"""A notebook's access to its run: params, directories, results that survive a kill, and what its page shows.
 
 runs/<profile>/<stage>/
-    memo/             what `table` and `record` computed, kept while the results key stands
-    checkpoints/      likewise, what training wrote
+    memo/             what `table` and `record` computed, kept while the results key is the same
+    checkpoints/      checkpoints of trainings, kept likewise
     results/          tables (CSV), records (JSON) and figures (SVG) of the latest execution, for the report
     timing/           seconds and memory: the only results that differ between equal runs
     headlines.json, provenance.json, executed.ipynb
-    computed.json     which executions computed what is kept: a page may be made again from it much later
+    computed.json     the executions that computed the cached results; a page may be made from these much later
     key, results.key, done, kept.json
-    .superseded/      what other code, params or data made, the latest two sets
+    .superseded/      the latest two result sets of other code, params or data
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ EXECUTING = "QATLIB_EXECUTING"
 """Set in kernels that the pipeline starts."""
 
 _locks: dict[Path, TextIO] = {}
-"""What this kernel holds until it ends, by the stage's directory."""
+"""Locks that this kernel holds until it ends, by the stage's directory."""
 
 
 class Stage:
-    """One notebook's hold on its run: params, directories, results that survive a kill.
+    """One notebook's access to its run: params, directories, results that survive a kill.
 
-    Creating it checks the params, runs the upstream stage if that is not done, and drops what older code or params
-    left. The notebook's headlines and shown results start anew; what `table`, `record` and checkpoints keep stays.
+    Creating it checks the params, runs the upstream stage if that is not done, and moves results of older code or params
+    away. Headlines and shown results start empty. Results of `table` and `record` and checkpoints are kept.
 
     Args:
         name: the notebook's name, `01_build`.
         profile: a name in params/, or the path of a params file.
         overrides: `dotted.key=YAML value`.
-        tables: what may be published; `qatlib.judging.published` if left out.
+        tables: the declared tables; those of `qatlib.judging.published` by default.
 
     Raises:
-        ParamsError: params that can't be used.
-        PipelineError: an upstream stage that failed.
+        ParamsError: the params can't be used.
+        PipelineError: an upstream stage failed.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Stage:
         self.params = self.run.params
         self.directory = self.run.directory / name
         self.results = self.directory / "results"
-        if EXECUTING in os.environ and self.directory not in _locks:  # a killed run's kernel may live for a moment more
+        if EXECUTING in os.environ and self.directory not in _locks:  # the kernel of a killed run may live a moment longer
             _locks[self.directory] = lock(self.directory / ".lock", f"{name}: waiting for its last execution to end")
         if (upstream := UPSTREAM[name]) and not self.run.is_done(upstream):
             if EXECUTING in os.environ:
@@ -94,7 +94,7 @@ class Stage:
         self._write_headlines()
 
     def checkpoints(self, name: str) -> Path:
-        """The path of one training's checkpoints; its parent exists."""
+        """The path of one training's checkpoints. Its parent directory is created."""
         path = self.directory / "checkpoints" / _checked(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -108,17 +108,16 @@ class Stage:
         return read_table(self.upstream(stage) / "memo" / _checked(name))
 
     def table(self, name: str, compute: Callable[[], pd.DataFrame], published: bool = True) -> pd.DataFrame:
-        """The frame that `compute` returns, computed once: from then on it is read from disk, with the same dtypes.
+        """The frame that `compute` returns. It is computed once; later calls read it from disk, with the same dtypes.
 
-        The index must be the default one and the columns of integers, floats, booleans or text, in which a missing
-        value is an empty string.
+        The index must be the default one. Columns hold integers, floats, booleans or text. Missing text is an empty string.
 
         Args:
-            published: also written as `results/<name>.csv`; False where other tables have the same rows.
+            published: whether it is also written as `results/<name>.csv`; False if other tables have the same rows.
 
         Raises:
-            TypeError: another index or another kind of column.
-            PublishedError: published, and not as it is declared; what `compute` returned is kept.
+            TypeError: the index or a column is of another kind.
+            PublishedError: a published table differs from its declaration. The computed frame is kept.
         """
         memo = self.directory / "memo" / _checked(name)
         if published:
@@ -143,7 +142,7 @@ class Stage:
         return json.loads(text)
 
     def measured(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """Like `table`, for what is measured of the machine: kept as `timing/<name>.csv`, since equal runs differ in it."""
+        """Like `table`, for measurements of the machine. Equal runs differ in these, so they are kept as `timing/<name>.csv`."""
         import pandas as pd
 
         path = self.directory / "timing" / f"{_checked(name)}.csv"
@@ -180,11 +179,11 @@ class Stage:
         """Display a table, and write it as `results/<name>.csv`.
 
         Args:
-            shown: what the page has in place of `frame`: the same, made readable. The file has all of `frame`.
-            measured: `frame` comes of what `measured` returned, and stands beside it as `timing/<name>.csv`.
+            shown: a readable version of `frame` for the page. The file always holds all of `frame`.
+            measured: whether `frame` was made from a result of `measured`. It is then written as `timing/<name>.csv`.
 
         Raises:
-            PublishedError: the table is not declared, or its columns are others than those declared.
+            PublishedError: the table is not declared, or its columns differ from the declared ones.
         """
         from IPython.display import display
 
@@ -203,10 +202,10 @@ class Stage:
         display(figure_html(fig, self.results / "figures" / f"{name}.svg", alt, caption, href))
 
     def headline(self, text: str, table: str | None = None, brief: bool = False) -> None:
-        """Put a finding on the report's first page, linked to the table `results/<table>.csv`; once, if it is said again.
+        """Put a finding on the report's first page, linked to the table `results/<table>.csv`. A repeated finding is shown once.
 
         Args:
-            brief: whether it is among the few that a busy reader is shown first.
+            brief: whether it is one of the few findings that are shown first.
 
         Raises:
             PublishedError: the table is not declared.
@@ -222,10 +221,10 @@ class Stage:
         return list(self._headlines)
 
     def provenance(self, origin: Mapping[str, Any] | None = None) -> None:
-        """Write where this run's figures come from, for the head of the page; call it last.
+        """Write the provenance of this run's figures, for the head of the page. Call it last.
 
         Args:
-            origin: what the params can't say of models and data, such as `Study.origin`.
+            origin: facts about models and data that are not in the params, such as `Study.origin`.
         """
         from IPython.display import Markdown, display
 
@@ -246,7 +245,7 @@ class Stage:
         return commit(self.run.root)
 
     def _computed(self) -> None:
-        """Write down that this execution computed something that is kept, and how far it has come."""
+        """Record that this execution computed a cached result, and its time so far."""
         now = {"commit": self._commit, **taken(self.started)}
         write_atomic(self.directory / "computed.json", json.dumps([*self._earlier, now], indent=1) + "\n")
 
@@ -270,7 +269,7 @@ def _checked(name: str) -> str:
 
 
 def _execute_elsewhere(run: Run, stage: str) -> None:
-    """Run a stage in a process of its own, since a kernel can't well run another; its progress is in the terminal."""
+    """Run a stage in its own process, since a kernel can't well run another one. Progress is shown in the terminal."""
     command = [sys.executable, "-m", "qatlib.run.pipeline", "run", stage, "--profile", run.profile]
     environment = {key: value for key, value in os.environ.items() if key != EXECUTING}
     result = subprocess.run(

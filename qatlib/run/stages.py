@@ -1,4 +1,4 @@
-"""The stages: their order, what each reads of the params, and what it follows. Nothing else lists them."""
+"""The stages: their order, the sections of the params that each reads, and its upstream stage. Nothing else lists them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "04_cpt": ("precisions", "lora", "switchable", "cpt"),
     "05_adversarial": ("precisions", "lora", "switchable", "adversarial"),
 }
-"""The parts of the params that a stage's results depend on, beside those of its upstream stages."""
+"""The sections of the params that a stage's results depend on, in addition to those of its upstream stages."""
 
 
 UPSTREAM: Mapping[str, str | None] = {

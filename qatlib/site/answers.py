@@ -1,4 +1,4 @@
-"""The studies' own questions, each answered in a paragraph of figures from a report's tables and the ledger's verdicts."""
+"""The studies' own questions. One paragraph answers each, with figures from a report's tables and the ledger's verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
-    """One question, its paragraph, and the tables that this is made of, relative to the report."""
+    """One question, its answer, and the paths of the tables behind it, relative to the report."""
 
     question: str
     text: str
@@ -24,7 +24,7 @@ class AnsweredQuestion:
 
 
 def answers(report: Path, entries: Sequence[Entry]) -> list[AnsweredQuestion]:
-    """Does CPT help, does RPI defend, which configuration is best, which objective helps: what this report's tables say.
+    """This report's answers: does CPT help, does RPI defend, which configuration is best, which objective helps.
 
     Raises:
         PublishedError: the present code made the report, and a table or column is missing from it.
@@ -42,7 +42,7 @@ def _answered(
 
 
 def _cpt(question: str, stage: str, report: Path, entries: Sequence[Entry]) -> AnsweredQuestion:
-    others = ("static", "random shared", "cpt shuffled")  # with one adapter for all precisions as well
+    others = ("static", "random shared", "cpt shuffled")  # these too have one adapter for all precisions
     rows, language = (
         [r for r in table(report, stage, name) if r["model"] == "cpt shared" and r["over"] in others]
         for name in ("gaps", "perplexity_gaps")
@@ -138,12 +138,12 @@ def _clear(row: Row) -> bool:
 
 
 def _seeds(row: Row) -> int:
-    """How many trainings a row rests on; enough where its table is of one model by declaration."""
+    """Number of trainings behind a row; `SEEDS` if its table is declared for one model only."""
     return int(row["seeds"]) if row.declared.declares("seeds") else SEEDS
 
 
 def _tally(what: str, rows: Sequence[Row], lower_is_better: bool = False) -> str:
-    """In how many comparisons a difference is clear, to either side; between trainings it takes several of them."""
+    """Number of comparisons with a significant difference, better or worse. Comparing trainings takes several seeds."""
     if not rows:
         return ""
     clear = [r for r in rows if _clear(r)]
@@ -169,7 +169,7 @@ def _answer(
     stage: str,
     tables: Sequence[str],
 ) -> AnsweredQuestion:
-    if not parts:  # the params ask for nothing of the kind
+    if not parts:  # the params do not ask for this
         said = "has no such table" if has_run(report, stage) else "has not run"
         return AnsweredQuestion(question, f"Not tested in this report: {stage.replace('_', ' ')} {said}.", ())
     links = tuple(path for name in tables if (path := address(report, stage, name)))

@@ -1,7 +1,7 @@
-"""The content of one executed notebook as safe HTML: what stands between a stage page's provenance and its foot.
+"""The content of one executed notebook as safe HTML. A stage's page shows it between its provenance and its foot.
 
-nbconvert turns the cells into HTML by the template `templates/stage`; then everything that runs, loads or only shows
-progress is taken out, headings get ids, and links are checked.
+nbconvert turns the cells into HTML by the template `templates/stage`. Then everything that runs, loads something or only
+shows progress is removed, headings get ids, and links are checked.
 """
 
 import functools
@@ -23,7 +23,7 @@ from qatlib.judging.claims.catalog import CLAIMS
 TEMPLATES = Path(__file__).parent / "templates"
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_NOISE = re.compile(  # tqdm, with and without a total and missing its widgets; the profiler that counts memory; seaborn's layout
+_NOISE = re.compile(  # tqdm (with a total, without, without widgets); the profiler that counts memory; seaborn's layout
     r"\d+%\|.*\||\d+it \[\d+:\d+|TqdmWarning|import tqdm as|SyncActivityProfilerHandler|figure layout has changed|tight_layout\("
 )
 _UNWANTED = ["script", "style", "link", "meta", "base", "iframe", "object", "embed", "form", "audio", "video"]
@@ -51,7 +51,7 @@ class Cells:
     toc: list[Heading]
     body: Markup
     anchors: frozenset[str]
-    """Ids of the tables and figures, after the files behind them: `table-accuracy`."""
+    """Ids of the tables and figures, named after their files: `table-accuracy`."""
 
 
 def read_cells(report: Path, name: str, stages: set[str], claims: Mapping[str, Sequence[str]]) -> Cells:
@@ -59,7 +59,7 @@ def read_cells(report: Path, name: str, stages: set[str], claims: Mapping[str, S
 
     Args:
         stages: the notebooks that have pages to link to.
-        claims: what rests on a table, by the id that it gets: `{"table-accuracy": ["C07"]}`.
+        claims: the claims that rest on each table, by the table's id: `{"table-accuracy": ["C07"]}`.
     """
     notebook = nbformat.read(report / "notebooks" / f"{name}.ipynb", as_version=4)
     status = _status(notebook)
@@ -81,7 +81,7 @@ def read_cells(report: Path, name: str, stages: set[str], claims: Mapping[str, S
 
 @functools.cache
 def _exporter() -> HTMLExporter:
-    """One for all notebooks: it compiles nbconvert's templates."""
+    """One exporter for all notebooks, because each new one compiles nbconvert's templates."""
     exporter = HTMLExporter(template_name="stage", extra_template_basedirs=[str(TEMPLATES)], exclude_anchor_links=True)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     return exporter
@@ -95,7 +95,7 @@ def _status(notebook: NotebookNode) -> str:
 
 
 def _drop_noise(notebook: NotebookNode) -> None:
-    """Join the pieces of each stream and drop what was only there to be overwritten: progress bars and widgets."""
+    """Join the pieces of each stream, and remove progress bars and widgets."""
     for cell in notebook.cells:
         kept: list[NotebookNode] = []
         for output in cell.get("outputs", []):
@@ -112,7 +112,7 @@ def _drop_noise(notebook: NotebookNode) -> None:
 
 
 def _clean(soup: BeautifulSoup) -> None:
-    """Leave nothing in `soup` that runs or that is loaded from elsewhere, and no ids of nbconvert's cells."""
+    """Remove everything from `soup` that runs or is loaded from elsewhere, and the ids of nbconvert's cells."""
     for tag in soup.find_all(_UNWANTED):
         tag.decompose()
     for tag in soup.find_all(True):
@@ -129,7 +129,7 @@ def _clean(soup: BeautifulSoup) -> None:
 
 
 def _anchor(soup: BeautifulSoup) -> list[Heading]:
-    """Give every h2 and h3 an id of its own, by Jupyter's rule (spaces to dashes), and return them as contents."""
+    """Give every h2 and h3 a unique id by Jupyter's rule (spaces to dashes), and return the table of contents."""
     for extra in soup.find_all("h1"):
         extra.name = "h2"
     headings = soup.find_all(["h2", "h3"])
@@ -152,7 +152,7 @@ def _anchor(soup: BeautifulSoup) -> list[Heading]:
 
 
 def _name_tables(soup: BeautifulSoup) -> frozenset[str]:
-    """Give every table and figure with a file behind it an id after that file, for links to it; the first, where two have one."""
+    """Give every table and figure that has a file an id named after the file. If two share a file, the first gets the id."""
     others = {str(tag["id"]) for tag in soup.find_all(id=True)}
     taken: set[str] = set()
     for figure in soup.select("figure.qat-table, figure.qat-figure"):
@@ -165,7 +165,7 @@ def _name_tables(soup: BeautifulSoup) -> frozenset[str]:
 
 
 def _link_claims(soup: BeautifulSoup, claims: Mapping[str, Sequence[str]]) -> None:
-    """From a notebook's verdicts, and from the tables that claims rest on, back to the ledger."""
+    """Link a notebook's verdicts, and the tables that claims rest on, to the ledger."""
     for name, ids in claims.items():
         if link := soup.select_one(f"#{name} a"):
             for claim in reversed(ids):
@@ -178,7 +178,7 @@ def _link_claims(soup: BeautifulSoup, claims: Mapping[str, Sequence[str]]) -> No
 
 
 def _frame_tables(soup: BeautifulSoup) -> None:
-    """Let tables that did not come from `table_html` scroll inside the page too."""
+    """Make tables that are not from `table_html` scroll inside the page too."""
     for table in soup.find_all("table"):
         if not table.find_parent(class_="qat-scroll"):
             table.wrap(soup.new_tag("div", attrs={"class": "qat-scroll", "tabindex": "0"}))
@@ -186,7 +186,7 @@ def _frame_tables(soup: BeautifulSoup) -> None:
 
 
 def _check_links(soup: BeautifulSoup, report: Path, stages: set[str], stage: str) -> None:
-    """Turn links between notebooks into links between pages; strike out, and log, those that lead nowhere."""
+    """Turn links between notebooks into links between pages. Mark and log links to files that are not in the report."""
     for link in soup.find_all("a", href=True):
         url = urlsplit(str(link["href"]))
         if url.scheme or url.netloc or not url.path:

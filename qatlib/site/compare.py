@@ -1,6 +1,6 @@
-"""Several reports side by side: what was run otherwise, paired differences where questions are the same, tables, figures.
+"""Several reports side by side: different parameters, paired differences on equal questions, tables, figures.
 
-Made from the reports' own result files, like every page: neither models nor data are needed.
+Everything is made from the reports' own result files, like every page. Neither models nor data are needed.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from qatlib.site.pages import environment, page_style, read_json
 from qatlib.site.show import table_html
 
 _ASKED = ("scores", "answers", "perplexity")
-"""Kinds of files with a row a question or paragraph, whose names begin so: compared as pairs, not shown."""
+"""Prefixes of files with one row per question or paragraph. These are compared in pairs, not shown."""
 _NOT_SHOWN = (*(f"{kind}_" for kind in _ASKED), "training_", "attack_rows", "sweep")
 _MOST = 60
-"""Rows of a table that are shown."""
+"""Largest number of rows that are shown of a table."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report's folder under the name it goes by."""
+    """A report's folder and its name."""
 
     name: str
     folder: Path
 
     def provenance(self, stage: str) -> dict[str, Any]:
-        """Of one stage; empty where it has not run."""
+        """The provenance of one stage; empty if it has not run."""
         found: dict[str, Any] = read_json(self.folder / "provenance" / f"{stage}.json", {})
         return found
 
@@ -48,15 +48,15 @@ class Report:
 
 
 def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
-    """Write one page about two reports or more; the first is what the others are compared with.
+    """Write one page about two or more reports. The others are compared with the first.
 
     Args:
-        folders: of reports, as `make report` leaves them.
+        folders: the folders of reports, as `make report` writes them.
         out: the page to write.
-        options: of `qatlib.judging.stats.cluster_bootstrap`.
+        options: options of `qatlib.judging.stats.cluster_bootstrap`.
 
     Raises:
-        ValueError: fewer than two reports, one twice, or a folder that is none.
+        ValueError: fewer than two reports, the same report twice, or a folder without a report.
     """
     if len(folders) < 2 or len({f.resolve() for f in folders}) < len(folders):
         raise ValueError(f"a comparison takes two reports or more, each once, not {', '.join(map(str, folders)) or 'none'}")
@@ -100,12 +100,12 @@ def _parameters(runs: Sequence[Report]) -> pd.DataFrame:
 
 
 def paired_differences(runs: Sequence[Report], **options: Any) -> pd.DataFrame:
-    """Every evaluation that the first run shares with another, on the questions or paragraphs that both were asked.
+    """Every evaluation that the first run shares with another run, on their common questions or paragraphs.
 
     Returns:
-        One row an evaluation, run and metric: `evaluation`, `run`, `over`, `metric` (`F1`, `EM` or `perplexity`), `value` and
+        One row per evaluation, run and metric: `evaluation`, `run`, `over`, `metric` (`F1`, `EM` or `perplexity`), `value` and
         `value_over` (percent, or the perplexity), `difference` (points, or percent of the perplexity, with `_low`, `_high`), `p`
-        (Holm-corrected over the table), `n`. Evaluations with nothing in common are left out.
+        (Holm-corrected over the table), `n`. Evaluations without common questions are left out.
     """
     rows = []
     for stage in STAGES:
@@ -121,12 +121,12 @@ def paired_differences(runs: Sequence[Report], **options: Any) -> pd.DataFrame:
 
 
 def _evaluations(run: Report, stage: str) -> dict[str, pd.DataFrame]:
-    """By name, a row a question or paragraph: what models scored, and what the main attacks left of it."""
+    """By name, one row per question or paragraph: the scores of models, without attack and under the main attacks."""
     found = {}
     for kind in _ASKED:
         for name, path in run.files(stage, f"{kind}_*.csv").items():
             scored = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
-            if "paragraph" in scored:  # perplexity_gaps.csv is of models
+            if "paragraph" in scored:  # perplexity_gaps.csv has rows of models instead
                 found[name.removeprefix("scores_").replace("_", " ")] = scored
     for path in run.files(stage, "attack_rows.csv").values():
         attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str", "training": "str"})
@@ -155,13 +155,13 @@ def _value(frame: pd.DataFrame, metric: str) -> float:
 
 
 def _stage(runs: Sequence[Report], stage: str) -> Iterator[tuple[str, list[tuple[str, Markup]]]]:
-    """Every table and figure that at least two runs have: its name, and (run, HTML) for each that has it."""
+    """Every table and figure that at least two runs have: its name, and (run, HTML) for each of these runs."""
     figures = runs[0].files(stage, "figures/*.svg")
     for pattern, shown in (("*.csv", _table), ("figures/*.svg", _figure)):
         found = {run.name: run.files(stage, pattern) for run in runs}
         for name in dict.fromkeys(n for files in found.values() for n in files):
             have = [(run, files[name]) for run, files in found.items() if name in files]
-            drawn = pattern == "*.csv" and name in figures  # the numbers in a figure that is shown itself
+            drawn = pattern == "*.csv" and name in figures  # the numbers of a figure that is shown
             if len(have) > 1 and not drawn and not name.startswith(_NOT_SHOWN):
                 yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
 

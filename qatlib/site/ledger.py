@@ -1,8 +1,8 @@
-"""The claims ledger: what the studies claim, what they measured, and what a report's own result files say of it.
+"""The claims ledger: what the studies claim, what they measured, and what a report's result files say about it.
 
-Made from `results/<stage>/claims.csv` (and `timing/<stage>/claims_cost.csv`, where a claim is about time) and the tables those
-rows name; nothing is computed that does not stand there. A claim is 'not tested' where its own row says so, or where its stage
-has not run.
+It is made from `results/<stage>/claims.csv` (for claims about time, `timing/<stage>/claims_cost.csv`) and from the tables
+that those rows name. No figure is computed here. A claim is 'not tested' if its own row says so, or if its stage has not
+run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Evidence:
 
     effect: str
     must_be: str
-    """What the claim says of it, such as `> 95`."""
+    """The claimed bound, such as `> 95`."""
     value: float
     low: float
     high: float
@@ -47,18 +47,18 @@ class Evidence:
     seeds: int
     stage: str
     href: str
-    """Of the table behind it, relative to the report."""
+    """Path of the table behind it, relative to the report."""
     source: str = ""
-    """Of the file that has the figure itself, likewise."""
+    """Path of the file that holds the figure itself, relative to the report."""
 
     @property
     def anchor(self) -> str:
-        """Its id on the stage's page."""
+        """The table's id on the stage's page."""
         return f"table-{Path(self.href).stem}"
 
     @property
     def interval(self) -> str:
-        """As a page shows it."""
+        """The figure with its interval, as a page shows it."""
         if math.isnan(self.value):
             return "no figure"
         triple = self.value, self.low, self.high
@@ -67,12 +67,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Entry:
-    """One claim with what this report has to say of it."""
+    """One claim with this report's evidence and verdict."""
 
     id: str
     claim: Claim
     verdict: Verdict | None
-    """None where it could not be tested."""
+    """None if it could not be tested."""
     effects: tuple[Evidence, ...]
     why: str
     """Why it was not tested, or not in full."""
@@ -83,7 +83,7 @@ class Entry:
         return "undecided at this size" if self.verdict == "undecided" else self.verdict or "not tested"
 
     def over_all(self, name: str) -> str:
-        """`n` or `seeds` of its effects, from the fewest to the most."""
+        """`n` or `seeds` of its effects, from the smallest to the largest."""
         found = sorted({getattr(e, name) for e in self.effects})
         return "–".join(map(str, found if len(found) < 3 else (found[0], found[-1])))
 
@@ -127,7 +127,7 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
 
 
 def _rows_of(report: Path, stage: str, claim: str) -> list[Row]:
-    """What a stage says of one claim; it must say something if it has run."""
+    """A stage's rows about one claim. A stage that has run must have at least one."""
     rows = [row for row in claim_rows(report, stage) if row["claim"] == claim]
     if not rows and has_run(report, stage):
         raise missing(report, stage, f"a row on {claim} in the claims of {stage}")
@@ -142,7 +142,7 @@ def _or_older(read: Callable[[Path], list[str]], report: Path) -> list[str]:
 
 
 def claims_behind(entries: Sequence[Entry], stage: str) -> dict[str, list[str]]:
-    """Which claims rest on which table of a stage's page, by the table's anchor."""
+    """The claims that rest on each table of a stage's page, by the table's anchor."""
     found: dict[str, list[str]] = {}
     for entry in entries:
         for anchor in {e.anchor: None for e in entry.effects if e.stage == stage}:
@@ -151,7 +151,7 @@ def claims_behind(entries: Sequence[Entry], stage: str) -> dict[str, list[str]]:
 
 
 def _worn(report: Path) -> list[str]:
-    """What fine-tuning made of the language model that perplexities are of, where it is another by more than a tenth."""
+    """A warning if fine-tuning raised the language model's perplexity by more than a tenth."""
     at = {r["model"]: float(r["perplexity"]) for r in table(report, "01_build", "teacher_perplexity")}
     start = at.pop("pretrained", math.nan)
     said = [f"{name.replace('_', ' ')} {end:.0f}" for name, end in at.items() if end > 1.1 * start]
@@ -181,25 +181,25 @@ def _effect(report: Path, stage: str, row: Row) -> Evidence:
 
 
 def number(text: str) -> float:
-    """A figure of a CSV file."""
-    return float(text) if text else math.nan  # of a score of 0 no share is kept
+    """A number from a CSV file; NaN for an empty cell."""
+    return float(text) if text else math.nan  # a share of a score of 0 is not defined
 
 
 def claim_rows(report: Path, stage: str) -> list[Row]:
-    """What a stage says of claims, one effect in each row."""
+    """A stage's rows about claims, one effect per row."""
     names = [t.name for t in published().tables[stage] if t.name in ("claims", "claims_cost")]
     return [row for name in names for row in table(report, stage, name)]
 
 
 def interval(row: Mapping[str, str], name: str) -> str:
-    """A row's figure with its interval, as a sentence has it; one that may be of either side with its sign."""
+    """A row's figure with its interval, for a sentence. A difference gets its sign."""
     value, low, high = (number(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
     sign = "+" if name in ("difference", "f1_change", "gain") else ""
     return "no figure" if math.isnan(value) else with_interval(value, low, high, f"{sign}z.1f")
 
 
 def _plain(effect: Evidence) -> dict[str, Any]:
-    """Without what JSON has no word for."""
+    """An effect for JSON, with None for NaN."""
     return {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in asdict(effect).items()}
 
 

@@ -1,4 +1,4 @@
-"""Where a report comes from, in lines: what a provenance file says, for a reader."""
+"""Where a report comes from: a provenance file as lines for a reader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def summary(provenance: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """One line of a provenance file, each label with its values; empty if there is none."""
+    """The main facts of a provenance file, each label with its values; empty if there is no file."""
     if not provenance:
         return []
     code, device, data = (provenance.get(key) or {} for key in ("code", "device", "data"))
@@ -34,14 +34,14 @@ def summary(provenance: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def executions(provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those that computed what is kept and the one that made the page, which may be among them; the oldest first."""
+    """The executions that computed cached results, and the one that made the page, each once; the oldest first."""
     page = {"commit": (provenance.get("code") or {}).get("commit")} | {k: provenance.get(k) for k in ("started", "duration_s")}
     earlier = [e for e in provenance.get("computed", []) if e["started"] != page["started"]]
     return [e for e in (*earlier, page) if e["started"] and e["duration_s"] is not None]
 
 
 def moment(execution: dict[str, Any]) -> str:
-    """When an execution began, to the minute."""
+    """The start of an execution, to the minute."""
     return re.sub(r"T(\d\d:\d\d)[\d:.]*", r" \1 ", str(execution["started"])).strip()
 
 
@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
 
 
 def _model(section: dict[str, Any], version: str | None) -> str:
-    """Where the weights come from and in which version, and the shape of a model that brings none."""
+    """The source of the weights and their version. For a model without given weights also its shape."""
     about = [version] if version else []
     about += [f"{section[key]} {word}" for key, word in (("n_layer", "blocks"), ("n_embd", "wide")) if section.get(key)]
     return str(section.get("source", "")) + (f" ({', '.join(about)})" if about else "")
@@ -64,7 +64,7 @@ def _plain(value: Any) -> str:
 
 
 def flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Nested dicts and lists as rows (dotted key, text); a scalar or a list of scalars is one row."""
+    """Nested dicts and lists as rows (dotted key, text). A scalar, or a list of scalars, is one row."""
     if isinstance(value, dict) and value:
         return [row for name, item in value.items() for row in flatten(item, f"{key}.{name}".lstrip("."))]
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):

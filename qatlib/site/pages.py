@@ -1,8 +1,8 @@
 """The stand-alone HTML report of a run.
 
-`publish` copies what a run left behind into the report's folder; `render` makes every page from that folder alone, so
-a fresh clone rebuilds the committed report with `python -m qatlib.site.pages render reports/<profile>`, without a
-model, data or a kernel. The pages hold no script and load nothing: a content security policy in each enforces it.
+`publish` copies a run's result files into the report's folder. `render` makes every page from that folder alone. A fresh
+clone therefore rebuilds a committed report by `python -m qatlib.site.pages render reports/<profile>`, without a model, data
+or a kernel. The pages hold no script and load nothing. Each has a content security policy that enforces this.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class File:
 
 @dataclass
 class Page:
-    """One notebook as the report shows it; without `cells` it has not run."""
+    """One notebook as the report shows it. `cells` is None if it has not run."""
 
     name: str
     cells: Cells | None = None
@@ -69,7 +69,7 @@ class Page:
 
     @property
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """The whole provenance as titled blocks of rows; what is a single value stands in the block "run"."""
+        """The whole provenance as titled blocks of rows. Single values are in the block "run"."""
         blocks: dict[str, list[tuple[str, str]]] = {"run": []}
         for key, value in self.provenance.items():
             rows = flatten(value)
@@ -81,12 +81,12 @@ class Page:
 
     @property
     def started(self) -> str:
-        """When the first execution began that computed what is shown."""
+        """The start of the first execution that computed the shown results."""
         return next((moment(execution) for execution in executions(self.provenance)), "")
 
     @property
     def took(self) -> str:
-        """All of them together, and the last, that made the page."""
+        """The total time of all executions, including the last one, which made the page."""
         made = executions(self.provenance)
         several = f" in {len(made)} executions" if len(made) > 1 else ""
         return duration(sum(e["duration_s"] for e in made)) + several if made else ""
@@ -95,8 +95,8 @@ class Page:
 def publish(run_dir: str | os.PathLike[str], report_dir: str | os.PathLike[str]) -> None:
     """Replace `report_dir` by the report of the run in `run_dir`: every stage that has an `executed.ipynb`.
 
-    The new report is built beside the old one and swapped in whole, so nothing stale stays and a failure leaves the
-    old one as it was. FileNotFoundError if no stage has run.
+    The new report is built beside the old one and then replaces it as a whole. So no stale file stays, and a failure does not
+    change the old report. FileNotFoundError if no stage has run.
     """
     run, report = Path(run_dir).resolve(), Path(report_dir).resolve()
     stages = sorted(path.parent for path in run.glob("*/executed.ipynb"))
@@ -124,7 +124,7 @@ def publish(run_dir: str | os.PathLike[str], report_dir: str | os.PathLike[str])
 
 
 def render(report_dir: str | os.PathLike[str]) -> None:
-    """Make every HTML page of `report_dir` from the notebooks and files in it; pages of stages no longer there go.
+    """Make every HTML page of `report_dir` from the notebooks and files in it. Pages of removed stages are deleted.
 
     FileNotFoundError if there is no notebook in it.
     """
@@ -180,18 +180,18 @@ def _render(report: Path, profile: str) -> None:
 
 
 def environment() -> Environment:
-    """What every page is made with: everything put into a template is escaped."""
+    """The template environment of all pages. It escapes everything that is put into a template."""
     return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def page_style() -> Markup:
-    """The style sheet that every page holds."""
+    """The style sheet that every page contains."""
     highlight = "\n".join(HtmlFormatter(style="default").get_token_style_defs(".highlight"))
     return Markup((TEMPLATES / "report.css").read_text("utf-8") + highlight)
 
 
 def _overview(stages: list[Page]) -> dict[str, Any]:
-    """What the index shows of all stages together; a provenance value the stages share is given once."""
+    """What the index shows about all stages. A provenance value that all stages share is shown once."""
     found: dict[str, dict[str, list[str]]] = {}
     for stage in stages:
         for label, values in summary(stage.provenance):

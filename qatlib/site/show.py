@@ -1,7 +1,7 @@
-"""What a notebook uses to show a figure or a table, so that the same cell reads well in JupyterLab and in the report.
+"""Figures and tables for a notebook, readable both in JupyterLab and in the report.
 
-Both functions return HTML that needs nothing beside it: no script, no style sheet, no file. The links to the CSV files
-are relative to the report's pages, `results/<stage>/<name>.csv`, and work there only.
+`figure_html` and `table_html` return HTML that needs no script, no style sheet and no other file. The links to CSV files
+(`results/<stage>/<name>.csv`) are relative to the report's pages and work only there.
 """
 
 import base64
@@ -28,11 +28,11 @@ from qatlib.files import write_atomic
 
 Format = str | Callable[[object], str]
 
-# Paths, not text: an SVG inside an <img> may load no font, so text would be set in whatever the reader's machine has
-# and overrun its boxes; outlines look the same everywhere. The words themselves are in `alt`, the caption and the CSV.
-# (Any: rcParams wants its keys as literals, which a dict does not have.)
+# Paths, not text: an SVG inside an <img> can't load a font. Text would use some font of the reader's machine and could
+# overrun its boxes. Outlines look the same everywhere. The words are in `alt`, the caption and the CSV.
+# (The type is Any because rcParams wants literal keys, which a dict does not have.)
 _SVG: Any = {"svg.fonttype": "path", "svg.hashsalt": "qatlib", "svg.image_inline": True}
-# matplotlib stamps the date and its own version; with them the same figure would differ from run to run.
+# By default matplotlib writes the date and its version, so that the same figure would differ from run to run.
 _NO_STAMP = {"Date": None, "Creator": None}
 
 _LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2))]
@@ -40,8 +40,8 @@ _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 
 def set_style() -> None:
-    """Set the figures' style for this process: seaborn's colour-blind palette on white, and for successive lines
-    another colour, dash and marker at once, so that a grey print still tells them apart."""
+    """Set the figures' style for this process: seaborn's colour-blind palette on white. Successive lines differ in colour,
+    dash and marker, so that they stay distinct in a grey print."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     colors = sns.color_palette("colorblind", len(_LINES)).as_hex()
     mpl.rcParams.update(
@@ -71,23 +71,24 @@ def set_style() -> None:
 
 
 def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> Figure:
-    """Block × role heatmaps of one metric: a row for what is lowered, a column for the bits, one scale for all.
+    """Block × role heatmaps of one metric: one row per kind of lowering, one column per bit-width, one colour scale for all.
 
-    A cell whose interval holds zero is hatched and its number in brackets. The few largest cells go beyond the scale's ends.
+    A cell whose interval contains zero is hatched, and its number is in brackets. The few largest cells lie beyond the ends
+    of the colour scale.
 
     Args:
-        cells: `block`, `role`, `lowered`, `bits`, and the metric with `_low` and `_high`; every cell once.
+        cells: columns `block`, `role`, `lowered`, `bits`, and the metric with `_low` and `_high`; one row per cell.
         label: the metric in words, with its unit.
     """
     kinds, widths = cells["lowered"].unique(), cells["bits"].unique()
     roles, blocks = cells["role"].unique(), cells["block"].nunique()
     size = (1.2 + len(widths) * (0.62 * len(roles) + 0.5), len(kinds) * (0.27 * blocks + 1.1))
     fig, axes = plt.subplots(len(kinds), len(widths), figsize=size, squeeze=False, sharex=True, sharey=True)
-    fig.set_visible(False)  # seaborn draws the whole figure after every heatmap, to see whether labels overlap
+    fig.set_visible(False)  # else seaborn draws the whole figure after every heatmap, to check whether labels overlap
     limit = cells[metric].abs().quantile(0.98)
     for (i, kind), (j, bits) in product(enumerate(kinds), enumerate(widths)):
         ax, rows = axes[i, j], cells[(cells["lowered"] == kind) & (cells["bits"] == bits)]
-        if rows.empty:  # these bits are of weights alone
+        if rows.empty:  # this bit-width is for weights only
             ax.set_axis_off()
             continue
         tables = {name: rows.pivot(index="block", columns="role", values=name)[roles] for name in _bounds(metric)}
@@ -118,11 +119,11 @@ def _bounds(metric: str) -> tuple[str, str, str]:
 
 
 def figure_html(fig: Figure, path_svg: str | os.PathLike[str], alt: str, caption: str, csv_href: str | None = None) -> HTML:
-    """Save `fig` as an SVG, the same bytes for the same figure, close it, and return it as an accessible <figure>.
+    """Save `fig` as an SVG (the same figure gives the same bytes), close it, and return it as an accessible <figure>.
 
-    alt: what the figure shows, for who cannot see it; not empty. caption: plain text, escaped here.
+    alt: what the figure shows, for readers who cannot see it; not empty. caption: plain text, escaped here.
     csv_href: the CSV behind the figure, `results/<stage>/<name>.csv`.
-    The picture is embedded as base64, so two figures' internal ids cannot collide. ValueError if `alt` is empty.
+    The picture is embedded as base64, so the internal ids of two figures cannot collide. ValueError if `alt` is empty.
     """
     if not alt.strip():
         raise ValueError(f"figure {path_svg}: alt must say what the figure shows")
@@ -141,12 +142,12 @@ def figure_html(fig: Figure, path_svg: str | os.PathLike[str], alt: str, caption
 
 
 def table_html(frame: pd.DataFrame, caption: str, csv_href: str, formats: Mapping[str, Format] | None = None) -> HTML:
-    """`frame` as an accessible table; everything from it is escaped, so it may hold text of a data set.
+    """`frame` as an accessible table. All its text is escaped, so it may hold text of a data set.
 
-    The index heads the rows; where it is the default one it is left out and the first column heads them.
-    formats: a column's format specification (`".1f"`, `",d"`, `".1%"`) or a function from a value to its text; else
-    floats have 2 decimals (2 significant digits below 0.005, so that no small p-value prints as 0.00), integers
-    thousands separators, a missing value is a dash. KeyError if it names no column.
+    The index gives the row headers. The default index is left out, and the first column gives the headers instead.
+    formats: by column, a format specification (`".1f"`, `",d"`, `".1%"`) or a function from a value to its text. By default
+    floats have 2 decimals, or 2 significant digits below 0.005, so that no small p-value prints as 0.00. Integers have
+    thousands separators. A missing value is a dash. KeyError if `formats` names an unknown column.
     """
     plain_index = isinstance(frame.index, pd.RangeIndex) and frame.index.name is None
     heads = 1 if plain_index else frame.index.nlevels
@@ -183,7 +184,7 @@ def _csv_link(href: str | None) -> str:
 
 
 def _column_name(column: Hashable) -> str:
-    """A column's heading; the levels of a MultiIndex joined."""
+    """A column's heading. The levels of a MultiIndex are joined."""
     return " / ".join(str(level) for level in column if level != "") if isinstance(column, tuple) else str(column)
 
 
@@ -192,7 +193,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _is_numeric(values: list[object]) -> bool:
-    """Whether a column reads as numbers: at least one, and nothing else but missing values."""
+    """Whether a column holds numbers: at least one, and otherwise only missing values."""
     present = [value for value in values if not _is_missing(value)]
     return bool(present) and all(isinstance(value, Real) and not isinstance(value, bool | np.bool_) for value in present)
 
@@ -213,4 +214,4 @@ def _format(value: object, given: Format | None) -> str:
     text = format(value, given)
     if not text.startswith("-"):
         return text
-    return f"−{text[1:]}" if text.strip("-0.,%") else text[1:]  # a true minus sign, as wide as the digits; none before 0.0
+    return f"−{text[1:]}" if text.strip("-0.,%") else text[1:]  # a real minus sign, as wide as a digit; 0.0 gets none

@@ -1,4 +1,4 @@
-"""A report's tables as its pages read them: through the declarations, so that a renamed table or column is never passed over."""
+"""How pages read a report's tables: through the declarations, so that a renamed table or column always raises an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OlderReport(PublishedError):
 
 
 class Row(dict[str, str]):
-    """A row of a table, which refuses a column that is not declared or not there.
+    """A row of a table. Reading a column that is not declared, or is missing, raises an error.
 
     Attributes:
         source: the table's address, relative to the report.
@@ -39,16 +39,16 @@ class Row(dict[str, str]):
 
 
 def has_run(report: Path, stage: str) -> bool:
-    """Whether this stage of a report came to its end, where it writes its provenance."""
+    """Whether this stage of a report has finished. A stage writes its provenance at the end."""
     return (report / "provenance" / f"{stage}.json").is_file()
 
 
 def table(report: Path, stage: str, name: str) -> list[Row]:
-    """The rows of a result table; none where the stage has not run, or where its params do not ask for this table.
+    """The rows of a result table; none if the stage has not run, or if its params do not ask for this table.
 
     Raises:
-        PublishedError: the table is not declared, or is not there although the params ask for it.
-        OlderReport: the latter, in a report that other code made.
+        PublishedError: the table is not declared, or is missing although the params ask for it.
+        OlderReport: the table is missing from a report that other code made.
     """
     declared = published().find(stage, name)
     if (source := address(report, stage, name)) is None:
@@ -58,7 +58,7 @@ def table(report: Path, stage: str, name: str) -> list[Row]:
 
 
 def address(report: Path, stage: str, name: str) -> str | None:
-    """A table's address relative to the report; None where `table` has no rows for want of a file. It raises what that does."""
+    """A table's path relative to the report; None if `table` returns no rows because there is no file. Raises as `table`."""
     declared = published().find(stage, name)
     path = f"{declared.folder}/{stage}/{name}.csv"
     if (report / path).is_file():
@@ -69,10 +69,10 @@ def address(report: Path, stage: str, name: str) -> str | None:
 
 
 def missing(report: Path, stage: str, what: str) -> PublishedError:
-    """What to raise where a report lacks what is declared.
+    """The error to raise if something declared is missing from a report.
 
     Args:
-        what: what it lacks, in words.
+        what: the missing thing, in words.
     """
     made_by = (_provenance(report, stage).get("code") or {}).get("library_sha256")
     if made_by not in (None, _own_hash()):
