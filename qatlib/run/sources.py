@@ -39,18 +39,13 @@ def read_cells(notebook: Path) -> list[NotebookCell]:
     ]
 
 
-@functools.cache
 def meaning(source: str) -> str:
     """Python code without comments, layout, docstrings and a notebook's magics: only this decides what it computes.
 
     Raises:
         PipelineError: a source that is not Python.
     """
-    tree = _parsed(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
-    return ast.unparse(tree)
+    return _read(source).meaning
 
 
 def hash_code(paths: Iterable[Path], base: Path) -> str:
@@ -75,7 +70,7 @@ def imported(sources: Iterable[str], package: Path, aside: Iterable[Path] = ()) 
     left_out, found = set(aside), set[Path]()
     waiting = list(sources)
     while waiting:
-        for name in _imports(waiting.pop()):
+        for name in _read(waiting.pop()).imports:
             first, *rest = name.split(".")
             if first == package.name:
                 files = _module_files(package, rest) - left_out - found
@@ -84,24 +79,37 @@ def imported(sources: Iterable[str], package: Path, aside: Iterable[Path] = ()) 
     return found
 
 
-def _parsed(source: str) -> ast.Module:
+class _Code(NamedTuple):
+    """What a key takes from a source.
+
+    Attributes:
+        imports: the dotted names that it imports. Each may be a module or a name in a module.
+    """
+
+    meaning: str
+    imports: frozenset[str]
+
+
+@functools.cache
+def _read(source: str) -> _Code:
     try:
-        return ast.parse(re.sub(r"(?m)^\s*[%!].*", "", source))
+        tree = ast.parse(re.sub(r"(?m)^\s*[%!].*", "", source))
     except SyntaxError as error:
         raise PipelineError(f"a notebook's cell or a module is not Python: {error}") from None
+    imports: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
+        elif isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imports.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return _Code(ast.unparse(tree), frozenset(imports))
 
 
 def _is_text(line: ast.stmt) -> bool:
     """Whether a statement is only a string, that is, a docstring of a module, class, function or attribute."""
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
-
-
-@functools.cache
-def _imports(source: str) -> set[str]:
-    """The dotted names that code imports. Each may be a module or a name in a module."""
-    nodes = list(ast.walk(_parsed(source)))
-    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return whole | {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
 
 
 def _module_files(package: Path, names: Sequence[str]) -> set[Path]:
