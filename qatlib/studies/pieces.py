@@ -52,8 +52,9 @@ def run(pieces: Iterable[Piece], keeper: Keeper) -> list[pd.DataFrame]:
 def at_each(
     keeper: Keeper,
     model: SwitchableModel,
-    name: str,
-    about: Mapping[str, Any],
+    kind: str,
+    label: str,
+    seed: int,
     at: Sequence[Precision] | Mapping[str, Any],
     measure: Callable[[str], pd.DataFrame],
     published: bool = True,
@@ -61,8 +62,9 @@ def at_each(
     """Measure a model at each precision, one piece per precision, and return all tables in one frame.
 
     Args:
-        name: name of the pieces; each piece adds the name of its precision.
-        about: `model` and `seed`, columns of the frame.
+        kind: what is measured, such as `scores`. A piece is called `<kind>_<label>_<precision>`.
+        label: what the model is called, in the column `model`.
+        seed: of the model's training, in the column `seed`.
         at: precisions, or anything that `Configuration.resolve` reads, by its name.
         measure: maps a name to a table, while the model is at that precision.
 
@@ -75,10 +77,10 @@ def at_each(
             return measure(name)
 
     specs = at if isinstance(at, Mapping) else {p.name: p for p in at}
-    parts = run([Piece(f"{name}_{p.lower()}", partial(compute, p, spec), published) for p, spec in specs.items()], keeper)
+    parts = run([Piece(f"{kind}_{label}_{p.lower()}", partial(compute, p, spec), published) for p, spec in specs.items()], keeper)
     for part, (precision, spec) in zip(parts, specs.items(), strict=True):
         widths = spec._asdict() if isinstance(spec, Precision) else {}
-        columns = {"model": about["model"], "precision": precision, **widths, "seed": about["seed"]}
+        columns = {"model": label, "precision": precision, **widths, "seed": seed}
         for place, (column, value) in enumerate(columns.items()):
             part.insert(place, column, value)
     return pd.concat(parts, ignore_index=True)

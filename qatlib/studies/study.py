@@ -255,7 +255,7 @@ class Study:
             )
             return frame if predictions else frame.drop(columns="prediction")
 
-        return at_each(self.stage, model, f"scores_{label}", self._about(label), at, measure, published)
+        return at_each(self.stage, model, "scores", label, self.params.seed, at, measure, published)
 
     def perplexity(self, model: SwitchableModel, texts: Sequence[str], description: str | None = None) -> pd.DataFrame:
         """`evaluate_perplexity` of some texts with this run's options."""
@@ -280,7 +280,7 @@ class Study:
         def measure(name: str) -> pd.DataFrame:
             return self.perplexity(model, spread(self.paragraphs, paragraphs), f"perplexity of {label} at {name}")
 
-        return at_each(self.stage, model, f"perplexity_{label}", self._about(label), at, measure)
+        return at_each(self.stage, model, "perplexity", label, self.params.seed, at, measure)
 
     def answers(self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any]) -> pd.DataFrame:
         """Scores of greedy answers to prompts, in the columns of `scores`. The params must have a `generative` section."""
@@ -301,7 +301,4 @@ class Study:
             )
             return frame.drop(columns="prediction")
 
-        return at_each(self.stage, model, f"answers_{label}", self._about(label), at, measure)
-
-    def _about(self, label: str) -> dict[str, Any]:
-        return {"model": label, "seed": self.params.seed}
+        return at_each(self.stage, model, "answers", label, self.params.seed, at, measure)
