@@ -13,6 +13,7 @@ from qatlib.kernels import CodeMatrix, FloatCodes
 from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
 from qatlib.precision import Precision
 from qatlib.quantizer import dequantize, fake_quantize_dynamic, minmax_scale, quantize
+from tests.quantizers import EVERY_OPTION
 
 X = torch.randn(5, 7, 12, generator=torch.Generator().manual_seed(3))
 SPECS = {w: LoraSpec(3, 6) for w in (2, 3, 4, 5, 6, 7, 8, 12, 32)}
@@ -71,14 +72,7 @@ BEYOND_MINMAX = {
     "midrise": {"grid": "midrise", "clipping": "mse"},
     "rotated": {"rotation": "hadamard"},
     "nested": {"nested": True},
-    "all": {
-        "weights": "per_group",
-        "group_size": 16,
-        "clipping": "mse",
-        "rotation": "hadamard",
-        "grid": "midrise",
-        "nested": True,
-    },
+    "all": EVERY_OPTION,
 }
 
 

@@ -11,6 +11,7 @@ from qatlib.arguments import QuantizerArguments
 from qatlib.layers import SHARED, LoraSpec, SwitchableLinear, multiplied_as_floats
 from qatlib.precision import Precision
 from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, minmax_scale, sqnr_db
+from tests.quantizers import EVERY_OPTION
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 3, 0.5), 32: LoraSpec(4, 8)}
 ROUNDING = 1e-4  # fp32's, in sums of 64 products up to 30, added up in any order: 64 * 30 * 2^-24; a code's step is 100 times it
@@ -156,14 +157,7 @@ OPTIONS = {
     "midrise": {"grid": "midrise", "clipping": "mse"},
     "rotated": {"rotation": "hadamard"},
     "nested": {"nested": True, "clipping": "mse"},
-    "all": {
-        "weights": "per_group",
-        "group_size": 16,
-        "clipping": "mse",
-        "rotation": "hadamard",
-        "grid": "midrise",
-        "nested": True,
-    },
+    "all": EVERY_OPTION,
 }
 
 

@@ -13,19 +13,13 @@ from qatlib.arguments import QuantizerArguments
 from qatlib.layers import LoraSpec, SwitchableLinear
 from qatlib.quantizer import fake_quantize, mse_scale
 from qatlib.weights import WeightQuantizer
+from tests.quantizers import EVERY_OPTION
 
 WEIGHT = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
 OPTIONS = {
     "plain": {},
     "per tensor": {"weights": "per_tensor", "clipping": "mse"},
-    "all": {
-        "weights": "per_group",
-        "group_size": 16,
-        "clipping": "mse",
-        "rotation": "hadamard",
-        "grid": "midrise",
-        "nested": True,
-    },
+    "all": EVERY_OPTION,
 }
 EVERY = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 

@@ -13,11 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatlib.params.load import load_params, profile_path
-from qatlib.params.schema import Params
 from qatlib.params.sections import ROOT
 from qatlib.params.yaml import ParamsError
 from qatlib.precision import Precision
-from qatlib.run.stages import SECTIONS, STAGES, UPSTREAM
 
 PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
 
@@ -127,17 +125,6 @@ def test_what_can_be_extended_is_said(base: str, tmp_path: Path) -> None:
     path.write_text(f"extends: {base}\n")
     with pytest.raises(ParamsError, match=r"mine.yaml: extends is .*; allowed is one of .* that extends no other$"):
         load_params(str(path))
-
-
-def test_every_section_has_a_stage_and_no_stage_names_one_twice() -> None:
-    assert {name for sections in SECTIONS.values() for name in sections} == {*Params.model_fields}
-    for stage in STAGES:
-        line = [stage]
-        while upstream := UPSTREAM[line[-1]]:
-            line.append(upstream)
-        named = [name for part in line for name in SECTIONS[part]]
-        assert len(named) == len({*named}), stage
-    assert tuple(SECTIONS) == tuple(UPSTREAM) == STAGES
 
 
 _widths = st.lists(st.sampled_from([*range(2, 17), 32]), min_size=2, unique=True)

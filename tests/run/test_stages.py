@@ -1,0 +1,15 @@
+"""The stages cover the params, each section once on the way to a stage."""
+
+from qatlib.params.schema import Params
+from qatlib.run.stages import SECTIONS, STAGES, UPSTREAM
+
+
+def test_every_section_has_a_stage_and_no_stage_names_one_twice() -> None:
+    assert {name for sections in SECTIONS.values() for name in sections} == {*Params.model_fields}
+    for stage in STAGES:
+        line = [stage]
+        while upstream := UPSTREAM[line[-1]]:
+            line.append(upstream)
+        named = [name for part in line for name in SECTIONS[part]]
+        assert len(named) == len({*named}), stage
+    assert tuple(SECTIONS) == tuple(UPSTREAM) == STAGES
