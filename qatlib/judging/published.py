@@ -82,6 +82,16 @@ class Table:
         """Column name in a file, or its pattern → declared column."""
         return {name: column for column in self.columns for name in column.names}
 
+    @property
+    def scored(self) -> bool:
+        """Whether it holds scores of one evaluation: one row per question or paragraph."""
+        return "paragraph" in self.known and not {"f1", "nll"}.isdisjoint(self.known) and "attack" not in self.known
+
+    @property
+    def detailed(self) -> bool:
+        """Whether it has one row per question, paragraph or training step, too many to show."""
+        return not {"paragraph", "step"}.isdisjoint(self.known)
+
     def declares(self, column: str) -> bool:
         """Whether a file of this table may have a column."""
         return column in self.known or any(c.several and _pattern(c.name).fullmatch(column) for c in self.columns)

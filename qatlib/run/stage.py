@@ -1,9 +1,9 @@
 """A notebook's access to its run: params, directories, results that survive a kill, and what its page shows.
 
 runs/<profile>/<stage>/
-    memo/             what `table` and `record` computed, kept while the results key is the same
+    memo/             what `table` computed, kept while the results key is the same
     checkpoints/      checkpoints of trainings, kept likewise
-    results/          tables (CSV), records (JSON) and figures (SVG) of the latest execution, for the report
+    results/          tables (CSV) and figures (SVG) of the latest execution, for the report
     timing/           seconds and memory: the only results that differ between equal runs
     headlines.json, provenance.json, executed.ipynb
     computed.json     the executions that computed the cached results; a page may be made from these much later
@@ -54,7 +54,7 @@ class Stage:
     """One notebook's access to its run: params, directories, results that survive a kill.
 
     Creating it checks the params, runs the upstream stage if that is not done, and moves results of older code or params
-    away. Headlines and shown results start empty. Results of `table` and `record` and checkpoints are kept.
+    away. Headlines and shown results start empty. Results of `table` and checkpoints are kept.
 
     Args:
         name: the notebook's name, `01_build`.
@@ -130,16 +130,6 @@ class Stage:
             self._tables.check(self.name, name, frame.columns)
             write_atomic(self.results / f"{name}.csv", memo.with_suffix(".csv").read_bytes().decode())
         return frame
-
-    def record(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The JSON value that `compute` returns, computed once; also written as `results/<name>.json`."""
-        memo = self.directory / "memo" / f"{_checked(name)}.json"
-        if not memo.is_file():
-            write_atomic(memo, json.dumps(compute(), indent=1, allow_nan=False) + "\n")
-            self._computed()
-        text = memo.read_text(encoding="utf-8")
-        write_atomic(self.results / f"{name}.json", text)
-        return json.loads(text)
 
     def measured(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Like `table`, for measurements of the machine. Equal runs differ in these, so they are kept as `timing/<name>.csv`."""

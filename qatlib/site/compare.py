@@ -18,14 +18,12 @@ from markupsafe import Markup
 
 from qatlib.files import write_atomic
 from qatlib.judging import results, stats
+from qatlib.judging.published import published
 from qatlib.run.stages import STAGES
 from qatlib.site.origin import flatten
 from qatlib.site.pages import environment, page_style, read_json
 from qatlib.site.show import table_html
 
-_ASKED = ("scores", "answers", "perplexity")
-"""Prefixes of files with one row per question or paragraph. These are compared in pairs, not shown."""
-_NOT_SHOWN = (*(f"{kind}_" for kind in _ASKED), "training_", "attack_rows", "sweep")
 _MOST = 60
 """Largest number of rows that are shown of a table."""
 
@@ -122,12 +120,11 @@ def paired_differences(runs: Sequence[Report], **options: Any) -> pd.DataFrame:
 
 def _evaluations(run: Report, stage: str) -> dict[str, pd.DataFrame]:
     """By name, one row per question or paragraph: the scores of models, without attack and under the main attacks."""
-    found = {}
-    for kind in _ASKED:
-        for name, path in run.files(stage, f"{kind}_*.csv").items():
+    declared, found = published(), {}
+    for name, path in run.files(stage, "*.csv").items():
+        if declared.declares(stage, name) and declared.find(stage, name).scored:
             scored = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
-            if "paragraph" in scored:  # perplexity_gaps.csv has rows of models instead
-                found[name.removeprefix("scores_").replace("_", " ")] = scored
+            found[name.removeprefix("scores_").replace("_", " ")] = scored
     for path in run.files(stage, "attack_rows.csv").values():
         attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str", "training": "str"})
         for (attack, at), rows in attacked[attacked["experiment"] == "main"].groupby(["attack", "answered"], sort=False):
@@ -156,13 +153,17 @@ def _value(frame: pd.DataFrame, metric: str) -> float:
 
 def _stage(runs: Sequence[Report], stage: str) -> Iterator[tuple[str, list[tuple[str, Markup]]]]:
     """Every table and figure that at least two runs have: its name, and (run, HTML) for each of these runs."""
-    figures = runs[0].files(stage, "figures/*.svg")
+    figures, declared = runs[0].files(stage, "figures/*.svg"), published()
+
+    def detailed(name: str) -> bool:
+        return declared.declares(stage, name) and declared.find(stage, name).detailed
+
     for pattern, shown in (("*.csv", _table), ("figures/*.svg", _figure)):
         found = {run.name: run.files(stage, pattern) for run in runs}
         for name in dict.fromkeys(n for files in found.values() for n in files):
             have = [(run, files[name]) for run, files in found.items() if name in files]
-            drawn = pattern == "*.csv" and name in figures  # the numbers of a figure that is shown
-            if len(have) > 1 and not drawn and not name.startswith(_NOT_SHOWN):
+            hidden = pattern == "*.csv" and (name in figures or detailed(name))  # a figure's numbers, or too many rows
+            if len(have) > 1 and not hidden:
                 yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
 
 

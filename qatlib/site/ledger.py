@@ -20,15 +20,15 @@ from qatlib.judging.stats import with_interval
 from qatlib.site.tables import OlderReport, Row, address, has_run, missing, table
 
 RULE = (
-    "A claim is read as one or more figures. It says that each lies above a bound, or below one. Reproduced: the intervals of "
-    "all figures lie wholly on the claim's side of their bounds. Not reproduced: one interval does not, and even its end on the "
-    "claim's side is less than the margin beyond the bound, which excludes an effect that matters. Undecided at this size: "
-    f"anything else, and any claim about a training method with fewer than {SEEDS} trainings. The margin is {MARGIN:g} point of "
-    "F1 or percent, and 0.02 nats of loss for a layer (a choice: over twenty layers it adds up to two fifths of a nat), unless "
-    "the table names another. Intervals are of 95 % unless the parameters say otherwise. Most are bootstraps over whole "
-    "paragraphs; with several trainings, Student's t over these is added. For configurations, n counts these. A ratio of spreads "
-    "has an interval by F, and times have quartiles. One figure refutes a claim of several. Each is judged at its own level, "
-    "uncorrected for their number."
+    "A claim is read as one or more figures, each above or below a bound. Reproduced: every interval lies wholly on the claim's "
+    "side of its bound. Not reproduced: one interval reaches the wrong side of its bound, and its better end is less than the "
+    "margin past the bound. The effect is then absent, opposite or too small to matter. Undecided at this size: anything else, "
+    f"and any claim about a training method with fewer than {SEEDS} trainings. The margin is {MARGIN:g} point of F1 or percent, "
+    "and 0.02 nats of loss for one layer, unless the table names another. (0.02 nats is a choice: over twenty layers it is 0.4 "
+    "nats.) Intervals are of 95 % unless the parameters say otherwise. Most intervals are bootstraps over whole paragraphs. With "
+    "several trainings, Student's t over the trainings is added. For configurations, n counts configurations. A ratio of spreads "
+    "has an interval by F. Times have quartiles. One figure is enough to refute a claim of several. Each figure is judged at its "
+    "own level, without a correction for their number."
 )
 
 
@@ -112,7 +112,7 @@ def _entry(report: Path, name: str, claim: Claim) -> Entry:
         if found:
             verdicts.append(_verdict(found[0]["verdict"]))
         else:
-            reasons.append(rows[0]["effect"] if rows else f"{stage.replace('_', ' ')} has not come to it")
+            reasons.append(rows[0]["effect"] if rows else f"{stage.replace('_', ' ')} has not run")
     if verdicts and reasons:
         verdicts.append("undecided")
     trainings = min((e.seeds for e in effects), default=SEEDS)
@@ -155,7 +155,7 @@ def _worn(report: Path) -> list[str]:
     at = {r["model"]: float(r["perplexity"]) for r in table(report, "01_build", "teacher_perplexity")}
     start = at.pop("pretrained", math.nan)
     said = [f"{name.replace('_', ' ')} {end:.0f}" for name, end in at.items() if end > 1.1 * start]
-    return [f"in perplexity, which fine-tuning for answers alone took from {start:.0f} up ({', '.join(said)})"] if said else []
+    return [f"fine-tuning on answers alone raised perplexity from {start:.0f} ({', '.join(said)})"] if said else []
 
 
 def failed_checks(report: Path) -> list[str]:

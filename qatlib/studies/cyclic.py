@@ -209,11 +209,9 @@ class Cyclic:
             `precision` and `seed`. Each seed has its own directions, the same for every method.
         """
         found: dict[str, list[pd.DataFrame]] = {"scores": [], "perplexities": [], "curves": [], "sharpness": []}
-        for recipe in recipes:
-            model = self.trainings.prepared(recipe)
-            label = file_name(recipe)
-            found["curves"].append(self.trainings.fit(model, recipe, probed=False).assign(model=recipe.name, seed=recipe.seed))
-            at = self.judged_at(recipe)
+        for recipe, model, metrics in self.trainings.each(recipes):
+            found["curves"].append(metrics.assign(model=recipe.name, seed=recipe.seed))
+            label, at = file_name(recipe), self.judged_at(recipe)
             scores = self.study.scores(model, label, at, self.section.questions, predictions=True)
             found["scores"].append(scores.assign(model=recipe.name, seed=recipe.seed))
             found["perplexities"].append(self.study.perplexities(model, label, at).assign(model=recipe.name, seed=recipe.seed))

@@ -72,9 +72,7 @@ class Robustness:
 
     def trained(self, method: str, seed: int) -> SwitchableModel:
         """A method's model, from its checkpoint if it has been trained."""
-        recipe = self.recipe(method, seed)
-        model = self.trainings.prepared(recipe)
-        self.trainings.fit(model, recipe, probed=False)
+        ((_, model, _),) = self.trainings.each([self.recipe(method, seed)])
         return model
 
     # -- answers --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,20 @@ class Trainings:
         seed = stream(recipe.seed, "adversary of a training")
         return lambda batch, at: attack_embeddings(model, batch, attack, lambda query: [at], seed)[0]
 
+    def each(self, recipes: Iterable[Recipe], probed: bool = False) -> Iterator[tuple[Recipe, SwitchableModel, pd.DataFrame]]:
+        """Train every recipe, in order. Recipes do not depend on one another; a finished one is read from its checkpoint.
+
+        Args:
+            probed: as in `fit`.
+
+        Yields:
+            The recipe, its trained model and its metrics. One model is in memory at a time, unless the caller keeps it.
+        """
+        for recipe in recipes:
+            model = self.prepared(recipe)
+            metrics = self.fit(model, recipe, probed)
+            yield recipe, model, metrics
+
     def compared(self, recipes: Sequence[Recipe]) -> pd.DataFrame:
         """Train every recipe and score it on the questions of `comparisons`, at the precisions it was trained for.
 
@@ -174,11 +188,8 @@ class Trainings:
             Scores in the schema of `qatlib.judging.results`.
         """
         found = []
-        for recipe in recipes:
-            model = self.prepared(recipe)
-            self.fit(model, recipe, probed=False)
-            label = file_name(recipe)
-            scores = self.study.scores(model, label, recipe.precisions, self.params.comparisons.questions)
+        for recipe, model, _ in self.each(recipes):
+            scores = self.study.scores(model, file_name(recipe), recipe.precisions, self.params.comparisons.questions)
             found.append(scores.assign(model=recipe.name, seed=recipe.seed))
         return pd.concat(found, ignore_index=True)
 

@@ -72,3 +72,11 @@ def test_a_table_is_due_where_the_params_ask_for_it(declared):
 def test_a_column_without_a_unit_is_refused():
     with pytest.raises(PublishedError, match="table 't': no unit is declared for y"):
         [*read_tables({"t": {"about": "", "columns": "id, y"}}, UNITS, {})]
+
+
+def test_the_columns_tell_scores_and_long_tables_apart():
+    tables = {table.name: table for of_stage in published().tables.values() for table in of_stage}
+    kinds = {name: (table.scored, table.detailed) for name, table in tables.items()}
+    assert kinds["scores_{model}_{at}"] == kinds["perplexity_{model}_{at}"] == (True, True)
+    assert kinds["sweep"] == kinds["attack_rows"] == kinds["training_{training}"] == (False, True)
+    assert kinds["transfer"] == kinds["claims"] == (False, False)

@@ -39,7 +39,7 @@ FIRST = [
         "import matplotlib.pyplot as plt\nfrom qatlib.run.stage import Stage",
         "",
     ),
-    (DECLARE.format("01_build", "a, shown, curve"), ""),
+    (DECLARE.format("01_build", "a, b, shown, curve"), ""),
     (
         'log = Path("log").open("a")\n'
         'a = stage.table("a", lambda: (log.write("a"), log.flush(), pd.DataFrame({"x": [stage.params.seed / 3]}))[2])\n'
@@ -49,7 +49,8 @@ FIRST = [
         "",
     ),
     (
-        'with stage.timed("b"):\n    b = stage.record("b", lambda: (log.write("b"), log.flush(), {"y": 1})[2])\n'
+        'with stage.timed("b"):\n'
+        '    b = stage.table("b", lambda: (log.write("b"), log.flush(), pd.DataFrame({"x": [1]}))[2])\n'
         '(stage.checkpoints("model")).write_text("weights")',
         "",
     ),
@@ -61,7 +62,7 @@ FIRST = [
     ),
     (JUDGE, "show"),
 ]
-WRITTEN = ["a.csv", "b.json", "claims.csv", "curve.csv", "figures/curve.svg", "shown.csv"]
+WRITTEN = ["a.csv", "b.csv", "claims.csv", "curve.csv", "figures/curve.svg", "shown.csv"]
 SECOND = [
     ("# What next?", "prose"),
     (PARAMETERS, "parameters"),

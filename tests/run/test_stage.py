@@ -14,7 +14,8 @@ from qatlib.run.sources import PipelineError
 from qatlib.run.stage import EXECUTING, Stage
 
 REPOSITORY = Path(__file__).parents[2]
-MADE_UP = {"t": {"about": "", "columns": "x [–]"}, "speed": {"about": "", "measured": True, "columns": "seconds [s]"}}
+PLAIN = {name: {"about": "", "columns": "x [–]"} for name in ("t", "t2")}
+MADE_UP = PLAIN | {"speed": {"about": "", "measured": True, "columns": "seconds [s]"}}
 TABLES = Declarations({"01_build": read_tables(MADE_UP, {}, {})})
 
 
@@ -89,7 +90,7 @@ def test_what_is_said_to_hold_is_kept_over_a_change_and_the_page_says_so(root: P
     assert written["kept"] == [why]
     (first,) = written["computed"]  # the execution that made the table, and not the one that read it
     assert first["started"] <= written["started"] and first["duration_s"] >= 0
-    again.record("r", lambda: 1)
+    again.table("t2", lambda: made)
     assert kept.computed("01_build")[0] == first and len(kept.computed("01_build")) == 2
     stage("seed=3")
     other = Run("smoke", ["seed=3"], root)

@@ -65,7 +65,7 @@ def test_perplexity_of_a_worn_language_model_is_called_so(report):
     worn = effect("C19", 1, "undecided") | {"effect": "percent of perplexity, cpt shared against static, at 8"}
     write(report, "04_cpt", "claims", COLUMNS, [worn, effect("C16", 0.5, "undecided")])
     why = {e.id: e.why for e in ledger.read_ledger(report)}
-    assert "took from 20 up (teacher full 90)" in why["C19"] and "perplexity" not in why["C16"]
+    assert "raised perplexity from 20 (teacher full 90)" in why["C19"] and "perplexity" not in why["C16"]
     rows[1]["perplexity"] = 21.0
     write(report, "01_build", "teacher_perplexity", ["model", "perplexity"], rows)
     assert "took from" not in {e.id: e.why for e in ledger.read_ledger(report)}["C19"]
@@ -93,7 +93,7 @@ def test_a_claim_in_two_parts_is_reproduced_if_both_are(report):
 
 def test_what_was_not_tested_says_why(report):
     why = {entry.id: entry.why for entry in ledger.read_ledger(report)}
-    assert why["C05"] == "not trained here" and why["C20"] == "05 adversarial has not come to it" and why["C07"] == ""
+    assert why["C05"] == "not trained here" and why["C20"] == "05 adversarial has not run" and why["C07"] == ""
 
 
 def test_every_figure_of_the_json_stands_in_the_table_it_names(report):
