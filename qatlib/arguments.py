@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from qatlib.precision import BIT_WIDTHS, FULL, Precision
 
 Grid = Literal["narrow", "full", "midrise"]
-RotationName = Literal["none", "hadamard"]
+RotationName = Literal["none", "block", "hadamard"]
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """How every section is read: nothing unknown, nothing converted."""
@@ -77,7 +77,8 @@ class QuantizerArguments:
     learned_steps: bool = False
     """Whether training goes on to learn what `clipping` starts from (LSQ, Esser et al. 2020)."""
     rotation: RotationName = "none"
-    """Whether inputs and weights are quantized in a basis rotated by blocks of a Hadamard matrix."""
+    """The basis that inputs and weights are quantized in, rotated by Hadamard matrices: not at all, in blocks of at most 64
+    features, or over the largest part of the width that has such a matrix (`hadamard`)."""
     nested: bool = False
     """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that only those are stored."""
     group_size: Annotated[int, Field(ge=8)] = 64
