@@ -14,6 +14,9 @@ from qatlib.rotation import ROTATIONS
 NESTED_IN = 8
 """With `QuantizerArguments.nested`, codes of fewer bits are derived from the codes of this bit-width."""
 
+COMPENSATED_TO = 8
+"""The widest codes that `QuantizerArguments.rounding` compensates. Wider ones have next to no error."""
+
 
 class WeightQuantizer:
     """Scales, codes and floats of one layer's weight by bit-width. `InputQuantizer` is the counterpart for inputs.
@@ -23,10 +26,11 @@ class WeightQuantizer:
 
     Args:
         steps: the layer's own parameters: by bit-width, the log of the factor by which training has changed the scale.
+        given: the layer's own compensated codes (out, in) by bit-width.
     """
 
-    def __init__(self, quantizer: QuantizerArguments, steps: nn.ParameterDict) -> None:
-        self.quantizer, self.rotation, self.steps = quantizer, ROTATIONS[quantizer.rotation], steps
+    def __init__(self, quantizer: QuantizerArguments, steps: nn.ParameterDict, given: nn.ParameterDict) -> None:
+        self.quantizer, self.rotation, self.steps, self.given = quantizer, ROTATIONS[quantizer.rotation], steps, given
         self._scales: dict[int, Tensor] = {}
         self._scales_of = 0  # the version of the weight from which they were computed
         self._codes: dict[int, tuple[tuple[int, ...], Tensor]] = {}
@@ -53,9 +57,14 @@ class WeightQuantizer:
         """Integer codes (out, in) in the quantizer's basis, and their scale.
 
         With `nested`, codes of fewer than `NESTED_IN` bits are derived again at every call.
+
+        Raises:
+            RuntimeError: rounding is compensated, and these codes have not been computed.
         """
         with torch.inference_mode(False), torch.no_grad():
             scale, version = self.scale(weight, bits), self._made_of(weight, bits)
+            if self.compensates(bits):
+                return self._given(bits), scale
             if bits not in self._codes or self._codes[bits][0] != version:
                 if self._is_derived(bits):
                     return narrowed(*self.codes(weight, NESTED_IN), scale, bits, self.quantizer.grid), scale
@@ -96,11 +105,18 @@ class WeightQuantizer:
 
         Args:
             frozen: whether only the steps are trained. They then change the cached scale.
+
+        Raises:
+            RuntimeError: rounding is compensated, and the weight is trained or its codes have not been computed.
         """
         with torch.autocast(weight.device.type, enabled=False):  # its codes are those of the fp32 weight
             rotated = self.rotation.apply(weight)
         if bits == FULL:
             return rotated
+        if self.compensates(bits):
+            if not frozen:
+                raise RuntimeError("compensated codes are those of a frozen weight; train it with rounding 'nearest'")
+            return self._read_back(self._given(bits), self.scale(weight, bits), weight.dtype)
         if not frozen:
             scale = self._stepped(self._found_scale(rotated, bits), bits)
         else:
@@ -109,6 +125,15 @@ class WeightQuantizer:
             scale = self.scale(weight, bits)
         clips = self.quantizer.clipping != "minmax" or str(bits) in self.steps
         return fake_quantize(self._grouped(rotated), scale, bits, self.quantizer.grid, clips=clips).reshape(rotated.shape)
+
+    def compensates(self, bits: int) -> bool:
+        """Whether the codes of a width are compensated ones: `qatlib.compensation` computes them, and not this class."""
+        return self.quantizer.rounding == "compensated" and bits <= COMPENSATED_TO and not self._is_derived(bits)
+
+    def _given(self, bits: int) -> Tensor:
+        if str(bits) not in self.given:
+            raise RuntimeError(f"no compensated codes of {bits} bits have been computed; `compensate` computes them")
+        return self.given[str(bits)]
 
     def _made_of(self, weight: Tensor, bits: int) -> tuple[int, ...]:
         """A version that changes whenever the codes of this width change."""
