@@ -148,11 +148,6 @@ class SwitchableModel(Switching[SwitchableLinear]):
         for layer in self._layers:
             layer.set_quantizer(quantizer)
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Token embeddings (batch, tokens, width), before positions are added."""
-        embedded: Tensor = self.lm.get_input_embeddings()(input_ids)
-        return embedded
-
     def add_adapters(self, specs: dict[int, LoraSpec]) -> None:
         """Put a fresh adapter into every layer for each weight bit-width, or for `layers.SHARED`. Old adapters are replaced."""
         self.lora = dict(specs)
