@@ -1,4 +1,4 @@
-"""A causal language model with switchable linear layers and a span head: inject, switch, save, reload."""
+"""A causal language model with switchable linear layers and a span head: switch, save, reload."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.export import adapter_folder, load_adapter, read_spec, save_adapter
+from qatlib.injection import check_groups, inject
 from qatlib.layers import LoraSpec, SwitchableLinear
-from qatlib.precision import FULL, Configuration, LayerInfo, Precision
+from qatlib.precision import FULL, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained
 from qatlib.switching import Switching
 
@@ -28,55 +28,6 @@ _OWN_FILE, _SWITCH_FILE = "switchable.safetensors", "switchable.json"
 
 _OWN = re.compile(r"^qa_outputs\.|\.(clips|steps)\.")
 """The file with all that belongs neither to the base model nor to an adapter."""
-
-
-def _blocks(lm: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The stack of decoder blocks: the longest `ModuleList` of modules of one class; of equals the outermost."""
-    stacks = [(name, m) for name, m in lm.named_modules() if isinstance(m, nn.ModuleList) and len({type(b) for b in m}) == 1]
-    if not stacks:
-        raise ModelError(f"{type(lm).__name__} has no list of decoder blocks to put switchable layers in")
-    return max(stacks, key=lambda item: len(item[1]))
-
-
-def _roles(block: nn.Module) -> dict[str, str]:
-    """Role of every linear layer of a block, by its name in the block.
-
-    Roles follow from the structure, not from an architecture's names. Layers inside a module named like attention belong to
-    attention. In attention and in the MLP, the last linear layer defined writes to the residual stream.
-    """
-    linear = [name for name, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
-    attention = [name for name in linear if "attn" in name or "attention" in name]
-    mlp = [name for name in linear if name not in attention]
-    roles = dict.fromkeys(attention, "qkv") | dict.fromkeys(mlp, "mlp_in")
-    return roles | dict.fromkeys(attention[-1:], "attn_out") | dict.fromkeys(mlp[-1:], "mlp_out")
-
-
-def inject(lm: nn.Module, quantizer: QuantizerArguments) -> list[LayerInfo]:
-    """Replace every linear layer of the decoder blocks by a `SwitchableLinear`; embeddings, norms and head stay.
-
-    Returns:
-        The layers in the model's order. The model's outputs are unchanged to the last bit.
-
-    Raises:
-        ModelError: the model has no decoder blocks, or they have no linear layers.
-    """
-    prefix, blocks = _blocks(lm)
-    infos = []
-    for i, block in enumerate(blocks):
-        for name, role in _roles(block).items():
-            layer = SwitchableLinear(block.get_submodule(name), quantizer)
-            _check_groups(f"{prefix}.{i}.{name}", layer, quantizer)
-            block.set_submodule(name, layer)
-            infos.append(LayerInfo(f"{prefix}.{i}.{name}", i, role, layer.weight.numel(), layer.out_features))
-    if not infos:
-        raise ModelError(f"the blocks of {type(lm).__name__} hold no linear layer")
-    order = {name: position for position, (name, _) in enumerate(lm.named_modules())}
-    return sorted(infos, key=lambda info: order[info.name])
-
-
-def _check_groups(name: str, layer: SwitchableLinear, quantizer: QuantizerArguments, key: str = "quantizer") -> None:
-    if quantizer.weights == "per_group" and layer.in_features % quantizer.group_size:
-        raise ModelError(f"{key}.group_size is {quantizer.group_size}; it must divide the {layer.in_features} inputs of {name}")
 
 
 class SwitchableModel(Switching[SwitchableLinear]):
@@ -98,8 +49,9 @@ class SwitchableModel(Switching[SwitchableLinear]):
 
     def __init__(self, lm: PreTrainedModel, quantizer: QuantizerArguments | None = None) -> None:
         quantizer = quantizer or QuantizerArguments()
-        infos = inject(lm, quantizer)
-        super().__init__(lm, nn.Linear(lm.config.hidden_size, 2), infos)
+        injection = inject(lm, quantizer)
+        super().__init__(lm, nn.Linear(injection.width, 2), injection.infos)
+        self._blocks = injection.blocks
         self.quantizer = quantizer
         self.reset_head()
         self.lora: dict[int, LoraSpec] = {}
@@ -113,7 +65,9 @@ class SwitchableModel(Switching[SwitchableLinear]):
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks, in the order that `LayerInfo.block` numbers."""
-        return _blocks(self.lm)[1]
+        blocks = self.lm.get_submodule(self._blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
     @contextmanager
     def attending(self, implementation: str) -> Iterator[SwitchableModel]:
@@ -135,7 +89,7 @@ class SwitchableModel(Switching[SwitchableLinear]):
             ModelError: the group size does not divide a layer's number of inputs.
         """
         for info, layer in zip(self.infos, self._layers, strict=True):
-            _check_groups(info.name, layer, quantizer, key)
+            check_groups(info.name, layer.in_features, quantizer, key)
 
     def set_quantizer(self, quantizer: QuantizerArguments) -> None:
         """Change the quantizer of every layer. Codes are computed again; learned scales and clips are deleted.

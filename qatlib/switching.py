@@ -144,7 +144,7 @@ class _Below(BaseModelOutput):
 
 
 def body(lm: PreTrainedModel) -> PreTrainedModel:
-    """Everything of a language model below its head."""
+    """Everything of a language model below its head; of a model without a head, itself."""
     if (base := lm.base_model) is not lm:
         return base
-    return next(module for module in lm.children() if isinstance(module, PreTrainedModel))  # Llama 4's prefix names nothing
+    return next((module for module in lm.children() if isinstance(module, PreTrainedModel)), lm)  # Llama 4's prefix names nothing
