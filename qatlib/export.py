@@ -106,7 +106,7 @@ def load_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: i
     """
     path, spec = Path(folder) / _WEIGHTS, read_spec(folder)
     tensors = read_tensors(path)
-    mine = {key: tuple(value.shape) for name, layer in layers.items() for key, value in _to_peft(name, layer, w_bits).items()}
+    mine = {key: value for name, layer in layers.items() for key, value in _to_peft(name, layer, w_bits).items()}
     if mine.keys() < tensors.keys():
         raise ModelError(f"{path}: holds {len(tensors)} tensors, the model's {len(layers)} layers have two each")
     check_tensors(path, tensors, mine, "the model")

@@ -15,7 +15,7 @@ from qatlib.quantizer import EMAObserver
 from qatlib.saving import ModelError, check_tensors, read_tensors, write_tensors
 
 _REST = re.compile(r"^qa_outputs\.|\.(clips|steps)\.")
-_OF_LAYER = re.compile(r"lm\.(.+)\.(?:(clips|steps)\.(\d+)|input_absmax)")
+_OF_LAYER = re.compile(r"lm\.(.+)\.(?:(clips|steps)\.([1-9]\d?)|input_absmax)")
 
 
 def save_rest(path: Path, model: nn.Module, layers: Mapping[str, SwitchableLinear]) -> None:
@@ -46,8 +46,7 @@ def load_rest(path: Path, model: nn.Module, layers: Mapping[str, SwitchableLinea
             layer.learn_steps(*(([int(bits)], ()) if kind == "steps" else ((), [int(bits)])))
             getattr(layer, kind)[bits].requires_grad_(False)
     scales = tensors.keys() & map(_static, layers)
-    expected = {name: value.shape for name, value in _parameters(model).items()} | dict.fromkeys(scales, torch.Size())
-    check_tensors(path, tensors, expected)
+    check_tensors(path, tensors, _parameters(model) | dict.fromkeys(scales, torch.empty(())))
     for name, layer in layers.items():
         if _static(name) in scales:
             layer.observer = EMAObserver(absmax=tensors.pop(_static(name)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -87,23 +87,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, st
 
 
 def check_tensors(
-    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], owner: str = "the model beside it"
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], owner: str = "the model beside it"
 ) -> None:
-    """Check that a file holds exactly the floats that are expected.
+    """Check that a file holds exactly the tensors that are expected, all of their shapes, and floats where floats are expected.
 
     Args:
         path: the file, for the error.
-        expected: shape of every tensor by its name.
-        owner: who has them, for the error.
+        owner: who has the expected tensors, for the error.
 
     Raises:
-        ModelError: a tensor is missing, has another shape, holds no floats, or is not expected.
+        ModelError: names the first tensor that is missing, different, or not expected.
     """
-    for name, shape in expected.items():
-        if name not in tensors or tensors[name].shape != tuple(shape):
-            raise ModelError(f"{path}: does not fit {owner}, which has {name} of shape {tuple(shape)}")
-        if not tensors[name].is_floating_point():
-            raise ModelError(f"{path}: {name} holds {tensors[name].dtype}, and {owner} has floats there")
+    for name, own in expected.items():
+        if name not in tensors or tensors[name].shape != own.shape:
+            raise ModelError(f"{path}: does not fit {owner}, which has {name} of shape {tuple(own.shape)}")
+        if tensors[name].is_floating_point() != own.is_floating_point():
+            raise ModelError(f"{path}: {name} is of type {tensors[name].dtype}, and {owner} has {own.dtype} there")
     if unknown := sorted(tensors.keys() - expected.keys()):
         raise ModelError(f"{path}: does not fit {owner}, which has no {unknown[0]}")
 
