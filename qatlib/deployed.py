@@ -21,17 +21,17 @@ from qatlib.integer import IntegerLinear
 from qatlib.model import SwitchableModel
 from qatlib.packing import pack, unpack
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
-from qatlib.pretrained import ModelError, check_directory, load_tokenizer, one_sentence
+from qatlib.pretrained import check_directory, load_tokenizer, one_sentence
 from qatlib.saving import (
     check_files,
     check_tensors,
     check_tokenizer,
     read_json,
     read_tensors,
+    save_file,
     save_surroundings,
     ties,
     untied,
-    write_tensors,
 )
 from qatlib.switching import Switching
 from qatlib.weights import NESTED_IN
@@ -128,8 +128,8 @@ class DeployedModel(Switching[IntegerLinear]):
             about.append(asdict(_Layer(info, layer.precision.name, layer.bits, odd, (codes.shape[0], codes.shape[1]))))
         with swapped_in(Path(path), _ABOUT_FILE) as new:
             save_surroundings(new, self.lm, tokenizer)
-            write_tensors(new / _WEIGHTS_FILE, weights)
-            write_tensors(new / _REST_FILE, rest)
+            save_file(weights, new / _WEIGHTS_FILE)
+            save_file(rest, new / _REST_FILE)
             quantizer = asdict(self._layers[0].quantizer)
             (new / _ABOUT_FILE).write_text(json.dumps({"quantizer": quantizer, "layers": about}, indent=1))
 
@@ -201,8 +201,8 @@ def deploy_nested(model: SwitchableModel, precisions: Sequence[Any]) -> Deployed
     """Several widths of a model, stored as its 8-bit codes only. The first of `precisions` is active. Answers are the model's.
 
     Raises:
-        ValueError: no precision; 32 among the weight widths; several widths of a model whose quantizer is not `nested`, or whose widest are
-            not 8 bits, so that its narrower codes are others; a width that has no adapter while others have one.
+        ValueError: no precision; 32 among the weight widths; several widths of a model whose quantizer is not `nested`, or whose
+            widest are not 8 bits, so that its narrower codes are others; a width that has no adapter while others have one.
     """
     parsed = [Precision.parse(p) for p in precisions]
     widths = sorted({p.w_bits for p in parsed})

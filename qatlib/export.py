@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qatlib.files import swapped_in
 from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
-from qatlib.saving import ModelError, check_tensors, read_json, read_tensors, write_tensors
+from qatlib.saving import ModelError, check_tensors, read_json, read_tensors, save_file
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (_CONFIG, _WEIGHTS)
@@ -67,7 +67,7 @@ def save_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: i
     with swapped_in(folder, _CONFIG) as new:
         (new / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {key: value for name, layer in layers.items() for key, value in _to_peft(name, layer, w_bits).items()}
-        write_tensors(new / _WEIGHTS, tensors, {"format": "pt"})
+        save_file(tensors, new / _WEIGHTS, {"format": "pt"})
 
 
 def read_spec(folder: Path) -> LoraSpec:

@@ -189,7 +189,13 @@ def _check_stored(tensors: Mapping[str, Tensor], bits: int, quantizer: Quantizer
         if (kind in ("scale", "clip", "lora_A", "lora_B")) != (w.isdecimal() and int(w) in BIT_WIDTHS):
             raise ValueError(f"{name} is not known")
         rank = tensors[f"lora_A.{w}"].shape[0] if f"lora_A.{w}" in tensors else 0
-        shapes: dict[str, tuple[int, ...]] = {"codes": (out, inputs), "scale": scale, "bias": (out,), "clip": (), "input_absmax": ()}
+        shapes: dict[str, tuple[int, ...]] = {
+            "codes": (out, inputs),
+            "scale": scale,
+            "bias": (out,),
+            "clip": (),
+            "input_absmax": (),
+        }
         shapes |= {"lora_A": (rank, inputs), "lora_B": (out, rank)}
         if tuple(tensor.shape) != shapes.get(kind) or (kind.startswith("lora") and rank == 0):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected is {shapes.get(kind)}")

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -22,7 +21,7 @@ from qatlib.layers import LoraSpec, SwitchableLinear, check_adapters
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
 from qatlib.pretrained import ModelError, load_pretrained
 from qatlib.rest import load_rest, save_rest
-from qatlib.saving import check_files, check_tokenizer, read_json, save_surroundings, tensor_names, untied, write_tensors
+from qatlib.saving import check_files, check_tokenizer, read_json, save_file, save_surroundings, tensor_names, untied
 from qatlib.switching import Switching
 
 _BASE_FILE, _OWN_FILE, _SWITCH_FILE = "model.safetensors", "switchable.safetensors", "switchable.json"
@@ -252,7 +251,7 @@ class SwitchableModel(Switching[SwitchableLinear]):
         path = Path(path)
         with swapped_in(path, _SWITCH_FILE, _adapter_files(path)) as new:
             save_surroundings(new, self.lm, tokenizer)
-            write_tensors(new / _BASE_FILE, untied(self.lm, self.base_state()), {"format": "pt"})
+            save_file(untied(self.lm, self.base_state()), new / _BASE_FILE, {"format": "pt"})
             for w_bits, spec in self.lora.items():
                 save_adapter(adapter_folder(new, w_bits), self._by_name, w_bits, spec)
             save_rest(new / _OWN_FILE, self, self._by_name)

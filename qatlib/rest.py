@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qatlib.layers import SwitchableLinear
 from qatlib.precision import BIT_WIDTHS, FULL
 from qatlib.quantizer import EMAObserver
-from qatlib.saving import ModelError, check_tensors, read_tensors, write_tensors
+from qatlib.saving import ModelError, check_tensors, read_tensors, save_file
 
 _REST = re.compile(r"^qa_outputs\.|\.(clips|steps)\.")
 _OF_LAYER = re.compile(r"lm\.(.+)\.(?:(clips|steps)\.([1-9]\d?)|input_absmax)")
@@ -28,7 +28,7 @@ def save_rest(path: Path, model: nn.Module, layers: Mapping[str, SwitchableLinea
     for name, layer in layers.items():
         if isinstance(layer.observer, EMAObserver) and layer.observer.absmax is not None:
             tensors[_static(name)] = layer.observer.absmax
-    write_tensors(path, tensors)
+    save_file(tensors, path)
 
 
 def load_rest(path: Path, model: nn.Module, layers: Mapping[str, SwitchableLinear]) -> None:
@@ -40,7 +40,9 @@ def load_rest(path: Path, model: nn.Module, layers: Mapping[str, SwitchableLinea
     tensors = read_tensors(path)
     for layer_name, kind, bits in (match.groups() for name in tensors if (match := _OF_LAYER.fullmatch(name))):
         if layer_name not in layers or (bits and int(bits) not in {*BIT_WIDTHS} - {FULL}):
-            raise ModelError(f"{path}: does not fit the model beside it, which has no {kind or 'scale'} {bits or ''} of {layer_name}")
+            raise ModelError(
+                f"{path}: does not fit the model beside it, which has no {kind or 'scale'} {bits or ''} of {layer_name}"
+            )
         if bits:
             layer = layers[layer_name]
             layer.learn_steps(*(([int(bits)], ()) if kind == "steps" else ((), [int(bits)])))

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +49,7 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         ModelError: the file is missing, cut or damaged.
     """
     with whole(path):
-        return load_file(path, device)
+        return safetensors.torch.load_file(path, device)
 
 
 def tensor_names(path: Path) -> set[str]:
@@ -59,7 +58,7 @@ def tensor_names(path: Path) -> set[str]:
     Raises:
         ModelError: the file is missing, cut or damaged.
     """
-    with whole(path), safe_open(path, "pt") as file:
+    with whole(path), safetensors.safe_open(path, "pt") as file:
         return set(file.keys())
 
 
@@ -70,19 +69,19 @@ def whole(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise ModelError(f"{path}: not a whole safetensors file: {error}") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file.
 
     Raises:
         OSError: it cannot be written, because the disk is full for example.
     """
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, about)
-    except SafetensorError as error:
+        safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    except safetensors.SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
 
 
@@ -140,7 +139,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def ties(lm: PreTrainedModel) -> Mapping[str, str]:
     """The weights that a loaded model of this config shares with others: from their names to the names of those."""
-    return lm.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[no-any-return]
+    return lm.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def untied(lm: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
