@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from qatlib.files import write_atomic
 from qatlib.named import NAMED
 
 FULL = 32
@@ -240,12 +241,21 @@ class Configuration(Mapping[str, Precision]):
 
     def save(self, path: Path) -> None:
         """Write the configuration as YAML that `Configuration.resolve` reads back."""
-        path.write_text(yaml.safe_dump({name: p.name for name, p in self.items()}, sort_keys=False))
+        write_atomic(Path(path), yaml.safe_dump({name: p.name for name, p in self.items()}, sort_keys=False))
 
 
 def read_spec(path: Path) -> Any:
-    """Read a precision specification from a YAML or JSON file."""
+    """Read a precision specification from a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no YAML, or no JSON.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    text = path.read_text()
-    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    try:
+        text = path.read_text("utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: no {'JSON' if path.suffix == '.json' else 'YAML'} that can be read: {said}") from error

@@ -107,7 +107,7 @@ class Switching(nn.Module, Generic[L]):
             with forwards_replaced({self.lm.get_input_embeddings(): partial(self._instead, given)}):
                 result = body(self.lm)(input_ids=input_ids, use_cache=False)
         hidden = result.last_hidden_state
-        start, end = self.qa_outputs(hidden).unbind(-1)
+        start, end = self.qa_outputs(hidden.to(self.qa_outputs.weight.dtype)).unbind(-1)
         return Output(hidden, start, end)
 
     def _instead(self, given: Tensor, input_ids: Tensor) -> Tensor:
