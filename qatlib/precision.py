@@ -157,8 +157,8 @@ class Configuration(Mapping[str, Precision]):
         Args:
             spec: a precision (all layers); a name of `NAMED`, such as `C14`; a mapping from role, family (`attn`, `mlp`) or name
                 pattern to a precision (later entries win; other layers stay as in `current`); a list with one `{"attn_bits": b,
-                "mlp_bits": b}` per block; a path to a YAML or JSON file that holds one of these; a `Configuration`. A layer of the role
-                `other` gets the widest precision that a name or a list has for its block.
+                "mlp_bits": b}` per block; a path to a YAML or JSON file that holds one of these; a `Configuration`. By a name
+                or a list, a layer of the role `other` gets the widest precision of its block.
             layers: the model's switchable layers.
             current: the configuration that a mapping changes; full precision by default.
 

@@ -12,7 +12,7 @@ it reaches earlier tokens as well.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,12 +54,12 @@ class Trace:
         ahead: the writers whose input at a token depends on later tokens: the model is not causal.
     """
 
-    def __init__(self, lm: PreTrainedModel, blocks: Collection[str], layers: Collection[str]) -> None:
+    def __init__(self, lm: PreTrainedModel, blocks: Collection[str], layers: Mapping[str, nn.Linear | Conv1D]) -> None:
         """Trace a model.
 
         Args:
             blocks: names of the modules that may be decoder blocks.
-            layers: names of the linear layers in them.
+            layers: the linear layers in them, by name.
         """
         flow = _Flow()
         inputs: dict[str, list[Tensor]] = defaultdict(list)
@@ -71,10 +71,11 @@ class Trace:
             self.called.add(name)
 
         def kept(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
-            inputs[name].append(args[0])
-            outputs[name].append(output)
-            weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
-            if not torch.equal(F.linear(args[0], weight, module.bias), output):
+            inputs[name].append(args[0].clone())  # a sum may be written into it
+            outputs[name].append(output.clone())
+            layer = layers[name]
+            weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
+            if not torch.equal(F.linear(args[0], weight, layer.bias), output):
                 self.unlike.add(name)
 
         names = [name for name, _ in lm.named_modules() if name]
@@ -86,7 +87,7 @@ class Trace:
         changed = set().union(*(self.between(writer, gates=False) for writer in self.writers))
 
         def changing(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            inputs[name].append(args[0])
+            inputs[name].append(args[0].clone())
             if name in self.writers:
                 return outputs[name].pop(0)
             return _with_another_token(output, tokens) if name in changed else None
