@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qatlib.arguments import QuantizerArguments
 from qatlib.kernels import CodeMatrix, FloatCodes, exact_kernel
 from qatlib.layers import SwitchableLinear
-from qatlib.precision import FULL, Precision
+from qatlib.precision import BIT_WIDTHS, FULL, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import EMAObserver, dequantize, fake_quantize, grouped, narrowed
 
@@ -86,7 +86,12 @@ class IntegerLinear(nn.Module):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], bits: int, quantizer: QuantizerArguments) -> IntegerLinear:
-        """The layer that `stored` was called on, at its widest width."""
+        """The layer that `stored` was called on, at its widest width.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, or has another shape than the codes and the quantizer give it.
+        """
+        _check_stored(tensors, bits, quantizer)
         by_width: dict[str, dict[int, Tensor]] = {kind: {} for kind in ("scale", "clip", "lora_A", "lora_B")}
         for name, value in tensors.items():
             kind, _, w = name.partition(".")
@@ -132,28 +137,29 @@ class IntegerLinear(nn.Module):
             RuntimeError: activation scales are static, and there was no calibration pass before deployment.
         """
         w_bits, a_bits = self.precision
-        rows = x.reshape(-1, self.in_features).float()
+        rows = x.reshape(-1, self.in_features)
         quantizer = InputQuantizer(a_bits, self.quantizer, self.clips.get(a_bits), self.input_absmax)
         if max(w_bits, a_bits) <= CODE_BITS:
-            y = code_product(rows, quantizer, self._matrix(w_bits), self.adapters.get(w_bits), self.bias)
+            y = code_product(rows.float(), quantizer, self._matrix(w_bits), self.adapters.get(w_bits), self.bias)
         else:
             y = self._float_product(rows, w_bits, quantizer)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _float_product(self, x: Tensor, w_bits: int, quantizer: InputQuantizer) -> Tensor:
-        a_bits = quantizer.bits
-        seen = quantizer.rotation.apply(x)
-        if a_bits != FULL:
-            seen = fake_quantize(seen, quantizer.scale(seen), a_bits, quantizer.grid)
-        weight = self.codes(w_bits)
+        a_bits, weight = quantizer.bits, self.codes(w_bits)
         if w_bits != FULL:
             scale = self.scales[w_bits]
             weight = dequantize(grouped(weight, scale), scale).view(weight.shape)
         elif a_bits != FULL:
             weight = quantizer.rotation.apply(weight)
-        y = F.linear(x if w_bits == a_bits == FULL else seen, weight, self.bias)
+        x = x.to(weight.dtype)
+        seen = quantizer.rotation.apply(x)
+        if a_bits != FULL:
+            seen = fake_quantize(seen, quantizer.scale(seen), a_bits, quantizer.grid)
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        y = F.linear(x if w_bits == a_bits == FULL else seen, weight, bias)
         adapter = self.adapters.get(w_bits)
-        return y if adapter is None else y + F.linear(F.linear(seen, adapter.lora_A), adapter.lora_B)
+        return y if adapter is None else y + F.linear(F.linear(seen.to(adapter.lora_A.dtype), adapter.lora_A), adapter.lora_B)
 
     def memory(self) -> dict[str, int]:
         """Bytes in memory now: stored `codes`, `scales` of all widths, and `derived` codes of the narrower width in use."""
@@ -171,3 +177,30 @@ class IntegerLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, precision={self.precision.name}"
+
+
+def _check_stored(tensors: Mapping[str, Tensor], bits: int, quantizer: QuantizerArguments) -> None:
+    if bits not in BIT_WIDTHS or (bits != FULL and f"scale.{bits}" not in tensors):
+        raise ValueError(f"codes of {bits!r} bits, without a scale for them")
+    out, inputs = tensors["codes"].shape
+    groups = inputs // quantizer.group_size
+    scale = {"per_tensor": (), "per_channel": (out, 1), "per_group": (out, groups, 1)}[quantizer.weights]
+    for name, tensor in tensors.items():
+        kind, _, w = name.partition(".")
+        if (kind in ("scale", "clip", "lora_A", "lora_B")) != (w.isdecimal() and int(w) in BIT_WIDTHS):
+            raise ValueError(f"{name} is not known")
+        rank = tensors[f"lora_A.{w}"].shape[0] if f"lora_A.{w}" in tensors else 0
+        shapes: dict[str, tuple[int, ...]] = {
+            "codes": (out, inputs),
+            "scale": scale,
+            "bias": (out,),
+            "clip": (),
+            "input_absmax": (),
+        }
+        shapes |= {"lora_A": (rank, inputs), "lora_B": (out, rank)}
+        if tuple(tensor.shape) != shapes.get(kind) or (kind.startswith("lora") and rank == 0):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected is {shapes.get(kind)}")
+        if tensor.is_floating_point() == (kind == "codes" and bits != FULL):
+            raise ValueError(f"{name} is of type {tensor.dtype}")
+    if pairs := {n[7:] for n in tensors if n.startswith("lora_A.")} ^ {n[7:] for n in tensors if n.startswith("lora_B.")}:
+        raise ValueError(f"the adapter for {min(pairs)} bits has one factor, expected are two")

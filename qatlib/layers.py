@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.kernels import FloatCodes, exact_kernel
-from qatlib.precision import FULL, FULL_PRECISION, Precision
+from qatlib.precision import BIT_WIDTHS, FULL, FULL_PRECISION, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import EMAObserver, Observer, fake_quantize, quantize_gradient
 from qatlib.rotation import Rotation
@@ -63,9 +63,35 @@ class LoraSpec:
     alpha: float
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, kinds, holds, allowed in (
+            ("rank", int, lambda value: value >= 1, "an integer of at least 1"),
+            ("alpha", (int, float), math.isfinite, "a finite number"),
+            ("dropout", (int, float), lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
+                raise ValueError(f"the {name} of an adapter is {value!r}; allowed is {allowed}")
+
+
+def check_adapters(specs: Mapping[int, LoraSpec]) -> None:
+    """Check what `add_adapters` gets.
+
+    Raises:
+        ValueError: no mapping; a key is no weight bit-width and not `SHARED`; a value is no `LoraSpec`.
+    """
+    if not isinstance(specs, Mapping):
+        raise ValueError(f"adapters are given as a mapping from weight bit-widths to LoraSpecs, not as {specs!r}")
+    for w_bits, spec in specs.items():
+        if type(w_bits) is not int or w_bits not in (*BIT_WIDTHS, SHARED):
+            allowed = f"2 to 16, {FULL}, and {SHARED} for an adapter that all bit-widths share"
+            raise ValueError(f"the bit-width of an adapter is {w_bits!r}; allowed are {allowed}")
+        if not isinstance(spec, LoraSpec):
+            raise ValueError(f"the adapter for {w_bits} bits is {spec!r}; allowed is a LoraSpec")
+
 
 class Lora(nn.Module):
-    """x ↦ (alpha / rank) · B A dropout(x). B starts at zero, so a fresh adapter adds nothing."""
+    """x ↦ (alpha / rank) · B A dropout(x), in fp32. B starts at zero, so a fresh adapter adds nothing."""
 
     def __init__(self, in_features: int, out_features: int, spec: LoraSpec) -> None:
         super().__init__()
@@ -79,7 +105,7 @@ class Lora(nn.Module):
         """`x` (…, in_features) → (…, out_features)."""
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        return F.linear(F.linear(x, self.lora_A * self.scaling), self.lora_B)
+        return F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A * self.scaling), self.lora_B).to(x.dtype)
 
 
 class SwitchableLinear(nn.Module):
@@ -121,6 +147,7 @@ class SwitchableLinear(nn.Module):
         self.observer: Observer = EMAObserver()
         self.observing = False
         self.by_integers = True
+        self.train(base.training)
 
     @property
     def oriented_weight(self) -> Tensor:
@@ -144,7 +171,12 @@ class SwitchableLinear(nn.Module):
         self.weight_quantizer = WeightQuantizer(quantizer, self.steps)
 
     def add_adapters(self, specs: Mapping[int, LoraSpec]) -> None:
-        """Add a fresh adapter for each weight bit-width, or for `SHARED`, replacing what was there."""
+        """Add a fresh adapter for each weight bit-width, or for `SHARED`, replacing what was there.
+
+        Raises:
+            ValueError: as `check_adapters`; no adapter is changed then.
+        """
+        check_adapters(specs)
         self.adapters = nn.ModuleDict({str(w): Lora(self.in_features, self.out_features, s) for w, s in specs.items()})
         self.adapters.to(self.weight.device).train(self.training)
 
@@ -154,14 +186,17 @@ class SwitchableLinear(nn.Module):
             start = self.steps.get(str(bits), torch.zeros_like(self.weight_quantizer.scale(self.oriented_weight, bits)))
             self.steps[str(bits)] = nn.Parameter(start.detach().clone())
         for bits in a_bits:
-            start = self.clips.get(str(bits), self.weight.new_zeros(()))
+            start = self.clips.get(str(bits), torch.zeros((), device=self.weight.device))
             self.clips[str(bits)] = nn.Parameter(start.detach().clone())
 
     @torch.no_grad()
     def merge_adapter(self, w_bits: int) -> None:
-        """Add the adapter of that weight bit-width to the base weight. The adapter itself is not removed."""
-        adapter = self.adapters[str(w_bits)]
-        assert isinstance(adapter, Lora)
+        """Add the adapter of that weight bit-width to the base weight. The adapter itself is not removed.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        adapter = self.own_adapter(w_bits)
         self.oriented_weight.add_(adapter.lora_B @ (self.rotation.inverse(adapter.lora_A) * adapter.scaling))
         self.weight_quantizer.forget()
 
@@ -197,18 +232,18 @@ class SwitchableLinear(nn.Module):
         return fake_quantize(x, quantizer.scale(x), a_bits, quantizer.grid, clips=clips)
 
     def _answers_by_codes(self, x: Tensor) -> bool:
-        """Whether only the output is needed (no gradient), in fp32, at widths that integer kernels support."""
+        """Whether only the output is needed (no gradient), outside autocast, at widths that integer kernels support."""
         wants_gradient = self.training or torch.is_grad_enabled() or self.observing
-        fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-        return not wants_gradient and fp32 and max(self.precision) <= CODE_BITS
+        narrow = x.dtype != torch.float64 and not torch.is_autocast_enabled(x.device.type)
+        return not wants_gradient and narrow and max(self.precision) <= CODE_BITS
 
     def _code_product(self, x: Tensor) -> Tensor:
         w_bits, a_bits = self.precision
         kind = exact_kernel(self.weight.device) if self.by_integers else FloatCodes
         matrix, lora = self.weight_quantizer.matrix(self.oriented_weight, w_bits, kind), self.adapter(w_bits)
         factors = None if lora is None else AdapterFactors(lora.lora_A * lora.scaling, lora.lora_B, self.bias, type(matrix))
-        y = code_product(x.reshape(-1, self.in_features), self.input_quantizer(a_bits), matrix, factors, self.bias)
-        return y.view(*x.shape[:-1], self.out_features)
+        y = code_product(x.reshape(-1, self.in_features).float(), self.input_quantizer(a_bits), matrix, factors, self.bias)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (…, in_features) → (…, out_features).
@@ -242,14 +277,22 @@ class SwitchableLinear(nn.Module):
         Raises:
             ValueError: a narrower width has no adapter while others have one.
         """
-        for key in (str(w_bits), str(SHARED)):
-            if key in self.adapters:
-                found = self.adapters[key]
-                assert isinstance(found, Lora)
-                return found
-        if w_bits != FULL and self.adapters:
-            raise ValueError(f"no adapter for {w_bits}-bit weights; there is one for {', '.join(self.adapters)} bits")
-        return None
+        for key in (w_bits, SHARED):
+            if str(key) in self.adapters:
+                return self.own_adapter(key)
+        return self.own_adapter(w_bits) if w_bits != FULL and self.adapters else None
+
+    def own_adapter(self, w_bits: int) -> Lora:
+        """The adapter that was added for a weight bit-width, or the one for `SHARED`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if str(w_bits) not in self.adapters:
+            raise ValueError(f"no adapter for {w_bits}-bit weights; there is one for {', '.join(self.adapters) or 'no'} bits")
+        found = self.adapters[str(w_bits)]
+        assert isinstance(found, Lora)
+        return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> SwitchableLinear:
         self.weight_quantizer.forget()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from qatlib.files import write_atomic
 from qatlib.named import NAMED
 
 FULL = 32
@@ -21,6 +22,9 @@ BIT_WIDTHS = (*range(2, 17), FULL)
 
 ROLES = ("qkv", "attn_out", "mlp_in", "mlp_out")
 """A layer's place in its block, independent of the architecture's names."""
+
+OTHER = "other"
+"""The role of a layer whose place can't be told."""
 
 _PRECISION = re.compile(r"w(\d+)a(\d+)|(\d+)")
 
@@ -91,6 +95,8 @@ class LayerInfo:
     """Number of weights, without bias and adapters."""
     channels: int
     """Number of output channels. Per-channel quantization has one weight scale for each."""
+    fixed: int = 0
+    """Weights of its block that are in no switchable layer and stay at 32 bits. The first layer of a block counts them."""
 
 
 Group = tuple[int, str]
@@ -107,7 +113,7 @@ def names_by_group(layers: Iterable[LayerInfo]) -> dict[Group, list[str]]:
 
 def _matches(pattern: str, layer: LayerInfo) -> bool:
     """Whether the pattern fits: a role, a family (`attn`, `mlp`), or a glob on the dotted name, starting at any of its parts."""
-    if pattern in ROLES:
+    if pattern in (*ROLES, OTHER):
         return layer.role == pattern
     if pattern in FAMILIES:
         return layer.role in FAMILIES[pattern]
@@ -151,7 +157,8 @@ class Configuration(Mapping[str, Precision]):
         Args:
             spec: a precision (all layers); a name of `NAMED`, such as `C14`; a mapping from role, family (`attn`, `mlp`) or name
                 pattern to a precision (later entries win; other layers stay as in `current`); a list with one `{"attn_bits": b,
-                "mlp_bits": b}` per block; a path to a YAML or JSON file that holds one of these; a `Configuration`.
+                "mlp_bits": b}` per block; a path to a YAML or JSON file that holds one of these; a `Configuration`. By a name
+                or a list, a layer of the role `other` gets the widest precision of its block.
             layers: the model's switchable layers.
             current: the configuration that a mapping changes; full precision by default.
 
@@ -175,7 +182,7 @@ class Configuration(Mapping[str, Precision]):
                 hit = [layer.name for layer in layers if _matches(pattern, layer)]
                 if not hit:
                     raise ValueError(
-                        f"{pattern!r} names no layer: give a role ({', '.join(ROLES)}), 'attn', 'mlp', or a pattern "
+                        f"{pattern!r} names no layer: give a role ({', '.join((*ROLES, OTHER))}), 'attn', 'mlp', or a pattern "
                         f"on names such as {names[0]!r}"
                     )
                 chosen.update(dict.fromkeys(hit, Precision.parse(value)))
@@ -193,6 +200,7 @@ class Configuration(Mapping[str, Precision]):
             )
         blocks = max(layer.block for layer in layers) + 1
         bits = [dict(zip(ROLES, NAMED[name].of_block(i, blocks), strict=True)) for i in range(blocks)]
+        bits = [block | {OTHER: max(block.values())} for block in bits]
         return cls({layer.name: Precision.parse(bits[layer.block][layer.role]) for layer in layers})
 
     @classmethod
@@ -203,16 +211,19 @@ class Configuration(Mapping[str, Precision]):
         for i, block in enumerate(blocks):
             if not isinstance(block, Mapping) or set(block) != {"attn_bits", "mlp_bits"}:
                 raise ValueError(f"block {i} is {block!r}: give {{'attn_bits': …, 'mlp_bits': …}}")
-        family = {role: f"{name}_bits" for name, roles in FAMILIES.items() for role in roles}
-        return cls({layer.name: Precision.parse(blocks[layer.block][family[layer.role]]) for layer in layers})
+        chosen = {}
+        for layer in layers:
+            families = [name for name, roles in FAMILIES.items() if layer.role in roles] or FAMILIES
+            chosen[layer.name] = max(Precision.parse(blocks[layer.block][f"{name}_bits"]) for name in families)
+        return cls(chosen)
 
     def average_bits(self, layers: Iterable[LayerInfo]) -> tuple[float, float]:
-        """Mean weight bits over all weights, and mean activation bits over layers, weighted by their numbers of weights."""
+        """Mean weight bits over all weights of the blocks, and mean activation bits, weighted by the same numbers of weights."""
         total = weights = activations = 0
         for layer in layers:
-            total += layer.weights
-            weights += layer.weights * self[layer.name].w_bits
-            activations += layer.weights * self[layer.name].a_bits
+            total += layer.weights + layer.fixed
+            weights += layer.weights * self[layer.name].w_bits + layer.fixed * FULL
+            activations += layer.weights * self[layer.name].a_bits + layer.fixed * FULL
         return weights / total, activations / total
 
     def storage_bytes(self, layers: Iterable[LayerInfo], scale_group: int | None = None) -> float:
@@ -230,12 +241,21 @@ class Configuration(Mapping[str, Precision]):
 
     def save(self, path: Path) -> None:
         """Write the configuration as YAML that `Configuration.resolve` reads back."""
-        path.write_text(yaml.safe_dump({name: p.name for name, p in self.items()}, sort_keys=False))
+        write_atomic(Path(path), yaml.safe_dump({name: p.name for name, p in self.items()}, sort_keys=False))
 
 
 def read_spec(path: Path) -> Any:
-    """Read a precision specification from a YAML or JSON file."""
+    """Read a precision specification from a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no YAML, or no JSON.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    text = path.read_text()
-    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    try:
+        text = path.read_text("utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: no {'JSON' if path.suffix == '.json' else 'YAML'} that can be read: {said}") from error
