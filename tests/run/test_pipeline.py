@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qatlib.run.keys import Run
-from qatlib.run.pipeline import _make_portable
+from qatlib.run.portable import make_portable
 from qatlib.run.stage import Stage
 from qatlib.run.stages import STAGES
 
@@ -310,7 +310,7 @@ def test_no_path_of_the_machine_stays_in_a_notebook(tmp_path: Path) -> None:
     }
     path = tmp_path / "executed.ipynb"
     path.write_text(json.dumps(content))
-    _make_portable(path, tmp_path)
+    make_portable(path, tmp_path)
     text = path.read_text()
     assert str(tmp_path) not in text and sys.prefix not in text
     assert ".venv/lib/tqdm/auto.py:21" in text and "0.5 / 2 and a/b stay" in text
