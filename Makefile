@@ -110,6 +110,9 @@ install = $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 	echo '$@: pip could not install what is missing there; its lines above say why (it needs the network, or a package index)' >&2; \
 	exit 1; }
 
+ifeq ($(wildcard $(PY)),)
+.PHONY: $(VENV)/ready
+endif
 # An environment that is there already (VENV=$$CONDA_PREFIX) is filled, not replaced.
 $(VENV)/ready: pyproject.toml constraints.txt
 	@if ! { test -f $(VENV)/pyvenv.cfg || test -d $(VENV)/conda-meta; } || ! $(PY) -m pip --version >/dev/null 2>&1; then \

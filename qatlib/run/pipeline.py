@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qatlib.files import lock, write_atomic
+from qatlib.files import lock
 from qatlib.params.load import run_name
 from qatlib.params.sections import ROOT
 from qatlib.params.yaml import ParamsError

@@ -13,7 +13,7 @@ from typing import Any
 from qatlib.files import write_atomic
 from qatlib.params.sections import ROOT
 
-_ABSOLUTE = re.compile(r"""(?<![\w./-])/(?:[^\s/,\]"']+/)*([^\s/,\]"']+)""")
+_ABSOLUTE = re.compile(r"""(?<![\w./…-])/(?:[^\s/,\]"']+/)*([^\s/,\]"']+)""")
 _QUOTED = re.compile(r"""(["'])((?:\w+:)?)/(?!/)[^"']*?([^/"']+)/?\1""")
 _WHOLE = re.compile(r"((?:\w+:)?)/(?!/).*?([^/]+)/?")
 _HOME = "/~"
@@ -61,14 +61,15 @@ def make_portable(notebook: Path, root: Path = ROOT) -> None:
 def _known(text: str, root: Path) -> str:
     """`text` with the folders that every run knows by other names, but for the data of pictures."""
     home = Path.home()
+    if home != Path(home.anchor):  # reached by way of the root: ../../home/me/a.json
+        text = re.sub(rf"(?:\.\./)+{re.escape(str(home)[1:])}(?=/)", _HOME, text)
     names = {root: "", Path(sys.prefix): ".venv/", Path(sys.base_prefix): ".python/", home: f"{_HOME}/"}
     names[Path(tempfile.gettempdir())] = "…/"
     for folder, name in names.items():
         for path in {str(folder), str(folder.resolve())} - {folder.anchor}:
             found = rf"base64,[\w+/=]+|{re.escape(path)}(?:/|(?![\w.-]))"
             text = re.sub(found, lambda match, name=name: match[0] if match[0].startswith("base64,") else name, text)
-    above = rf"(?:\.\./)+{re.escape(home.relative_to(home.anchor).as_posix())}(?=/)"  # by way of the root: ../../home/me/a.json
-    return text if home == Path(home.anchor) else re.sub(above, _HOME, text)
+    return text
 
 
 def _user() -> str | None:

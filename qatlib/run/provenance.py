@@ -72,7 +72,9 @@ def _code(root: Path) -> dict[str, Any]:
     return {
         "version": metadata.version("qatlib"),
         "commit": head,
-        "dirty": None if head is None else _git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports") != "",
+        "dirty": None
+        if head is None
+        else _git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports") != "",
         "library_sha256": library_hash(root),
     }
 

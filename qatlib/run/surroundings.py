@@ -54,4 +54,6 @@ def check_loopback() -> None:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise PipelineError(f"the kernel can't start: 127.0.0.1 can't be reached ({reason}); a loopback device is needed") from None
+        raise PipelineError(
+            f"the kernel can't start: 127.0.0.1 can't be reached ({reason}); a loopback device is needed"
+        ) from None

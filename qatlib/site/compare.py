@@ -193,7 +193,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
-        print(compare([Path(run if "/" in run else f"reports/{run}") for run in shlex.split(given.runs)], given.out))
+        runs = shlex.split(given.runs)
+    except ValueError as error:
+        parser.exit(2, f"error: RUNS: {given.runs!r} can't be split ({error}); allowed are names with blanks between them\n")
+    try:
+        print(compare([Path(run if "/" in run else f"reports/{run}") for run in runs], given.out))
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 
