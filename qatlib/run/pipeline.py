@@ -63,12 +63,12 @@ def _execute(run: Run, stage: str) -> None:
     (directory / "done").unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
     print(f"{stage} ({run.name})", file=sys.stderr, flush=True)
-    check_loopback()
     folder(run.root).mkdir(exist_ok=True)
     os.environ |= {EXECUTING: "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     # glibc: large pages for large tensors cause fewer page faults; an attack's pass of SmolLM2 took 7.5 s instead of 9
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     try:
+        check_loopback()  # else a kernel is waited for, for a minute
         papermill.execute_notebook(
             _literal(run.notebook(stage)),
             _literal(executing),

@@ -67,8 +67,8 @@ def _known(text: str, root: Path) -> str:
     names[Path(tempfile.gettempdir())] = "…/"
     for folder, name in names.items():
         for path in {str(folder), str(folder.resolve())} - {folder.anchor}:
-            found = rf"base64,[\w+/=]+|{re.escape(path)}(?:/|(?![\w.-]))"
-            text = re.sub(found, lambda match, name=name: match[0] if match[0].startswith("base64,") else name, text)
+            parts = re.split(rf"(base64,[\w+/=]+)|{re.escape(path)}(?:/|(?![\w.-]))", text)  # None where the path stood
+            text = "".join(name if part is None else part for part in parts)
     return text
 
 

@@ -72,9 +72,7 @@ def _code(root: Path) -> dict[str, Any]:
     return {
         "version": metadata.version("qatlib"),
         "commit": head,
-        "dirty": None
-        if head is None
-        else _git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".", ":!reports") != "",
+        "dirty": None if head is None else _git(root, "status", "--porcelain", "-unormal", "--", ".", ":!reports") != "",
         "library_sha256": library_hash(root),
     }
 

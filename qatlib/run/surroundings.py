@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import MutableMapping
 from pathlib import Path
-
-from qatlib.run.sources import PipelineError
 
 _LAUNCHER = re.compile(
     r"(ACCELERATE|FSDP|DEEPSPEED|MEGATRON_LM|PARALLELISM_CONFIG|TORCHELASTIC|MASTER|PMI|PMIX|OMPI|MV2|MPI|I_MPI|SLURM)_\w+"
@@ -40,20 +37,19 @@ def settle(variables: MutableMapping[str, str], root: Path) -> None:
     alone(variables)
     for name in [name for name in variables if _SETTINGS.fullmatch(name)]:
         del variables[name]
-    variables |= {"MPLCONFIGDIR": f"{own}/matplotlib", "IPYTHONDIR": f"{own}/ipython"}
-    variables |= {f"JUPYTER_{kind}_DIR": f"{own}/jupyter" for kind in ("CONFIG", "DATA", "RUNTIME")}
-    variables |= {"MPLBACKEND": "agg", "PYTHONNOUSERSITE": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
-    if os.path.expanduser("~") == "~":  # no HOME, and a user without a name, as in a container
+    variables.update({"MPLCONFIGDIR": f"{own}/matplotlib", "IPYTHONDIR": f"{own}/ipython"})
+    variables.update({f"JUPYTER_{kind}_DIR": f"{own}/jupyter" for kind in ("CONFIG", "DATA", "RUNTIME")})
+    variables.update({"MPLBACKEND": "agg", "PYTHONNOUSERSITE": "1", "JUPYTER_PREFER_ENV_PATH": "1"})
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME, and a user without a name, as in a container
         variables["HOME"] = str(own)
 
 
 def check_loopback() -> None:
-    """Raise PipelineError if a process can't reach another one on this machine, as a kernel must be reached."""
+    """Raise RuntimeError if a process can't reach another one on this machine, as a kernel must be reached."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()[:2], timeout=5):
             pass
     except OSError as error:
-        reason = error.strerror or error
-        raise PipelineError(
-            f"the kernel can't start: 127.0.0.1 can't be reached ({reason}); a loopback device is needed"
-        ) from None
+        raise RuntimeError(f"127.0.0.1 can't be reached ({error.strerror or error}); it needs a loopback device") from None

@@ -5,16 +5,63 @@ from pathlib import Path
 
 import pytest
 
-from qatlib.run.sources import PipelineError
 from qatlib.run.surroundings import alone, check_loopback, settle
 
-LAUNCHED = """WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK NODE_RANK ROLE_RANK MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID
-    ACCELERATE_USE_FSDP ACCELERATE_MIXED_PRECISION ACCELERATE_TORCH_DEVICE FSDP_OFFLOAD_PARAMS PMI_SIZE PMI_RANK PMIX_RANK
-    OMPI_COMM_WORLD_SIZE MV2_COMM_WORLD_SIZE SLURM_NTASKS FORK_LAUNCHED PARALLELISM_CONFIG_DP_SHARD_SIZE""".split()
-SET = """PYTHONSTARTUP PYTHONWARNINGS PYTHONOPTIMIZE MATPLOTLIBRC IPYTHONDIR JUPYTER_PATH JUPYTER_CONFIG_PATH JUPYTER_NO_CONFIG
-    TQDM_DISABLE TRANSFORMERS_VERBOSITY GIT_DIR""".split()
-KEPT = """HOME USER PATH HF_HOME HF_TOKEN HF_HUB_OFFLINE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS PYTHONPATH LANG http_proxy TMPDIR
-    XRANK MY_WORLD_SIZE QATLIB_EXECUTING GIT_CONFIG_COUNT""".split()
+LAUNCHED = [
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "ROLE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_TORCH_DEVICE",
+    "FSDP_OFFLOAD_PARAMS",
+    "PMI_SIZE",
+    "PMI_RANK",
+    "PMIX_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "SLURM_NTASKS",
+    "FORK_LAUNCHED",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE",
+]
+SET = [
+    "PYTHONSTARTUP",
+    "PYTHONWARNINGS",
+    "PYTHONOPTIMIZE",
+    "MATPLOTLIBRC",
+    "IPYTHONDIR",
+    "JUPYTER_PATH",
+    "JUPYTER_CONFIG_PATH",
+    "JUPYTER_NO_CONFIG",
+    "TQDM_DISABLE",
+    "TRANSFORMERS_VERBOSITY",
+    "GIT_DIR",
+]
+KEPT = [
+    "HOME",
+    "USER",
+    "PATH",
+    "HF_HOME",
+    "HF_TOKEN",
+    "HF_HUB_OFFLINE",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "LANG",
+    "http_proxy",
+    "TMPDIR",
+    "XRANK",
+    "MY_WORLD_SIZE",
+    "QATLIB_EXECUTING",
+    "GIT_CONFIG_COUNT",
+]
 
 
 def test_nothing_of_a_launcher_is_left_and_nothing_else_goes() -> None:
@@ -38,5 +85,5 @@ def test_a_machine_without_loopback_is_said_at_once(monkeypatch: pytest.MonkeyPa
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    with pytest.raises(PipelineError, match=r"127\.0\.0\.1 can't be reached \(Network is unreachable\)"):
+    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1 can't be reached \(Network is unreachable\)"):
         check_loopback()
