@@ -9,7 +9,7 @@ from pathlib import Path
 
 _LAUNCHER = re.compile(
     r"(ACCELERATE|FSDP|DEEPSPEED|MEGATRON_LM|PARALLELISM_CONFIG|TORCHELASTIC|MASTER|PMI|PMIX|OMPI|MV2|MPI|I_MPI|SLURM)_\w+"
-    r"|((LOCAL|GROUP|ROLE|NODE|CROSS)_)?(RANK|SIZE|WORLD_SIZE)|ROLE_NAME|FORK_LAUNCHED"
+    r"|((LOCAL|GROUP|ROLE|NODE|CROSS)_)?(RANK|WORLD_SIZE)|ROLE_NAME|FORK_LAUNCHED"
 )
 """Variables by which accelerate, torch and MPI learn that other processes belong to this one."""
 
