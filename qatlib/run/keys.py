@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qatlib.files import hash_files, write_atomic
-from qatlib.params.load import load_params, profile_path
+from qatlib.params.load import load_params, run_name
 from qatlib.params.sections import ROOT
 from qatlib.run.sources import PipelineError, hash_code, imported, meaning, read_cells
 from qatlib.run.stages import SECTIONS, STAGES, UPSTREAM
@@ -49,7 +49,7 @@ class Run:
     def __init__(self, profile: str, overrides: Sequence[str] = (), root: Path = ROOT) -> None:
         self.profile, self.overrides, self.root = profile, list(overrides), root
         self.params = load_params(profile, overrides, root)
-        self.name = profile_path(profile, root).stem
+        self.name = run_name(profile)
         self.directory = root / "runs" / self.name
         self.report = root / "reports" / self.name
 
@@ -116,6 +116,11 @@ class Run:
     def mark_done(self, stage: str) -> None:
         """Record that a stage is complete, with the list of its files."""
         _mark(self.directory / stage / "done", self.directory / stage, self.keys[stage].stage)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the rendered report is that of the present keys, and all its files are still there."""
+        return _stands(self.directory / "published", self.report, self.report_key)
 
     def mark_published(self) -> None:
         """Record that the report is complete, with the list of its files."""

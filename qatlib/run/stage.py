@@ -36,6 +36,7 @@ from qatlib.run.keys import Run
 from qatlib.run.provenance import collect, commit, taken
 from qatlib.run.sources import PipelineError
 from qatlib.run.stages import UPSTREAM
+from qatlib.run.surroundings import alone
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +76,7 @@ class Stage:
         root: Path = ROOT,
         tables: Declarations | None = None,
     ) -> None:
+        alone(os.environ)
         self.started = datetime.now(UTC)
         self._tables = published() if tables is None else tables
         self.name, self.run = name, Run(profile, overrides, root)

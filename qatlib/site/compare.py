@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,9 @@ def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
         ValueError: fewer than two reports, the same report twice, or a folder without a report.
     """
     if len(folders) < 2 or len({f.resolve() for f in folders}) < len(folders):
-        raise ValueError(f"a comparison takes two reports or more, each once, not {', '.join(map(str, folders)) or 'none'}")
+        raise ValueError(f"RUNS: allowed are two reports or more, each once, not {', '.join(map(str, folders)) or 'none'}")
     if lost := [f for f in folders if not (f / "provenance").is_dir()]:
-        raise ValueError(f"{lost[0]}: no report in it (a folder like reports/quick, that make report left)")
+        raise ValueError(f"RUNS: {lost[0]} is no report; allowed are names in reports/ and paths of what make report left")
     runs = [Report(f.resolve().name, f) for f in folders]
     sections = [(stage.replace("_", " "), section) for stage in STAGES if (section := list(_stage(runs, stage)))]
     page = (
@@ -187,13 +188,17 @@ def _figure(run: str, path: Path) -> Markup:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m qatlib.site.compare reports/a reports/b --out reports/compare.html`."""
+    """`python -m qatlib.site.compare --runs "a b" --out reports/compare.html`."""
     parser = argparse.ArgumentParser(prog="python -m qatlib.site.compare", description="Put reports side by side.")
-    parser.add_argument("reports", nargs="+", type=Path)
+    parser.add_argument("--runs", required=True, help="names in reports/, or paths of reports; one with a blank in quotes")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
-        print(compare(given.reports, given.out))
+        runs = shlex.split(given.runs)
+    except ValueError as error:
+        parser.exit(2, f"error: RUNS: {given.runs!r} can't be split ({error}); allowed are names with blanks between them\n")
+    try:
+        print(compare([Path(run if "/" in run else f"reports/{run}") for run in runs], given.out))
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatlib.params.load import load_params, profile_path
+from qatlib.params.load import load_params, profile_path, run_name
 from qatlib.params.sections import ROOT
 from qatlib.params.yaml import ParamsError
 from qatlib.precision import Precision
@@ -83,6 +83,26 @@ def test_profile_path_must_not_shadow_a_profile(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="has the name of params/quick.yaml; allowed is any other name"):
         profile_path(str(tmp_path / "quick.yaml"))
     assert profile_path("params/quick.yaml") == profile_path("quick")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..yaml", "...yaml", "....yaml", ".hidden.yaml", "-rf.yaml", "bench.yaml", "Bench.yml", "compare.html.yaml", "Quick.yaml"],
+)
+def test_a_run_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("extends: quick")
+    with pytest.raises(ParamsError, match="can't name a run|has the name of params/quick"):
+        load_params(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["mine", "_mine", "a.b-c_1", "müller", "x" * 200])
+def test_a_run_is_named_after_its_file_wherever_that_is(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "my own {x} $y"
+    folder.mkdir()
+    (folder / f"{name}.yaml").write_text("extends: quick")
+    assert profile_path(str(folder / f"{name}.yaml")).is_file() and run_name(str(folder / f"{name}.yaml")) == name
+    with pytest.raises(ParamsError, match="can't name a run"):
+        run_name(f"{folder}/{name} {'x' * 200}.yaml")
 
 
 def test_error_names_file_where_the_override_is_elsewhere() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_the_page_shows_what_differs_tables_and_figures_and_escapes_them(two, tm
 def test_what_cannot_be_compared_is_said_in_a_sentence(wrong, two, tmp_path, capsys):
     given = {"one": [two[0]], "twice": [two[0], two[0]], "no report": [two[0], tmp_path]}[wrong]
     with pytest.raises(SystemExit) as stopped:
-        main([*map(str, given), "--out", str(tmp_path / "out.html")])
+        main(["--runs", shlex.join(map(str, given)), "--out", str(tmp_path / "out.html")])
     assert stopped.value.code == 2 and not (tmp_path / "out.html").exists()
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and ("no report in it" in said) == (wrong == "no report")
+    assert said.count("\n") == 1 and ("is no report" in said) == (wrong == "no report")
