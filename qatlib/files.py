@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +17,14 @@ def write_atomic(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8", newline="")
     scratch.replace(path)
+
+
+def is_a(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """`kind(path)`, for `Path.is_file` or `Path.is_dir`; False where the system refuses to look: a name may be too long."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 def lock(path: Path, waiting: str) -> TextIO:

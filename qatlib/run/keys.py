@@ -3,8 +3,9 @@
 A stage has two keys. Its *results key* is for cached results (trainings and answers). It covers the modules that the notebook
 imports, directly or indirectly, outside the folders `WITHOUT_RESULTS`; the pinned versions; the stage's sections of the params;
 the data files; the notebook's computing cells; and the upstream stage's results. Its *stage key* adds what only tables and pages
-depend on: prose, cells tagged `show`, and the modules in those folders. Code counts by its syntax: comments, layout and
-docstrings change no key. Time stamps decide nothing: `sync` makes them agree with the keys before `make` reads them.
+depend on: prose, cells tagged `show`, the modules in those folders, and sources whose results are kept under their content. Code
+counts by its syntax: comments, layout and docstrings change no key. Time stamps decide nothing: `sync` makes them agree with the
+keys before `make` reads them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple
 from qatlib.files import hash_files, write_atomic
 from qatlib.params.load import load_params, profile_path
 from qatlib.params.sections import ROOT
+from qatlib.qa.formats import SUFFIXES
 from qatlib.run.sources import PipelineError, hash_code, imported, meaning, read_cells
-from qatlib.run.stages import SECTIONS, STAGES, UPSTREAM
+from qatlib.run.stages import BY_CONTENT, SECTIONS, STAGES, UPSTREAM
 
 WITHOUT_RESULTS = ("params", "judging", "run", "site")
 """Folders of the package whose code changes no cached result. Params count by their values."""
@@ -83,6 +85,7 @@ class Run:
             params[section][part] = [self._content(item) for item in ([source] if isinstance(source, str) else source)]
         if words := params["adversarial"]["words"]:
             words["candidates"] = self._content(words["candidates"])
+        apart = {stage: [params[section].pop(name) for name in names] for stage, (section, names) in BY_CONTENT.items()}
         keys: dict[str, Keys] = {}
         for stage in STAGES:
             cells = read_cells(self.notebook(stage))
@@ -94,7 +97,7 @@ class Run:
             upstream = UPSTREAM[stage]
             before = keys[upstream].results if upstream else None
             results = _digest([library, pins, sections, [meaning(source) for source in computing], before])
-            keys[stage] = Keys(results, _digest([results, page, cells]))
+            keys[stage] = Keys(results, _digest([results, page, cells, apart.get(stage)]))
         return keys
 
     def _content(self, source: str) -> str:
@@ -207,7 +210,7 @@ def _hash_source(source: str) -> str | None:
     if source.startswith("dir:"):
         base = Path(source.removeprefix("dir:"))
         return hash_files(_visible(base), base)
-    if not source.endswith((".json", ".json.gz")):
+    if not source.endswith(SUFFIXES):
         return None
     with Path(source).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

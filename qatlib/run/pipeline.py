@@ -12,6 +12,8 @@ from pathlib import Path
 
 from qatlib.files import lock, write_atomic
 from qatlib.params.yaml import ParamsError
+from qatlib.qa.formats import DataError
+from qatlib.run.inputs import check_inputs
 from qatlib.run.keys import Run
 from qatlib.run.provenance import portable
 from qatlib.run.sources import PipelineError
@@ -24,11 +26,13 @@ def execute(run: Run, stage: str) -> None:
 
     Raises:
         PipelineError: the notebook failed; it is left as `executed.failed.ipynb`.
+        ParamsError, DataError: something that a stage, this one or a later one, needs cannot be used.
     """
     if upstream := UPSTREAM[stage]:
         execute(run, upstream)
     with lock(run.directory / ".lock", f"waiting for the other run of {run.name} to end"):
         if not run.is_done(stage):
+            check_inputs(run.params)
             _execute(run, stage)
 
 
@@ -123,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qatlib.run.pipeline", description="Run the stages of a report.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
-        "check": "check the params",
+        "check": "check the params, and read the data that they name",
         "keys": "bring the keys that make looks at up to date",
         "run": "run one stage, and those upstream of it that are not done",
         "publish": "render the report of a run that is done",
@@ -143,7 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             raise ParamsError(f"SET: {given.set!r} can't be split ({error}); allowed is key=value key=value") from None
         run = Run(given.profile, overrides)
-        if given.command == "keys":
+        if given.command == "check":
+            check_inputs(run.params)
+        elif given.command == "keys":
             run.sync()
         elif given.command == "run":
             execute(run, given.stage)
@@ -151,9 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.keep(given.stage, given.why)
         elif given.command == "publish":
             publish(run)
-    except (ParamsError, PipelineError) as error:
+    except PipelineError as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, ParamsError) else 1
+        return 1
+    except (ParamsError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -7,7 +7,7 @@ import pytest
 from qatlib.params.load import load_params
 from qatlib.params.yaml import ParamsError
 
-SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.json, .json.gz)"
+SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of files of questions (.json, .json.gz, .jsonl, .jsonl.gz, .parquet)"
 
 # override of `quick`, what its refusal says
 WRONG = {
@@ -17,7 +17,7 @@ WRONG = {
     ),
     "bits twice": (
         "post_training.comparison.bits=[4, 4]",
-        "post_training.comparison.bits is [4, 4]; allowed is a list with each bit-width once, which 4 is not",
+        "post_training.comparison.bits is [4, 4]; allowed is a list with each value once, which 4 is not",
     ),
     "post-training at 32": (
         "post_training.precisions=[8, 32]",
@@ -37,7 +37,7 @@ WRONG = {
     ),
     "other file": (
         "data.train=[Makefile]",
-        'allowed is a list of files named .json or .json.gz, which "Makefile" is not',
+        'allowed is a list of files named .json, .json.gz, .jsonl, .jsonl.gz or .parquet, which "Makefile" is not',
     ),
     "no files": ("data.train=[]", f"data.train is []; allowed is {SOURCES}"),
     "bare file": ("data.train=a.json", f'data.train is "a.json"; allowed is {SOURCES}'),

@@ -7,7 +7,7 @@ import torch
 
 from qatlib.precision import Precision
 from qatlib.pretrained import ModelError
-from qatlib.studies.pieces import spread
+from qatlib.qa.parts import spread
 from qatlib.studies.study import Study
 
 
