@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +133,8 @@ class Run:
                 for path in _lost(directory / "done", directory):
                     path.unlink(missing_ok=True)  # a changed file is not a valid result: it is made again
             _sync(directory / "key", directory / "done", directory, self.keys[stage].stage)
-        _sync(self.directory / "report.key", self.directory / "published", self.report, self.report_key)
+        done = [self.directory / stage / "done" for stage in STAGES]
+        _sync(self.directory / "report.key", self.directory / "published", self.report, self.report_key, done)
 
     def prepare(self, stage: str) -> None:
         """Move results of other code, params or data away, restore those of the present ones, and start the page anew.
@@ -150,7 +152,7 @@ class Run:
         if own.is_dir():
             _move_kept(own, directory)
             _drop(own)
-        _drop(*sorted(aside.glob("*"), key=lambda path: path.stat().st_mtime_ns)[:-SETS_ASIDE])
+        _drop(*sorted(aside.glob("*"), key=_age)[:-SETS_ASIDE])
         _drop(directory / "results")
 
     def keep(self, stage: str, why: str) -> None:
@@ -195,6 +197,12 @@ def _move_kept(source: Path, target: Path) -> None:
             if (target / name).is_dir():  # a rename replaces a file, but not a directory
                 shutil.rmtree(target / name)
             (source / name).rename(target / name)
+
+
+def _age(path: Path) -> float:
+    """The time stamp that sets are ordered by; 0 for one in the future, from a clock that was wrong."""
+    stamp = path.stat().st_mtime
+    return stamp if stamp <= time.time() else 0
 
 
 def _drop(*paths: Path) -> None:
@@ -246,11 +254,19 @@ def _stands(mark: Path, base: Path, key: str) -> bool:
     return mark.is_file() and json.loads(mark.read_text())["key"] == key and not _lost(mark, base)
 
 
-def _sync(key_file: Path, mark: Path, base: Path, key: str) -> None:
+def _sync(key_file: Path, mark: Path, base: Path, key: str, before: Iterable[Path] = ()) -> None:
+    """Write a changed key, and delete a stale mark or make it newer than its key and the marks `before` it.
+
+    Stamps that lie in the future, from a clock that was wrong, are set to now: nothing that is made later would be newer.
+    """
     if not key_file.is_file() or key_file.read_text() != key:
         write_atomic(key_file, key)
-    if _stands(mark, base, key):
-        if mark.stat().st_mtime_ns <= key_file.stat().st_mtime_ns:
-            mark.touch()
-    else:
+    if not _stands(mark, base, key):
         mark.unlink(missing_ok=True)
+        return
+    older = [key_file, *(path for path in before if path.is_file())]
+    for path in (*older, mark):
+        if path.stat().st_mtime > time.time():
+            path.touch()
+    if mark.stat().st_mtime_ns <= max(path.stat().st_mtime_ns for path in older):
+        mark.touch()

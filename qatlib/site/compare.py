@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from qatlib.files import write_atomic
 from qatlib.judging import results, stats
+from qatlib.judging.published import published
 from qatlib.run.stages import STAGES
 from qatlib.site.origin import flatten
 from qatlib.site.pages import environment, page_style, read_json
@@ -125,11 +126,11 @@ def _evaluations(run: Report, stage: str) -> dict[str, pd.DataFrame]:
     found = {}
     for kind in _ASKED:
         for name, path in run.files(stage, f"{kind}_*.csv").items():
-            scored = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
+            scored = _read(stage, path)
             if "paragraph" in scored:  # perplexity_gaps.csv has rows of models instead
                 found[name.removeprefix("scores_").replace("_", " ")] = scored
     for path in run.files(stage, "attack_rows.csv").values():
-        attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str", "training": "str"})
+        attacked = _read(stage, path)
         for (attack, at), rows in attacked[attacked["experiment"] == "main"].groupby(["attack", "answered"], sort=False):
             found[f"attack {attack}, answered at {at}"] = rows
     return found
@@ -163,11 +164,17 @@ def _stage(runs: Sequence[Report], stage: str) -> Iterator[tuple[str, list[tuple
             have = [(run, files[name]) for run, files in found.items() if name in files]
             drawn = pattern == "*.csv" and name in figures  # the numbers of a figure that is shown
             if len(have) > 1 and not drawn and not name.startswith(_NOT_SHOWN):
-                yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
+                yield name.replace("_", " "), [(run, shown(stage, run, path)) for run, path in have]
 
 
-def _table(run: str, path: Path) -> Markup:
-    frame = pd.read_csv(path)
+def _read(stage: str, path: Path) -> pd.DataFrame:
+    """A table of a report as it is declared; as pandas reads it if it is of other code, and not declared any more."""
+    declared = published().declares(stage, path.stem)
+    return published().find(stage, path.stem).read(path) if declared else pd.read_csv(path)
+
+
+def _table(stage: str, run: str, path: Path) -> Markup:
+    frame = _read(stage, path)
     cut = f", the first {_MOST} of its {len(frame):,} rows" if len(frame) > _MOST else ""
     return _shown(frame.head(_MOST), run + cut)
 
@@ -178,7 +185,7 @@ def _shown(frame: pd.DataFrame, caption: str, without: str = "An empty table.") 
     return Markup(table_html(results.readable(frame), caption, "").data)
 
 
-def _figure(run: str, path: Path) -> Markup:
+def _figure(stage: str, run: str, path: Path) -> Markup:
     source = base64.b64encode(path.read_bytes()).decode("ascii")
     name = path.stem.replace("_", " ")
     image = Markup('<img src="data:image/svg+xml;base64,{}" alt="{} of {}">').format(source, name, run)
