@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]
     context = first.get("ctx", {})
     loc = (*first["loc"], context["key"]) if first["type"] == "inner" else first["loc"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in loc).lstrip(".")
-    schema = Schema(model)
+    schema = _schema(model)
     if unknown:
         names = sorted(schema.section(loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), names, 1)
@@ -34,6 +35,11 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]
     allowed = str(context["error"]) if first["type"] == "value_error" else schema.words(schema.at(loc))
     state = "missing" if first["type"] == "missing" else given(first["input"])
     return key, f"{key} is {state}; allowed is {allowed}"
+
+
+@functools.cache
+def _schema(model: type[BaseModel]) -> Schema:
+    return Schema(model)
 
 
 class Schema:

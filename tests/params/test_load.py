@@ -23,6 +23,10 @@ PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
 # override of `quick`, what its refusal says
 WRONG = {
     "key in a value": ("seed.x=1", 'seed.x is "1"; allowed is seed itself, which has no keys inside'),
+    "deep key": (f"{'a.' * 3_000}b=1", "is no override; allowed is dotted.key=value"),
+    "long path": (f"data.train=dir:{'a' * 5_000}", "allowed is a directory that exists after 'dir:'"),
+    "long file": (f"data.train=[{'a' * 5_000}.json]", "allowed is a list of files that exist"),
+    "half a surrogate pair": ("seed=\udcff", "seed: is not YAML"),
     "no override": ("seed", '"seed" is no override; allowed is dotted.key=value'),
 }
 
@@ -77,6 +81,13 @@ def test_wrong_profile(profile: str, sentence: str) -> None:
     with pytest.raises(ParamsError) as error:
         load_params(profile)
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("profile", ["\udcff", "\ud800.yaml", f"{'x' * 5_000}.yaml", "\0.yaml"])
+def test_a_profile_that_no_file_can_be_named(profile: str) -> None:
+    with pytest.raises(ParamsError, match=r"^PROFILE: .*; allowed is one of embedded") as error:
+        load_params(profile)
+    str(error.value).encode()
 
 
 def test_profile_path_must_not_shadow_a_profile(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What each section of a params file refuses by itself."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ WRONG = {
         "model.pretraining is null; allowed is a section of training arguments, ",
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["copy.json", "dev.json.gz", "again.jsonl"])
+def test_a_file_for_validation_is_no_training_file_under_another_name(name: str, tmp_path: Path) -> None:
+    raw = b'[{"id": "1"}]'
+    (tmp_path / "dev.json").write_bytes(raw)
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    overrides = ["model={source: hub:gpt2}", f"data.train=[{tmp_path}/dev.json]", f"data.validation=[{tmp_path}/{name}]"]
+    with pytest.raises(ParamsError, match=f'allowed is files with other contents than those of data.train, unlike "{name}"$'):
+        load_params("quick", overrides)
 
 
 @pytest.mark.parametrize(("override", "sentence"), WRONG.values(), ids=WRONG)

@@ -78,7 +78,6 @@ MALFORMED = {
     "not UTF-8": (b"\xff\xfe\xff", "not JSON"),
     "a list of nothing": ([], "there are no questions"),
     "a list of lists": ([[]], "row 0: the key 'title' is missing"),
-    "a row without an answer's text": ([layout_row(answers={"answer_start": [0]})], "question 'q1': the key 'text' is missing"),
     "no data": ({"version": "1.1"}, "'data' is missing"),
     "data of the wrong type": ({"data": {}}, "'data' is a dict, but must be a list"),
     "no title": ({"data": [{"paragraphs": []}]}, "data[0]: the key 'title' is missing"),
