@@ -56,7 +56,7 @@ def test_a_masked_language_model_is_asked_for_its_likeliest_words_of_the_same_ki
 
 def test_the_params_name_a_source(tmp_path):
     assert candidates.named("synonyms", 2, 0) is candidates.synonyms
-    q = question("Anna bought a red key")
+    q = question("Anna bought a red key in Paris")
     assert len(candidates.named("vocabulary", 2, 0)(q, spans(q)["red"])) == 2
     with pytest.raises(ModelError, match="adversarial.words.candidates .*no config.json in it"):
         candidates.named(f"dir:{tmp_path}", 2, 0)
