@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qatlib.files import lock, write_atomic
 from qatlib.params.yaml import ParamsError
-from qatlib.qa.formats import DataError
+from qatlib.qa.formats import DataError, printable
 from qatlib.run.inputs import check_inputs
 from qatlib.run.keys import Run
 from qatlib.run.provenance import portable
@@ -142,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--set", default="", help="overrides: 'dotted.key=value other.key=value'")
     given = parser.parse_args(arguments)
     try:
+        for option, text in vars(given).items():
+            if printable(text) != text:
+                raise ParamsError(f"{option}: holds half a surrogate pair, or bytes that are no text; allowed is valid Unicode")
         try:
             overrides = shlex.split(given.set)
         except ValueError as error:
