@@ -6,9 +6,12 @@ import fcntl
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -17,6 +20,21 @@ def write_atomic(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8", newline="")
     scratch.replace(path)
+
+
+def is_a(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """`kind(path)`, for `Path.is_file` or `Path.is_dir`; False where the system refuses to look: a name may be too long."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
+
+
+def read_cells(path: Path) -> pd.DataFrame:
+    """The cells of a CSV file as text, as they were written: nothing in them is a number, is missing or is a blank line."""
+    import pandas as pd  # imported here: it takes a second, and most of what needs this module needs no table
+
+    return pd.read_csv(path, dtype="str", keep_default_na=False, skip_blank_lines=False, lineterminator="\n")
 
 
 def lock(path: Path, waiting: str) -> TextIO:

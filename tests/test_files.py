@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qatlib.files import hash_files, lock, write_atomic
+from qatlib.files import hash_files, is_a, lock, read_cells, write_atomic
 
 
 def test_a_file_is_the_old_or_the_new_one_and_nothing_stays_beside_it(tmp_path, monkeypatch):
@@ -42,3 +42,14 @@ def test_a_hash_is_of_names_and_contents_in_any_order(tmp_path):
     a.write_text("2")
     b.write_text("1")
     assert hash_files([a, b], tmp_path) != found
+
+
+def test_a_name_that_no_system_takes_is_nothing(tmp_path):
+    (tmp_path / "a").touch()
+    assert is_a(tmp_path / "a", Path.is_file) and not is_a(tmp_path / "a", Path.is_dir)
+    assert not is_a(tmp_path / ("a" * 5_000), Path.is_file)
+
+
+def test_cells_are_text_whatever_they_spell(tmp_path):
+    (tmp_path / "t.csv").write_text('x\n \n007\nNA\n""\n"a\n,"\n')
+    assert read_cells(tmp_path / "t.csv")["x"].tolist() == [" ", "007", "NA", "", "a\n,"]

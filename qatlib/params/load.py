@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from qatlib.files import is_a
 from qatlib.params.errors import complaint
 from qatlib.params.schema import Params
 from qatlib.params.sections import ROOT
-from qatlib.params.yaml import ParamsError, given, read_yaml
+from qatlib.params.yaml import DEEPEST, ParamsError, given, read_yaml
 
 NO_RUNS = ("bench", "compare.html")
 """What `make bench` and `make compare` write to `reports/`."""
@@ -28,7 +29,7 @@ def profile_path(profile: str, root: Path = ROOT) -> Path:
             raise ParamsError(f"PROFILE: {given(profile)} is not a profile; {allowed}")
         return root / "params" / f"{profile}.yaml"
     path = root / profile
-    if not path.is_file():
+    if not is_a(path, Path.is_file):
         raise ParamsError(f"PROFILE: {given(profile)} is not a file; {allowed}")
     name = run_name(profile)
     for other in names:  # on some disks Quick and quick are one folder
@@ -113,7 +114,7 @@ def _extended(values: dict[str, Any], shown: str, root: Path) -> dict[str, Any]:
 def _override(values: dict[str, Any], text: str) -> str:
     """Set one `dotted.key=YAML value` in place; returns the key."""
     key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key) or key.count(".") > DEEPEST:
         raise ParamsError(f"SET: {given(text)} is no override; allowed is dotted.key=value")
     *parents, last = key.split(".")
     section = values

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-from qatlib.qa.spans import PREFIX
 from qatlib.qa.squad import Answer, Question
 from qatlib.seeds import stream
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 WORDS = {
     kind: words.split()
@@ -127,6 +126,12 @@ def generate(n: int, seed: int, part: str = "train") -> list[Question]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of every word `generate` can write, in a fixed order: 360 with pad, bos, eos, unk."""
+    # imported here, because they take seconds, and questions need none of them
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from qatlib.qa.spans import PREFIX
+
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     phrases = [
         *(word for words in WORDS.values() for word in words),
@@ -153,6 +158,9 @@ def build_model(n_layer: int, n_head: int, n_embd: int, seed: int) -> GPT2LMHead
     initialization", Trockman and Kolter 2023). So the names in the context attend to those in the question. With GPT-2's own
     initialisation, the model only guesses among the people during a whole two-minute training.
     """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     tokenizer = build_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),

@@ -13,6 +13,8 @@ from qatlib.files import lock
 from qatlib.params.load import run_name
 from qatlib.params.sections import ROOT
 from qatlib.params.yaml import ParamsError
+from qatlib.qa.formats import DataError, printable
+from qatlib.run.inputs import check_inputs
 from qatlib.run.keys import Run
 from qatlib.run.portable import make_portable
 from qatlib.run.sources import PipelineError
@@ -30,11 +32,13 @@ def execute(run: Run, stage: str) -> None:
 
     Raises:
         PipelineError: the notebook failed; it is left as `executed.failed.ipynb`.
+        ParamsError, DataError: something that a stage, this one or a later one, needs cannot be used.
     """
     if upstream := UPSTREAM[stage]:
         execute(run, upstream)
     with lock(run.directory / ".lock", f"waiting for the other run of {run.name} to end"):
         if not run.is_done(stage):
+            check_inputs(run.params)
             _execute(run, stage)
 
 
@@ -134,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qatlib.run.pipeline", description="Run the stages of a report.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
-        "check": "check the params",
+        "check": "check the params, and read the data that they name",
         "keys": "bring the keys that make looks at up to date",
         "run": "run one stage, and those upstream of it that are not done",
         "needs": "print the run's name, and the weights that make installs for it",
@@ -153,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     settle(os.environ, ROOT)
     try:
+        for option, text in vars(given).items():
+            if printable(text) != text:
+                raise ParamsError(f"{option}: holds half a surrogate pair, or bytes that are no text; allowed is valid Unicode")
         if given.command == "html":
             return html(given.profile)
         try:
@@ -162,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = Run(given.profile, overrides)
         if given.command in ("keys", "publish"):
             check_folder(run.report)
-        if given.command == "keys":
+        if given.command == "check":
+            check_inputs(run.params)
+        elif given.command == "keys":
             run.sync()
             if run.is_published:
                 print(f"report is up to date: {run.report.relative_to(run.root)}/index.html")
@@ -174,9 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.keep(given.stage, given.why)
         elif given.command == "publish":
             publish(run)
-    except (ParamsError, PipelineError, ForeignFileError) as error:
+    except (PipelineError, ForeignFileError) as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, ParamsError) else 1
+        return 1
+    except (ParamsError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 2
     except OSError as error:  # a full or read-only disk
         print(f"{given.command}: {error.filename or 'a file'} can't be used: {error.strerror or error}", file=sys.stderr)
         return 1

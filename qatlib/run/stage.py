@@ -135,14 +135,12 @@ class Stage:
 
     def measured(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Like `table`, for measurements of the machine. Equal runs differ in these, so they are kept as `timing/<name>.csv`."""
-        import pandas as pd
-
         path = self.directory / "timing" / f"{_checked(name)}.csv"
-        self._tables.find(self.name, name)
+        declared = self._tables.find(self.name, name)
         if not path.is_file():
             write_atomic(path, to_csv(compute()))
             self._computed()
-        frame = pd.read_csv(path)
+        frame = declared.read(path)
         self._tables.check(self.name, name, frame.columns, measured=True)
         return frame
 

@@ -124,10 +124,9 @@ def _evaluations(run: Report, stage: str) -> dict[str, pd.DataFrame]:
     declared, found = published(), {}
     for name, path in run.files(stage, "*.csv").items():
         if declared.declares(stage, name) and declared.find(stage, name).scored:
-            scored = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
-            found[name.removeprefix("scores_").replace("_", " ")] = scored
+            found[name.removeprefix("scores_").replace("_", " ")] = _read(stage, path)
     for path in run.files(stage, "attack_rows.csv").values():
-        attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str", "training": "str"})
+        attacked = _read(stage, path)
         for (attack, at), rows in attacked[attacked["experiment"] == "main"].groupby(["attack", "answered"], sort=False):
             found[f"attack {attack}, answered at {at}"] = rows
     return found
@@ -165,11 +164,17 @@ def _stage(runs: Sequence[Report], stage: str) -> Iterator[tuple[str, list[tuple
             have = [(run, files[name]) for run, files in found.items() if name in files]
             hidden = pattern == "*.csv" and (name in figures or detailed(name))  # a figure's numbers, or too many rows
             if len(have) > 1 and not hidden:
-                yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
+                yield name.replace("_", " "), [(run, shown(stage, run, path)) for run, path in have]
 
 
-def _table(run: str, path: Path) -> Markup:
-    frame = pd.read_csv(path)
+def _read(stage: str, path: Path) -> pd.DataFrame:
+    """A table of a report as it is declared; as pandas reads it if it is of other code, and not declared any more."""
+    declared = published().declares(stage, path.stem)
+    return published().find(stage, path.stem).read(path) if declared else pd.read_csv(path)
+
+
+def _table(stage: str, run: str, path: Path) -> Markup:
+    frame = _read(stage, path)
     cut = f", the first {_MOST} of its {len(frame):,} rows" if len(frame) > _MOST else ""
     return _shown(frame.head(_MOST), run + cut)
 
@@ -180,7 +185,7 @@ def _shown(frame: pd.DataFrame, caption: str, without: str = "An empty table.") 
     return Markup(table_html(results.readable(frame), caption, "").data)
 
 
-def _figure(run: str, path: Path) -> Markup:
+def _figure(stage: str, run: str, path: Path) -> Markup:
     source = base64.b64encode(path.read_bytes()).decode("ascii")
     name = path.stem.replace("_", " ")
     image = Markup('<img src="data:image/svg+xml;base64,{}" alt="{} of {}">').format(source, name, run)

@@ -43,6 +43,15 @@ def test_differences_are_paired_on_the_questions_in_common(two):
     assert row["difference"] == row["difference_low"] == row["difference_high"] == 5.0
 
 
+def test_ids_are_text_whatever_they_spell(two):
+    ids = ["NA", "null", "007", "7", "1e5", "True", "", "a,b", " "]
+    for folder in two:
+        scores = pd.DataFrame({"id": ids, "paragraph": ids, "em": 0.0, "f1": 1.0, "loss": 1.0})
+        scores.to_csv(folder / "results" / "02_switchable_train" / "scores_switchable_8.csv", index=False)
+    found = paired_differences([Report(f.name, f) for f in two], **OPTIONS)
+    assert set(found["n"]) == {len(ids)}
+
+
 def test_perplexities_are_paired_on_the_paragraphs_in_common(two):
     for folder, nll in zip(two, (20.0, 30.0), strict=True):
         text = pd.DataFrame({"paragraph": ["p0", "p1", folder.name], "nll": nll, "tokens": 10, "correct": 1})
