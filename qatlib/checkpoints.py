@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qatlib.files import replacing
-from qatlib.saving import ModelError, save_file, whole
+from qatlib.saving import ModelError, intact, save_file
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -70,7 +70,7 @@ def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.O
     """
     if not path.is_file():
         return 0, []
-    with whole(path), safe_open(path, "pt") as file:
+    with intact(path), safe_open(path, "pt") as file:
         done, rows = _about(path, file.metadata())
         keys = file.keys()
         parts = {key: file.get_slice(key) for key in keys}
