@@ -59,7 +59,10 @@ def test_tensors_are_refused_by_name(tmp_path):
     check_tensors(path, read_tensors(path), expected)
     for changed, message in (
         ({"a": torch.zeros(3, 2)}, r"which has a of shape \(2, 3\)"),
-        ({"a": torch.zeros(2, 3, dtype=torch.int64)}, "a is of type torch.int64, and the model beside it has torch.float32 there"),
+        (
+            {"a": torch.zeros(2, 3, dtype=torch.int64)},
+            "a is of type torch.int64, and the model beside it has torch.float32",
+        ),
         ({"c": torch.zeros(1)}, "which has no c"),
     ):
         with pytest.raises(ModelError, match=message):
