@@ -50,9 +50,15 @@ def learning_rate(step: int, args: TrainingArguments) -> float:
 
 
 def learning_rate_factor(configurations: Sequence[Configuration], factors: Mapping[Precision, float] | None) -> float:
-    """Mean of the factors of all layers' precisions over the configurations of a step; 1 without factors (S2)."""
+    """Mean of the factors of all layers' precisions over the configurations of a step; 1 without factors (S2).
+
+    Raises:
+        ValueError: a precision has no factor.
+    """
     if factors is None:
         return 1.0
+    if missing := {p.name for configuration in configurations for p in configuration.values() if p not in factors}:
+        raise ValueError(f"learning_rate_factors has none for the precision {min(missing)}")
     return float(np.mean([factors[p] for configuration in configurations for p in configuration.values()]))
 
 

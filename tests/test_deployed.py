@@ -185,7 +185,8 @@ def test_a_save_that_fails_leaves_what_was_there(model, tmp_path, byte_level_tok
 
 @pytest.mark.parametrize("bits", [4, 32])
 @pytest.mark.parametrize(
-    "name", ["config.json", "generation_config.json", "tokenizer.json", "deployed.json", "weights.safetensors", "rest.safetensors"]
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "deployed.json", "weights.safetensors", "rest.safetensors"],
 )
 def test_a_damaged_file_is_named_in_one_sentence(name, bits, tmp_path, byte_level_tokenizer, model):
     deploy(model, bits).save(tmp_path, byte_level_tokenizer)
