@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from qatlib.files import replacing
+from qatlib.saving import ModelError, intact, save_file
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_ADAMW = ("step", "exp_avg", "exp_avg_sq")
+"""The optimizer's state of one parameter."""
 
 
 def save(
@@ -29,10 +36,8 @@ def save(
         names = list(trainable)
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{names[index]}/{key}": torch.as_tensor(value) for key, value in state.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {"done": str(done), "rows": json.dumps(rows)})
-        partial.replace(path)
+        with replacing(path) as scratch:
+            save_file(tensors, scratch, {"done": str(done), "rows": json.dumps(rows)})
     accelerator.wait_for_everyone()  # every process can find the file from here on
 
 
@@ -44,26 +49,38 @@ def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
     return {key: accelerator.gather(state[None].to(accelerator.device)).cpu() for key, state in states.items()}
 
 
+def check_writable(path: Path) -> None:
+    """Check that a checkpoint can be written, before hours of training and not after them.
+
+    Raises:
+        OSError: `path` is a directory, or its own directory can't be made or written to.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; the name of a file is needed for a checkpoint")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=path.parent):
+        pass
+
+
 def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, rank: int) -> tuple[int, list[Any]]:
     """Steps done and metrics so far; (0, []) without a checkpoint.
 
     If there are more processes now than when it was written, the additional ones keep their own random states.
 
     Raises:
-        ValueError: the checkpoint has other parameters.
+        ModelError: the file is damaged, or a checkpoint of other parameters. Nothing is changed then.
     """
     if not path.is_file():
         return 0, []
-    state: dict[int, dict[str, Tensor]] = {}
-    index = {name: i for i, name in enumerate(trainable)}
-    with safe_open(path, "pt") as file:
+    with intact(path), safe_open(path, "pt") as file:
+        done, rows = _about(path, file.metadata())
         keys = file.keys()
-        weights = {key.removeprefix("weight/"): key for key in keys if key.startswith("weight/")}
-        shapes = {(name, tuple(file.get_slice(key).get_shape())) for name, key in weights.items()}
-        if other := sorted(shapes ^ {(name, tuple(p.shape)) for name, p in trainable.items()}):
-            what = f"a checkpoint of another training, whose {other[0][0]} is not this one's"
-            raise ValueError(f"{path}: {what}; remove it or name another")
-        for key in keys:
+        parts = {key: file.get_slice(key) for key in keys}
+        found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
+        _check(path, found, trainable)
+        state: dict[int, dict[str, Tensor]] = {}
+        index = {name: i for i, name in enumerate(trainable)}
+        for key in found:
             kind, _, rest = key.partition("/")
             value = file.get_tensor(key)
             if kind == "weight":
@@ -76,6 +93,44 @@ def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.O
                 torch.set_rng_state(value[rank].clone())  # given a view, torch 2.13 reads the wrong bytes or crashes
             elif rank < len(value) and torch.cuda.is_available():
                 torch.cuda.set_rng_state(value[rank].clone())
-        about = file.metadata()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(about["done"]), json.loads(about["rows"])
+    return done, rows
+
+
+def _about(path: Path, metadata: Mapping[str, str] | None) -> tuple[int, list[Any]]:
+    """Steps done and metrics so far, from the file's header."""
+    try:
+        done, rows = int((metadata or {})["done"]), json.loads((metadata or {})["rows"])
+        if done >= 0 and isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            return done, rows
+    except (KeyError, ValueError, RecursionError):
+        pass
+    raise ModelError(f"{path}: a damaged checkpoint, whose header does not hold the steps done and their metrics")
+
+
+def _check(path: Path, found: Mapping[str, tuple[tuple[int, ...], str]], trainable: Mapping[str, Tensor]) -> None:
+    """Check that a file's tensors, given by shape and type, are a state of these parameters."""
+    own = {(f"weight/{name}", tuple(p.shape)) for name, p in trainable.items()}
+    if other := sorted(own ^ {(key, shape) for key, (shape, _) in found.items() if key.startswith("weight/")}):
+        what = f"a checkpoint of another training, whose {other[0][0].removeprefix('weight/')} is not this one's"
+        raise ModelError(f"{path}: {what}; remove it or name another")
+    random_bytes = len(torch.get_rng_state())
+    for key, (shape, dtype) in found.items():
+        kind, _, rest = key.partition("/")
+        name, _, field = rest.rpartition("/")
+        if kind == "random":
+            right = dtype == "U8" and len(shape) == 2 and (rest == "cuda" or (rest == "cpu" and shape[1] == random_bytes))
+        elif kind == "optimizer":
+            complete = name in trainable and all(f"optimizer/{name}/{other}" in found for other in _ADAMW)
+            right = (
+                complete
+                and field in _ADAMW
+                and shape == (() if field == "step" else tuple(trainable[name].shape))
+                and dtype in _FLOATS
+            )
+        else:
+            right = kind == "weight" and dtype in _FLOATS
+        if not right:
+            raise ModelError(f"{path}: a damaged checkpoint, in which {key} of shape {shape} and type {dtype} is not right")
+    if "random/cpu" not in found:
+        raise ModelError(f"{path}: a damaged checkpoint, without random states")

@@ -5,27 +5,79 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.files import swapped_in
 from qatlib.grids import codes_of
 from qatlib.integer import IntegerLinear
 from qatlib.model import SwitchableModel
 from qatlib.packing import pack, unpack
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
-from qatlib.pretrained import ModelError
+from qatlib.pretrained import check_directory, load_tokenizer, one_sentence
+from qatlib.saving import (
+    check_files,
+    check_tensors,
+    check_tokenizer,
+    read_json,
+    read_tensors,
+    save_file,
+    save_surroundings,
+    ties,
+    untied,
+)
 from qatlib.switching import Switching
 from qatlib.weights import NESTED_IN
 
-_TIED = "lm.lm_head.weight"
+_GENERATION_FILE = "generation_config.json"
 _WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE = "weights.safetensors", "rest.safetensors", "deployed.json"
+
+
+@dataclass
+class _Layer:
+    """What `deployed.json` holds of a layer: its precision, and the width, form and shape of its packed codes."""
+
+    info: LayerInfo
+    precision: str
+    bits: int
+    odd: bool
+    shape: tuple[int, int]
+
+    def codes(self, own: Mapping[str, Tensor], quantizer: QuantizerArguments, replaced: nn.Module) -> Tensor:
+        """The codes (out, in), or the weights at 32 bits.
+
+        Args:
+            own: what is stored of this layer.
+            replaced: the layer in whose place it comes.
+
+        Raises:
+            ValueError: there are no codes, or other ones than the replaced layer needs.
+        """
+        weight = getattr(replaced, "weight", None)
+        if weight is None or self.shape != tuple(weight.shape)[:: -1 if isinstance(replaced, Conv1D) else 1]:
+            raise ValueError(f"codes of shape {self.shape} do not fit the config's model")
+        if "codes" not in own or (own["codes"].dtype == torch.uint8) == (self.bits == FULL):
+            raise ValueError(f"no codes of {self.bits} bits are stored")
+        if self.bits == FULL:
+            return own["codes"]
+        ranks = unpack(own["codes"], self.bits, self.shape)
+        # keep the saved form: earlier versions packed odd codes unchanged if they fitted
+        return codes_of(self.bits, quantizer.grid).of_ranks(ranks) if self.odd else ranks
+
+
+@dataclass
+class _Saved:
+    """What `deployed.json` holds."""
+
+    quantizer: QuantizerArguments
+    layers: list[_Layer]
 
 
 class DeployedModel(Switching[IntegerLinear]):
@@ -52,14 +104,18 @@ class DeployedModel(Switching[IntegerLinear]):
                 raise ValueError(f"{name} was not deployed with {precision.w_bits}-bit weights, only with {have} bits")
 
     def save(self, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a directory: `weights.safetensors` with packed codes and their scales, and other files for the rest."""
-        path.mkdir(parents=True, exist_ok=True)
-        self.lm.config.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        """Write a directory: `weights.safetensors` with packed codes and their scales, and other files for the rest.
+
+        All files take their places at the end, or none: after an error the directory is as it was. Other files there are kept.
+
+        Raises:
+            OSError: a file cannot be written.
+            ValueError: `tokenizer` is no tokenizer.
+        """
+        check_tokenizer(tokenizer)
         weights: dict[str, Tensor] = {}
-        rest = self.state_dict()
-        if self.lm.config.tie_word_embeddings:
-            rest.pop(_TIED, None)
+        rest = {f"lm.{name}": value for name, value in untied(self.lm, self.lm.state_dict()).items()}
+        rest |= {f"qa_outputs.{name}": value for name, value in self.qa_outputs.state_dict().items()}
         about = []
         for info, layer in zip(self.infos, self._layers, strict=True):
             for key, value in layer.stored().items():
@@ -69,45 +125,47 @@ class DeployedModel(Switching[IntegerLinear]):
             if layer.bits != FULL:
                 grid = codes_of(layer.bits, layer.quantizer.grid)
                 odd, weights[f"{info.name}.codes"] = grid.odd, pack(grid.ranks(codes), layer.bits)
-            stored = {"bits": layer.bits, "odd": odd, "shape": list(codes.shape)}
-            about.append({"info": asdict(info), "precision": layer.precision.name, **stored})
-        save_file({name: value.contiguous() for name, value in weights.items()}, path / _WEIGHTS_FILE)
-        save_file({name: value.contiguous() for name, value in rest.items()}, path / _REST_FILE)
-        quantizer = asdict(self._layers[0].quantizer)
-        (path / _ABOUT_FILE).write_text(json.dumps({"quantizer": quantizer, "layers": about}, indent=1))
+            about.append(asdict(_Layer(info, layer.precision.name, layer.bits, odd, (codes.shape[0], codes.shape[1]))))
+        with swapped_in(Path(path), _ABOUT_FILE) as new:
+            save_surroundings(new, self.lm, tokenizer)
+            save_file(weights, new / _WEIGHTS_FILE)
+            save_file(rest, new / _REST_FILE)
+            quantizer = asdict(self._layers[0].quantizer)
+            (new / _ABOUT_FILE).write_text(json.dumps({"quantizer": quantizer, "layers": about}, indent=1))
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> tuple[DeployedModel, PreTrainedTokenizerBase]:
-        """Read back what `save` wrote.
+        """Read back what `save` wrote, in eval mode and at the precision it was saved at.
 
         Raises:
-            ModelError: the directory was not written by `save`, or is incomplete.
+            ModelError: the directory was not written by `save`, or a file of it is missing, damaged or of another model.
         """
-        for name in (_WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE):
-            if not (path / name).is_file():
-                raise ModelError(f"{path}: no {name} in it, so no deployed model was saved here")
-        about = json.loads((path / _ABOUT_FILE).read_text())
-        tensors = load_file(path / _WEIGHTS_FILE, str(device)) | load_file(path / _REST_FILE, str(device))
-        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).to(device)
-        quantizer = QuantizerArguments(**about["quantizer"])
-        for layer in about["layers"]:
-            start = layer["info"]["name"] + "."
-            own = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
-            if layer["bits"] != FULL:
-                ranks = unpack(own["codes"], layer["bits"], tuple(layer["shape"]))
-                # keep the saved form: earlier versions packed odd codes unchanged if they fitted
-                own["codes"] = codes_of(layer["bits"], quantizer.grid).of_ranks(ranks) if layer["odd"] else ranks
-            lm.set_submodule(layer["info"]["name"], IntegerLinear.restore(own, layer["bits"], quantizer))
-        model = cls(lm, nn.Linear(lm.config.hidden_size, 2), [LayerInfo(**layer["info"]) for layer in about["layers"]])
-        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
-        lm.tie_weights()
-        absent = [name for name in missing if name != _TIED or not lm.config.tie_word_embeddings]
-        if absent or unexpected:
-            raise ModelError(f"{path / _REST_FILE}: does not fit the model beside it ({(absent or unexpected)[0]})")
-        model.set_precision(
-            Configuration({layer["info"]["name"]: Precision.parse(layer["precision"]) for layer in about["layers"]})
-        )
-        return model.requires_grad_(False), AutoTokenizer.from_pretrained(path)
+        path = Path(path)
+        check_files(path, (_WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE), "deployed model")
+        check_directory(path, weights=False)
+        saved = read_json(path / _ABOUT_FILE, _Saved, "quantizer")
+        weights, rest = (read_tensors(path / name, str(device)) for name in (_WEIGHTS_FILE, _REST_FILE))
+        with one_sentence(str(path / "config.json")):
+            lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).to(device)
+        if (path / _GENERATION_FILE).is_file():
+            with one_sentence(str(path / _GENERATION_FILE)):
+                lm.generation_config = GenerationConfig.from_pretrained(path)
+        for layer in saved.layers:
+            name = layer.info.name
+            own = _taken(weights, f"{name}.") | _taken(rest, f"{name}.")
+            with one_sentence(f"{path}: layer {name}"):
+                own["codes"] = layer.codes(own, saved.quantizer, lm.get_submodule(name))
+                lm.set_submodule(name, IntegerLinear.restore(own, layer.bits, saved.quantizer))
+        check_tensors(path / _WEIGHTS_FILE, weights, {})
+        model = cls(lm, nn.Linear(lm.config.hidden_size, 2), [layer.info for layer in saved.layers])
+        for name, source in ties(lm).items():
+            if f"lm.{name}" not in rest and f"lm.{source}" in rest:
+                rest[f"lm.{name}"] = rest[f"lm.{source}"] = nn.Parameter(rest[f"lm.{source}"], requires_grad=False)
+        check_tensors(path / _REST_FILE, rest, model.state_dict())
+        model.load_state_dict(rest, assign=True)
+        with one_sentence(str(path / _ABOUT_FILE)):
+            model.set_precision(Configuration({layer.info.name: Precision.parse(layer.precision) for layer in saved.layers}))
+        return model.requires_grad_(False), load_tokenizer(path, str(path))
 
     def memory(self) -> dict[str, int]:
         """`IntegerLinear.memory`, summed over the layers."""
@@ -143,11 +201,13 @@ def deploy_nested(model: SwitchableModel, precisions: Sequence[Any]) -> Deployed
     """Several widths of a model, stored as its 8-bit codes only. The first of `precisions` is active. Answers are the model's.
 
     Raises:
-        ValueError: 32 among the weight widths; several widths of a model whose quantizer is not `nested`, or whose widest are
-            not 8 bits, so that its narrower codes are others; a width that has no adapter while others have one.
+        ValueError: no precision; 32 among the weight widths; several widths of a model whose quantizer is not `nested`, or whose
+            widest are not 8 bits, so that its narrower codes are others; a width that has no adapter while others have one.
     """
     parsed = [Precision.parse(p) for p in precisions]
     widths = sorted({p.w_bits for p in parsed})
+    if not widths:
+        raise ValueError("no precision is given to deploy: allowed are one or more")
     if FULL in widths:
         raise ValueError(f"no codes hold {FULL}-bit weights: deploy widths of 2 to 16 bits, or {FULL} alone")
     if len(widths) > 1 and not (model.quantizer.nested and max(widths) == NESTED_IN):
@@ -165,3 +225,8 @@ def _with_layers(model: SwitchableModel, widths: Mapping[str, Sequence[int]]) ->
     layers = zip(model.infos, model.layers, strict=True)
     memo: dict[int, Any] = {id(layer): IntegerLinear.of(layer, widths[info.name]) for info, layer in layers}
     return DeployedModel(copy.deepcopy(model.lm, memo), copy.deepcopy(model.qa_outputs), model.infos)
+
+
+def _taken(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """The tensors whose names start so, without that start. They are taken out."""
+    return {name.removeprefix(start): tensors.pop(name) for name in [*tensors] if name.startswith(start)}

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qatlib.layers import SHARED, Lora, LoraSpec, SwitchableLinear
+from qatlib.files import swapped_in
+from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
+from qatlib.saving import ModelError, check_tensors, read_json, read_tensors, save_file
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (_CONFIG, _WEIGHTS)
+"""The files of an adapter's folder."""
 _PREFIX = "base_model.model."
+
+_HARMLESS = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out",
+    # which layers: the tensors must be those of the model's layers, whatever says so
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    # how an adapter starts, if that leaves the base as it is, and options of what is not used
+    "init_lora_weights", "eva_config", "corda_config", "lora_ga_config", "loftq_config", "qalora_group_size", "megatron_core",
+    "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+"""The settings of PEFT that do not change what an adapter with given tensors computes, or that are read here.
+
+All others must be empty: DoRA, biases, patterns of ranks, modules that are saved whole, and what later versions add.
+"""
+_INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
+"""PEFT's ways to start an adapter that do not change the base weights; pissa, olora, loftq and others do."""
 
 
 def adapter_folder(path: Path, w_bits: int) -> Path:
@@ -43,39 +64,58 @@ def save_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: i
         "fan_in_fan_out": next(iter(layers.values())).fan_in_fan_out,
         "bias": "none",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {key: value for name, layer in layers.items() for key, value in _to_peft(name, layer, w_bits).items()}
-    save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
+    with swapped_in(folder, _CONFIG) as new:
+        (new / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        tensors = {key: value for name, layer in layers.items() for key, value in _to_peft(name, layer, w_bits).items()}
+        save_file(tensors, new / _WEIGHTS, {"format": "pt"})
 
 
 def read_spec(folder: Path) -> LoraSpec:
-    """Rank, alpha and dropout of a saved adapter."""
-    config = json.loads((folder / _CONFIG).read_text())
-    return LoraSpec(config["r"], config["lora_alpha"], config["lora_dropout"])
+    """Rank, alpha and dropout of a saved adapter. rsLoRA's alpha / √rank is read as the alpha that gives the same scale.
+
+    Raises:
+        ModelError: a file is missing or damaged; the adapter is no LoRA, or computes something else than `layers.Lora`.
+    """
+    path = Path(folder) / _CONFIG
+    config = read_json(path, dict[str, Any])
+    for key in ("peft_type", "r", "lora_alpha", "lora_dropout"):
+        if key not in config:
+            raise ModelError(f"{path}: {key} is missing")
+    if config["peft_type"] != "LORA":
+        raise ModelError(f"{path}: peft_type is {config['peft_type']!r}; allowed is 'LORA'")
+    if other := [key for key, value in config.items() if key not in _HARMLESS and value and (key, value) != ("bias", "none")]:
+        raise ModelError(f"{path}: {other[0]} is {config[other[0]]!r:.80}, which is not supported; allowed is a plain LoRA")
+    if (initial := config.get("init_lora_weights")) not in _INITIAL:
+        raise ModelError(f"{path}: init_lora_weights is {initial!r}, which changes the base; save it converted to a plain LoRA")
+    try:
+        spec = LoraSpec(config["r"], config["lora_alpha"], config["lora_dropout"])
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
+    if config.get("use_rslora"):
+        spec = LoraSpec(spec.rank, spec.alpha * math.sqrt(spec.rank), spec.dropout)
+    return spec
 
 
 @torch.no_grad()
 def load_adapter(folder: Path, layers: Mapping[str, SwitchableLinear], w_bits: int) -> None:
-    """Read a saved adapter into the layers' adapters of that bit-width.
+    """Read a saved adapter into the layers' adapters of that bit-width, which have its rank and alpha.
 
     Raises:
-        ValueError: the file has another model's layers, or another rank.
+        ModelError: as `read_spec`; the file has another model's layers, another rank or another scale; nothing is read then.
+        ValueError: the layers have no adapter of that bit-width.
     """
-    tensors = load_file(folder / _WEIGHTS)
+    path, spec = Path(folder) / _WEIGHTS, read_spec(folder)
+    tensors = read_tensors(path)
+    mine = {key: value for name, layer in layers.items() for key, value in _to_peft(name, layer, w_bits).items()}
+    if mine.keys() < tensors.keys():
+        raise ModelError(f"{path}: holds {len(tensors)} tensors, the model's {len(layers)} layers have two each")
+    check_tensors(path, tensors, mine, "the model")
+    scale = spec.alpha / spec.rank
     for name, layer in layers.items():
-        for key, mine in _to_peft(name, layer, w_bits).items():
-            if key not in tensors or tensors[key].shape != mine.shape:
-                raise ValueError(f"{folder / _WEIGHTS}: does not fit the model, which has {key} of shape {tuple(mine.shape)}")
+        if not math.isclose(own := layer.own_adapter(w_bits).scaling, scale):
+            raise ModelError(f"{path.with_name(_CONFIG)}: scales by {scale:g}, and the adapter of {name} by {own:g}")
+    for name, layer in layers.items():
         _from_peft(name, layer, w_bits, tensors)
-    if len(tensors) != 2 * len(layers):
-        raise ValueError(f"{folder / _WEIGHTS}: holds {len(tensors)} tensors, the model's {len(layers)} layers have two each")
-
-
-def _lora(layer: SwitchableLinear, w_bits: int) -> Lora:
-    adapter = layer.adapters[str(w_bits)]
-    assert isinstance(adapter, Lora)
-    return adapter
 
 
 # PEFT's A gets the layer's original input. Adapters with a rotated input are therefore rotated back when saved, and rotated
@@ -84,12 +124,12 @@ def _lora(layer: SwitchableLinear, w_bits: int) -> Lora:
 
 def _to_peft(name: str, layer: SwitchableLinear, w_bits: int) -> dict[str, Tensor]:
     """A (rank, in) and B (out, rank) of one adapter under PEFT's names."""
-    lora = _lora(layer, w_bits)
+    lora = layer.own_adapter(w_bits)
     parts = {"lora_A": layer.rotation.inverse(lora.lora_A), "lora_B": lora.lora_B}
     return {f"{_PREFIX}{name}.{part}.weight": value.detach().contiguous() for part, value in parts.items()}
 
 
 def _from_peft(name: str, layer: SwitchableLinear, w_bits: int, tensors: Mapping[str, Tensor]) -> None:
-    lora, a = _lora(layer, w_bits), tensors[f"{_PREFIX}{name}.lora_A.weight"]
+    lora, a = layer.own_adapter(w_bits), tensors[f"{_PREFIX}{name}.lora_A.weight"]
     lora.lora_A.copy_(layer.rotation.apply(a))
     lora.lora_B.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])

@@ -88,8 +88,10 @@ def codes_of(bits: int, grid: Grid) -> Codes:
     """The codes of a grid at a bit-width.
 
     Raises:
-        ValueError: `bits` outside 2..16.
+        ValueError: `bits` outside 2..16, or no grid of that name.
     """
+    if grid not in GRIDS:
+        raise ValueError(f"the grid is {grid!r}; allowed are {', '.join(GRIDS)}")
     if not 2 <= bits <= 16:
         raise ValueError(f"a grid has 2 to 16 bits, not {bits}")
     return GRIDS[grid].codes(bits)

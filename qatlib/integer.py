@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qatlib.arguments import QuantizerArguments
 from qatlib.kernels import CodeMatrix, FloatCodes, exact_kernel
 from qatlib.layers import SwitchableLinear
-from qatlib.precision import FULL, Precision
+from qatlib.precision import BIT_WIDTHS, FULL, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import EMAObserver, dequantize, fake_quantize, grouped, narrowed
 
@@ -86,7 +86,12 @@ class IntegerLinear(nn.Module):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], bits: int, quantizer: QuantizerArguments) -> IntegerLinear:
-        """The layer that `stored` was called on, at its widest width."""
+        """The layer that `stored` was called on, at its widest width.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, or has another shape than the codes and the quantizer give it.
+        """
+        _check_stored(tensors, bits, quantizer)
         by_width: dict[str, dict[int, Tensor]] = {kind: {} for kind in ("scale", "clip", "lora_A", "lora_B")}
         for name, value in tensors.items():
             kind, _, w = name.partition(".")
@@ -171,3 +176,30 @@ class IntegerLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, precision={self.precision.name}"
+
+
+def _check_stored(tensors: Mapping[str, Tensor], bits: int, quantizer: QuantizerArguments) -> None:
+    if bits not in BIT_WIDTHS or (bits != FULL and f"scale.{bits}" not in tensors):
+        raise ValueError(f"codes of {bits!r} bits, without a scale for them")
+    out, inputs = tensors["codes"].shape
+    groups = inputs // quantizer.group_size
+    scale = {"per_tensor": (), "per_channel": (out, 1), "per_group": (out, groups, 1)}[quantizer.weights]
+    for name, tensor in tensors.items():
+        kind, _, w = name.partition(".")
+        if (kind in ("scale", "clip", "lora_A", "lora_B")) != (w.isdecimal() and int(w) in BIT_WIDTHS):
+            raise ValueError(f"{name} is not known")
+        rank = tensors[f"lora_A.{w}"].shape[0] if f"lora_A.{w}" in tensors else 0
+        shapes: dict[str, tuple[int, ...]] = {
+            "codes": (out, inputs),
+            "scale": scale,
+            "bias": (out,),
+            "clip": (),
+            "input_absmax": (),
+        }
+        shapes |= {"lora_A": (rank, inputs), "lora_B": (out, rank)}
+        if tuple(tensor.shape) != shapes.get(kind) or (kind.startswith("lora") and rank == 0):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected is {shapes.get(kind)}")
+        if tensor.is_floating_point() == (kind == "codes" and bits != FULL):
+            raise ValueError(f"{name} is of type {tensor.dtype}")
+    if pairs := {n[7:] for n in tensors if n.startswith("lora_A.")} ^ {n[7:] for n in tensors if n.startswith("lora_B.")}:
+        raise ValueError(f"the adapter for {min(pairs)} bits has one factor, expected are two")

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.kernels import FloatCodes, exact_kernel
-from qatlib.precision import FULL, FULL_PRECISION, Precision
+from qatlib.precision import BIT_WIDTHS, FULL, FULL_PRECISION, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import EMAObserver, Observer, fake_quantize, quantize_gradient
 from qatlib.rotation import Rotation
@@ -62,6 +62,32 @@ class LoraSpec:
     rank: int
     alpha: float
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, kinds, holds, allowed in (
+            ("rank", int, lambda value: value >= 1, "an integer of at least 1"),
+            ("alpha", (int, float), math.isfinite, "a finite number"),
+            ("dropout", (int, float), lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
+                raise ValueError(f"the {name} of an adapter is {value!r}; allowed is {allowed}")
+
+
+def check_adapters(specs: Mapping[int, LoraSpec]) -> None:
+    """Check what `add_adapters` gets.
+
+    Raises:
+        ValueError: no mapping; a key is no weight bit-width and not `SHARED`; a value is no `LoraSpec`.
+    """
+    if not isinstance(specs, Mapping):
+        raise ValueError(f"adapters are given as a mapping from weight bit-widths to LoraSpecs, not as {specs!r}")
+    for w_bits, spec in specs.items():
+        if type(w_bits) is not int or w_bits not in (*BIT_WIDTHS, SHARED):
+            allowed = f"2 to 16, {FULL}, and {SHARED} for an adapter that all bit-widths share"
+            raise ValueError(f"the bit-width of an adapter is {w_bits!r}; allowed are {allowed}")
+        if not isinstance(spec, LoraSpec):
+            raise ValueError(f"the adapter for {w_bits} bits is {spec!r}; allowed is a LoraSpec")
 
 
 class Lora(nn.Module):
@@ -121,6 +147,7 @@ class SwitchableLinear(nn.Module):
         self.observer: Observer = EMAObserver()
         self.observing = False
         self.by_integers = True
+        self.train(base.training)
 
     @property
     def oriented_weight(self) -> Tensor:
@@ -144,7 +171,12 @@ class SwitchableLinear(nn.Module):
         self.weight_quantizer = WeightQuantizer(quantizer, self.steps)
 
     def add_adapters(self, specs: Mapping[int, LoraSpec]) -> None:
-        """Add a fresh adapter for each weight bit-width, or for `SHARED`, replacing what was there."""
+        """Add a fresh adapter for each weight bit-width, or for `SHARED`, replacing what was there.
+
+        Raises:
+            ValueError: as `check_adapters`; no adapter is changed then.
+        """
+        check_adapters(specs)
         self.adapters = nn.ModuleDict({str(w): Lora(self.in_features, self.out_features, s) for w, s in specs.items()})
         self.adapters.to(self.weight.device).train(self.training)
 
@@ -159,9 +191,12 @@ class SwitchableLinear(nn.Module):
 
     @torch.no_grad()
     def merge_adapter(self, w_bits: int) -> None:
-        """Add the adapter of that weight bit-width to the base weight. The adapter itself is not removed."""
-        adapter = self.adapters[str(w_bits)]
-        assert isinstance(adapter, Lora)
+        """Add the adapter of that weight bit-width to the base weight. The adapter itself is not removed.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        adapter = self.own_adapter(w_bits)
         self.oriented_weight.add_(adapter.lora_B @ (self.rotation.inverse(adapter.lora_A) * adapter.scaling))
         self.weight_quantizer.forget()
 
@@ -242,14 +277,22 @@ class SwitchableLinear(nn.Module):
         Raises:
             ValueError: a narrower width has no adapter while others have one.
         """
-        for key in (str(w_bits), str(SHARED)):
-            if key in self.adapters:
-                found = self.adapters[key]
-                assert isinstance(found, Lora)
-                return found
-        if w_bits != FULL and self.adapters:
-            raise ValueError(f"no adapter for {w_bits}-bit weights; there is one for {', '.join(self.adapters)} bits")
-        return None
+        for key in (w_bits, SHARED):
+            if str(key) in self.adapters:
+                return self.own_adapter(key)
+        return self.own_adapter(w_bits) if w_bits != FULL and self.adapters else None
+
+    def own_adapter(self, w_bits: int) -> Lora:
+        """The adapter that was added for a weight bit-width, or the one for `SHARED`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if str(w_bits) not in self.adapters:
+            raise ValueError(f"no adapter for {w_bits}-bit weights; there is one for {', '.join(self.adapters) or 'no'} bits")
+        found = self.adapters[str(w_bits)]
+        assert isinstance(found, Lora)
+        return found
 
     def _apply(self, fn: Any, recurse: bool = True) -> SwitchableLinear:
         self.weight_quantizer.forget()

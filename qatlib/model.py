@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.export import adapter_folder, load_adapter, read_spec, save_adapter
-from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.export import ADAPTER_FILES, adapter_folder, load_adapter, read_spec, save_adapter
+from qatlib.files import swapped_in
+from qatlib.layers import LoraSpec, SwitchableLinear, check_adapters
 from qatlib.precision import FULL, Configuration, LayerInfo, Precision
 from qatlib.pretrained import ModelError, load_pretrained
+from qatlib.rest import load_rest, save_rest
+from qatlib.saving import check_files, check_tokenizer, read_json, save_file, save_surroundings, tensor_types, untied
 from qatlib.switching import Switching
 
-_OWN_FILE, _SWITCH_FILE = "switchable.safetensors", "switchable.json"
+_BASE_FILE, _OWN_FILE, _SWITCH_FILE = "model.safetensors", "switchable.safetensors", "switchable.json"
 
-_OWN = re.compile(r"^qa_outputs\.|\.(clips|steps)\.")
-"""The file with all that belongs neither to the base model nor to an adapter."""
+
+@dataclass
+class _Saved:
+    """What `switchable.json` holds."""
+
+    quantizer: QuantizerArguments
+    adapters: list[int]
+    configuration: dict[str, str] = field(default_factory=dict)
 
 
 def _blocks(lm: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -102,6 +108,8 @@ class SwitchableModel(Switching[SwitchableLinear]):
         super().__init__(lm, nn.Linear(lm.config.hidden_size, 2), infos)
         self.quantizer = quantizer
         self.reset_head()
+        self.qa_outputs.train(lm.training)
+        self.training = lm.training
         self.lora: dict[int, LoraSpec] = {}
         self.freeze_base()
 
@@ -154,20 +162,33 @@ class SwitchableModel(Switching[SwitchableLinear]):
         return embedded
 
     def add_adapters(self, specs: dict[int, LoraSpec]) -> None:
-        """Put a fresh adapter into every layer for each weight bit-width, or for `layers.SHARED`. Old adapters are replaced."""
-        self.lora = dict(specs)
+        """Put a fresh adapter into every layer for each weight bit-width, or for `layers.SHARED`. Old adapters are replaced.
+
+        Raises:
+            ValueError: a key is no bit-width, or a value no `LoraSpec`; no adapter is changed then.
+        """
+        check_adapters(specs)
         for layer in self._layers:
             layer.add_adapters(specs)
+        self.lora = dict(specs)
 
     def learn_steps(self, precisions: Sequence[Precision]) -> None:
-        """Make the scales of these precisions parameters: one per weight group, and one per layer for its activations (LSQ)."""
+        """Make the scales of these precisions parameters: one per weight group, and one per layer for its activations (LSQ).
+
+        Raises:
+            ValueError: as `Precision.parse`, which reads each of them.
+        """
+        parsed = [Precision.parse(p) for p in precisions]
         for layer in self._layers:
-            layer.learn_steps(sorted({p.w_bits for p in precisions} - {FULL}), sorted({p.a_bits for p in precisions} - {FULL}))
+            layer.learn_steps(sorted({p.w_bits for p in parsed} - {FULL}), sorted({p.a_bits for p in parsed} - {FULL}))
 
     def adapter_parameters(self, w_bits: int) -> Iterator[nn.Parameter]:
-        """The weights of one bit-width's adapters in all layers."""
-        for layer in self._layers:
-            yield from layer.adapters[str(w_bits)].parameters()
+        """The weights of one bit-width's adapters in all layers.
+
+        Raises:
+            ValueError: there are no adapters of that bit-width.
+        """
+        return chain.from_iterable([layer.own_adapter(w_bits).parameters() for layer in self._layers])
 
     def merge_adapter(self) -> None:
         """Add the full-precision adapter to the base weights and drop all adapters.
@@ -218,26 +239,25 @@ class SwitchableModel(Switching[SwitchableLinear]):
         """Write a directory: the base model as `from_pretrained` reads it, adapters as PEFT does, and the span head.
 
         Files: `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer; `adapters/w4` and so on, one
-        folder per bit-width; `switchable.safetensors` with the span head, clips and learned steps; `switchable.json` with
-        all other settings.
+        folder per bit-width; `switchable.safetensors` with the span head, clips, learned steps and calibrated static scales;
+        `switchable.json` with all other settings. All files take their places at the end, or none: after an error the directory
+        is as it was. Of the files there, only those of an earlier `save` are replaced or removed.
+
+        Raises:
+            OSError: a file cannot be written.
+            ValueError: `tokenizer` is no tokenizer.
         """
-        path.mkdir(parents=True, exist_ok=True)
-        if (path / "adapters").exists():  # PEFT would take an adapter of an earlier save for one of this model
-            shutil.rmtree(path / "adapters")
-        # not by the model's save_pretrained, which refuses models read from a GGUF file
-        self.lm.config.architectures = [type(self.lm).__name__]
-        self.lm.config.save_pretrained(path)
-        self.lm.generation_config.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        stored: dict[int, str] = {}  # tied weights are saved once, under their first name: `from_pretrained` ties them again
-        state = self.base_state()
-        state = {name: value.contiguous() for name, value in state.items() if stored.setdefault(value.data_ptr(), name) == name}
-        save_file(state, path / "model.safetensors", {"format": "pt"})
-        for w_bits, spec in self.lora.items():
-            save_adapter(adapter_folder(path, w_bits), self._by_name, w_bits, spec)
-        save_file({name: value for name, value in self.state_dict().items() if _OWN.search(name)}, path / _OWN_FILE)
-        about = {"quantizer": asdict(self.quantizer), "adapters": list(self.lora)}
-        (path / _SWITCH_FILE).write_text(json.dumps(about, indent=1))
+        check_tokenizer(tokenizer)
+        path = Path(path)
+        with swapped_in(path, _SWITCH_FILE, _adapter_files(path)) as new:
+            save_surroundings(new, self.lm, tokenizer)
+            save_file(untied(self.lm, self.base_state()), new / _BASE_FILE, {"format": "pt"})
+            for w_bits, spec in self.lora.items():
+                save_adapter(adapter_folder(new, w_bits), self._by_name, w_bits, spec)
+            save_rest(new / _OWN_FILE, self, self._by_name)
+            configuration = {name: precision.name for name, precision in self.configuration.items()}
+            about = {"quantizer": asdict(self.quantizer), "adapters": list(self.lora), "configuration": configuration}
+            (new / _SWITCH_FILE).write_text(json.dumps(about, indent=1))
 
     @property
     def _by_name(self) -> dict[str, SwitchableLinear]:
@@ -245,31 +265,40 @@ class SwitchableModel(Switching[SwitchableLinear]):
 
     @classmethod
     def load(cls, path: Path) -> tuple[SwitchableModel, PreTrainedTokenizerBase]:
-        """Read back what `save` wrote.
+        """Read back what `save` wrote, in eval mode and at the precision it was saved at.
 
         Raises:
-            ModelError: the directory was not written by `save`, or is incomplete.
-            ValueError: an adapter belongs to another model.
+            ModelError: the directory was not written by `save`, or a file of it is missing, damaged or of another model.
         """
+        path = Path(path)
         lm, tokenizer = load_pretrained(f"dir:{path}")
-        for name in (_OWN_FILE, _SWITCH_FILE):
-            if not (path / name).is_file():
-                raise ModelError(f"{path}: no {name} in it, so no switchable model was saved here")
-        about = json.loads((path / _SWITCH_FILE).read_text())
-        folders = {w_bits: adapter_folder(path, w_bits) for w_bits in about["adapters"]}
+        check_files(path, (_OWN_FILE, _SWITCH_FILE), "switchable model")
+        if unknown := sorted(tensor_types(path / _BASE_FILE).keys() - lm.state_dict().keys()):
+            raise ModelError(f"{path / _BASE_FILE}: does not fit the config beside it, whose model has no {unknown[0]}")
+        saved = read_json(path / _SWITCH_FILE, _Saved, "quantizer")
+        folders = {w_bits: adapter_folder(path, w_bits) for w_bits in saved.adapters}
         for folder in folders.values():
             if not folder.is_dir():
                 raise ModelError(f"{folder}: no such directory, though {_SWITCH_FILE} beside it lists that adapter")
-        model = cls(lm, QuantizerArguments(**about["quantizer"]))
-        model.add_adapters({w_bits: read_spec(folder) for w_bits, folder in folders.items()})
+        model = cls(lm, saved.quantizer)
+        specs = {w_bits: read_spec(folder) for w_bits, folder in folders.items()}
+        try:
+            model.add_adapters(specs)
+            if saved.configuration:
+                model.set_precision(Configuration({name: Precision.parse(p) for name, p in saved.configuration.items()}))
+        except ValueError as error:
+            raise ModelError(f"{path / _SWITCH_FILE}: {error}") from error
         for w_bits, folder in folders.items():
             load_adapter(folder, model._by_name, w_bits)
-        own = load_file(path / _OWN_FILE)
-        for name, value in own.items():
-            if learned := re.fullmatch(r"lm\.(.+)\.(clips|steps)\.(\d+)", name):
-                layer_name, kind, bits = learned.groups()
-                getattr(model._by_name[layer_name], kind)[bits] = nn.Parameter(torch.empty_like(value), requires_grad=False)
-        missing, unexpected = model.load_state_dict(own, strict=False)
-        if unexpected or any(_OWN.search(name) for name in missing):
-            raise ModelError(f"{path / _OWN_FILE}: does not fit the model beside it")
-        return model, tokenizer
+        load_rest(path / _OWN_FILE, model, model._by_name)
+        return model.eval(), tokenizer
+
+
+def _adapter_files(path: Path) -> list[str]:
+    """The adapters' files of an earlier save. PEFT would take such an adapter for one of the model that is saved now."""
+    try:
+        adapters = read_json(path / _SWITCH_FILE, _Saved).adapters
+    except ModelError:  # nothing was saved here, or what was is damaged: then no file in `adapters` is known to be a save's
+        return []
+    folders = [adapter_folder(Path(), w_bits) for w_bits in adapters]
+    return [str(folder / name) for folder in folders for name in ADAPTER_FILES]

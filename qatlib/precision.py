@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from qatlib.files import write_atomic
 from qatlib.named import NAMED
 
 FULL = 32
@@ -233,11 +234,16 @@ class Configuration(Mapping[str, Precision]):
 
     def save(self, path: Path) -> None:
         """Write the configuration as YAML that `Configuration.resolve` reads back."""
-        path.write_text(yaml.safe_dump({name: p.name for name, p in self.items()}, sort_keys=False))
+        write_atomic(Path(path), yaml.safe_dump({name: p.name for name, p in self.items()}, sort_keys=False))
 
 
 def read_spec(path: Path) -> Any:
-    """Read a precision specification from a YAML or JSON file. ValueError if it is neither, or nested too deeply."""
+    """Read a precision specification from a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no YAML, or no JSON, or nested too deeply.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

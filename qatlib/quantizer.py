@@ -228,9 +228,8 @@ class EMAObserver:
     The first observation sets m, so there is no start-up bias (otherwise as Jacob et al. 2018, section 3.1).
     """
 
-    def __init__(self, momentum: float = 0.9) -> None:
-        self.momentum = momentum
-        self.absmax: Tensor | None = None
+    def __init__(self, momentum: float = 0.9, absmax: Tensor | None = None) -> None:
+        self.momentum, self.absmax = momentum, absmax
 
     def observe(self, x: Tensor) -> None:
         """Take in one batch, any shape."""

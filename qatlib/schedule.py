@@ -80,7 +80,12 @@ def cosine_bits(step: int, period: float, low: float, high: float, form: str = "
     Args:
         form: `restart`: t starts again in every period (equation 1 of Fu et al. 2021, CPT). `continuous`: t goes on, so that the
             bit-width falls from T to 2T as it rose before (S0's equation as printed).
+
+    Raises:
+        ValueError: `form` is none of these.
     """
+    if form not in ("restart", "continuous"):
+        raise ValueError(f"form is {form!r}; allowed are 'restart' and 'continuous'")
     # t is folded, which does not change the cosine, so that it falls through exactly the values of the rise
     t = step % period if form == "restart" else period - abs(period - step % (2 * period))
     return low + 0.5 * (high - low) * (1 - math.cos(math.pi * t / period))

@@ -32,7 +32,8 @@ from qatlib.schedule import Schedule
 from qatlib.seeds import stream
 
 BF16 = "bf16"
-"""The only mixed precision; `no` means none."""
+MIXED_PRECISIONS = ("no", BF16)
+"""What `mixed_precision` may be; `no` means none."""
 
 Adversary = Callable[[Batch, Configuration], Tensor]
 """A batch and its configuration → embeddings (batch, tokens, width) that replace those of its tokens."""
@@ -52,6 +53,8 @@ def learning_rate_factor(configurations: Sequence[Configuration], factors: Mappi
     """Mean of the factors of all layers' precisions over the configurations of a step; 1 without factors (S2)."""
     if factors is None:
         return 1.0
+    if missing := {p.name for configuration in configurations for p in configuration.values() if p not in factors}:
+        raise ValueError(f"learning_rate_factors has none for the precision {min(missing)}")
     return float(np.mean([factors[p] for configuration in configurations for p in configuration.values()]))
 
 
@@ -106,8 +109,10 @@ def fit(
         `span_loss@<precision>` for uniform configurations, and `grad_norm`. Row 0 holds the first probe.
 
     Raises:
-        ValueError: no feature holds an answer; the batch is smaller than the number of processes; the objective needs a teacher
-            and there is none; the model has no blocks for gradient checkpointing.
+        ValueError: no feature holds an answer; no parameter requires a gradient; the batch is smaller than the number of
+            processes; a teacher, a factor or blocks for gradient checkpointing are needed and missing; the schedule gives a step
+            no configuration; the checkpoint is damaged or of another training; an argument is not one of those above.
+        OSError: the checkpoint can't be written where it is named.
         ModuleNotFoundError: a tracker is not installed.
 
     Example:
@@ -117,12 +122,15 @@ def fit(
         >>> list(metrics["passes"].dropna())
         [2.0, 2.0]
     """
-    objective = objective or ObjectiveArguments("average")
+    objective, checkpoint = objective or ObjectiveArguments("average"), Path(checkpoint)
+    autocast = _autocast(model, mixed_precision)
     answered = [f for f in features if f.start >= 0]
     if not answered:
         raise ValueError("no training window holds an answer: give more questions or a larger max_length")
     if objective.rule.needs_teacher and teacher is None:
         raise ValueError(f"the objective {objective.name} needs a teacher: the model at full precision")
+    if isinstance(trackers, str):
+        raise ValueError(f"trackers is {trackers!r}; allowed is a list of names")
     for name in trackers:
         if find_spec(name) is None:  # accelerate would only log a line and leave it out
             raise ModuleNotFoundError(f"tracker {name} is not installed: pip install 'qatlib[{name}]'")
@@ -131,15 +139,21 @@ def fit(
     # on adapters without a gradient. Its wrapper for autocast would also affect the probes.
     accelerator = Accelerator(cpu=device.type == "cpu", log_with=list(trackers) or None, project_dir=log_dir or checkpoint.parent)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == BF16)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError("no parameter of the model requires a gradient, so there is nothing to train")
     optimizer = torch.optim.AdamW(trainable.values(), lr=args.learning_rate, weight_decay=args.weight_decay)
     plan = batch_plan([len(f.input_ids) for f in answered], args.batch_size, args.steps, seed)
     if len(plan[0]) < processes:
         raise ValueError(f"a batch of {len(plan[0])} windows can't be shared out among {processes} processes")
 
+    checkpoints.check_writable(checkpoint)
     torch.manual_seed(stream(seed, "dropout", rank))
     done, rows = checkpoints.resume(checkpoint, trainable, optimizer, rank)
+    if done > args.steps:
+        raise ValueError(
+            f"{checkpoint}: a checkpoint of {done} steps, and the training has {args.steps}; remove it or name another"
+        )
     for parameter in trainable.values() if processes > 1 else ():
         broadcast(parameter.data)  # each process may have drawn other weights; all must start equal
     if not rows:
@@ -157,6 +171,8 @@ def fit(
             batch = collate(whole[rank::processes], pad_id, device, whole)
             # widest first: each learns from earlier ones, and only one graph is in memory at a time
             configurations = sorted(schedule(step), key=lambda c: c.average_bits(model.infos), reverse=True)
+            if not configurations:
+                raise ValueError(f"the schedule gives no configuration for step {step}; allowed are one or more")
             rate = learning_rate(step, args) * learning_rate_factor(configurations, learning_rate_factors)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -263,12 +279,15 @@ def _quantized_gradients(model: SwitchableModel, bits: int) -> Iterator[None]:
 
 @contextmanager
 def reduced_precision(model: SwitchableModel, mixed_precision: str) -> Iterator[None]:
-    """Run forward and backward passes in bf16 if `mixed_precision` says so; otherwise change nothing."""
-    with (
-        torch.autocast(device_of(model).type, torch.bfloat16, enabled=mixed_precision == BF16),
-        _quick_attention(model, mixed_precision),
-    ):
+    """Run forward and backward passes in bf16 if `mixed_precision` is `bf16`; change nothing if it is `no`."""
+    with _autocast(model, mixed_precision), _quick_attention(model, mixed_precision):
         yield
+
+
+def _autocast(model: SwitchableModel, mixed_precision: str) -> AbstractContextManager[Any]:
+    if mixed_precision not in MIXED_PRECISIONS:
+        raise ValueError(f"mixed_precision is {mixed_precision!r}; allowed are {' and '.join(map(repr, MIXED_PRECISIONS))}")
+    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=mixed_precision == BF16)
 
 
 def _quick_attention(model: SwitchableModel, mixed_precision: str) -> AbstractContextManager[Any]:

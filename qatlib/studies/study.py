@@ -121,8 +121,10 @@ class Study:
         return self._placed(SwitchableModel(lm, self.params.quantizer))
 
     def saved_model(self, path: Path) -> SwitchableModel:
-        """A model from a directory that `SwitchableModel.save` wrote."""
-        return self._placed(SwitchableModel.load(path)[0])
+        """A model from a directory that `SwitchableModel.save` wrote, at full precision."""
+        model = self._placed(SwitchableModel.load(path)[0])
+        model.set_precision(FULL)
+        return model
 
     def _placed(self, model: SwitchableModel) -> SwitchableModel:
         positions = getattr(model.lm.config, "max_position_embeddings", None)
