@@ -100,9 +100,10 @@ def planned(lm: PreTrainedModel) -> Injection:
     faults = _faults(modules, layers, trace)
     good = {name: layer for name, layer in layers.items() if _inside(name, [blocks]) and name not in faults}
     left = {key: size for key, size in sizes.items() if key.rpartition(".")[0] not in good}
-    share = sum(left.values()) / max(1, sum(sizes.values()))
-    if share > MOST_LEFT or not good:
-        key = max(left, key=left.__getitem__, default=f"{blocks}.")
+    if not sizes:
+        raise ModelError(f"the blocks of {kind} hold no linear layer")
+    if (share := sum(left.values()) / sum(sizes.values())) > MOST_LEFT:
+        key = max(left, key=left.__getitem__)
         owner = key.rpartition(".")[0]
         reason = faults.get(owner, f"of {type(modules[owner]).__name__}" if _inside(owner, [blocks]) else f"outside {blocks}")
         raise ModelError(
@@ -119,8 +120,6 @@ def _check_unchanged(lm: nn.Module, kind: str) -> None:
             raise ModelError(f"{kind} holds switchable layers already, such as {name}: load the model again to inject it anew")
         if type(module).__module__.startswith("peft."):
             raise ModelError(f"{kind} holds adapters of PEFT: merge them into the base first (merge_and_unload)")
-    if getattr(lm, "hf_quantizer", None) is not None:
-        raise ModelError(f"{kind} was loaded in quantized form: load it without a quantization_config")
 
 
 def _check_decoder(lm: nn.Module, kind: str) -> None:
