@@ -9,7 +9,7 @@ import pandas as pd
 
 from qatlib.model import SwitchableModel
 from qatlib.named import NAMED
-from qatlib.precision import FULL, Configuration, LayerInfo
+from qatlib.precision import FULL, FULL_PRECISION, Configuration, LayerInfo
 
 
 def named_table(layers: Sequence[LayerInfo], names: Iterable[str] = NAMED) -> pd.DataFrame:
@@ -74,9 +74,9 @@ def training_bitops(configuration: Configuration, layers: Sequence[LayerInfo], g
 
     Source: the training code of Fu et al. 2021, where w = a.
     """
-    total = sum(info.weights for info in layers)
+    total = sum(info.weights + info.fixed for info in layers)
     products = 0.0
     for info in layers:
-        w, a = configuration[info.name]
-        products += info.weights * (w * a + w * gradient_bits + a * gradient_bits) / 3
+        for weights, (w, a) in ((info.weights, configuration[info.name]), (info.fixed, FULL_PRECISION)):
+            products += weights * (w * a + w * gradient_bits + a * gradient_bits) / 3
     return products / total / FULL**2

@@ -38,6 +38,7 @@ from qatlib.weights import NESTED_IN
 
 _GENERATION_FILE = "generation_config.json"
 _WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE = "weights.safetensors", "rest.safetensors", "deployed.json"
+_HEAD = "qa_outputs.weight"
 
 
 @dataclass
@@ -157,7 +158,8 @@ class DeployedModel(Switching[IntegerLinear]):
                 own["codes"] = layer.codes(own, saved.quantizer, lm.get_submodule(name))
                 lm.set_submodule(name, IntegerLinear.restore(own, layer.bits, saved.quantizer))
         check_tensors(path / _WEIGHTS_FILE, weights, {})
-        model = cls(lm, nn.Linear(lm.config.hidden_size, 2), [layer.info for layer in saved.layers])
+        width = rest[_HEAD].shape[-1] if _HEAD in rest else 0  # of an OPT with a projection, not the blocks' width
+        model = cls(lm, nn.Linear(width, 2), [layer.info for layer in saved.layers])
         for name, source in ties(lm).items():
             if f"lm.{name}" not in rest and f"lm.{source}" in rest:
                 rest[f"lm.{name}"] = rest[f"lm.{source}"] = nn.Parameter(rest[f"lm.{source}"], requires_grad=False)

@@ -137,28 +137,29 @@ class IntegerLinear(nn.Module):
             RuntimeError: activation scales are static, and there was no calibration pass before deployment.
         """
         w_bits, a_bits = self.precision
-        rows = x.reshape(-1, self.in_features).float()
+        rows = x.reshape(-1, self.in_features)
         quantizer = InputQuantizer(a_bits, self.quantizer, self.clips.get(a_bits), self.input_absmax)
         if max(w_bits, a_bits) <= CODE_BITS:
-            y = code_product(rows, quantizer, self._matrix(w_bits), self.adapters.get(w_bits), self.bias)
+            y = code_product(rows.float(), quantizer, self._matrix(w_bits), self.adapters.get(w_bits), self.bias)
         else:
             y = self._float_product(rows, w_bits, quantizer)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _float_product(self, x: Tensor, w_bits: int, quantizer: InputQuantizer) -> Tensor:
-        a_bits = quantizer.bits
-        seen = quantizer.rotation.apply(x)
-        if a_bits != FULL:
-            seen = fake_quantize(seen, quantizer.scale(seen), a_bits, quantizer.grid)
-        weight = self.codes(w_bits)
+        a_bits, weight = quantizer.bits, self.codes(w_bits)
         if w_bits != FULL:
             scale = self.scales[w_bits]
             weight = dequantize(grouped(weight, scale), scale).view(weight.shape)
         elif a_bits != FULL:
             weight = quantizer.rotation.apply(weight)
-        y = F.linear(x if w_bits == a_bits == FULL else seen, weight, self.bias)
+        x = x.to(weight.dtype)
+        seen = quantizer.rotation.apply(x)
+        if a_bits != FULL:
+            seen = fake_quantize(seen, quantizer.scale(seen), a_bits, quantizer.grid)
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        y = F.linear(x if w_bits == a_bits == FULL else seen, weight, bias)
         adapter = self.adapters.get(w_bits)
-        return y if adapter is None else y + F.linear(F.linear(seen, adapter.lora_A), adapter.lora_B)
+        return y if adapter is None else y + F.linear(F.linear(seen.to(adapter.lora_A.dtype), adapter.lora_A), adapter.lora_B)
 
     def memory(self) -> dict[str, int]:
         """Bytes in memory now: stored `codes`, `scales` of all widths, and `derived` codes of the narrower width in use."""

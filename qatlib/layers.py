@@ -91,7 +91,7 @@ def check_adapters(specs: Mapping[int, LoraSpec]) -> None:
 
 
 class Lora(nn.Module):
-    """x ↦ (alpha / rank) · B A dropout(x). B starts at zero, so a fresh adapter adds nothing."""
+    """x ↦ (alpha / rank) · B A dropout(x), in fp32. B starts at zero, so a fresh adapter adds nothing."""
 
     def __init__(self, in_features: int, out_features: int, spec: LoraSpec) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Lora(nn.Module):
         """`x` (…, in_features) → (…, out_features)."""
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        return F.linear(F.linear(x, self.lora_A * self.scaling), self.lora_B)
+        return F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A * self.scaling), self.lora_B).to(x.dtype)
 
 
 class SwitchableLinear(nn.Module):
@@ -186,7 +186,7 @@ class SwitchableLinear(nn.Module):
             start = self.steps.get(str(bits), torch.zeros_like(self.weight_quantizer.scale(self.oriented_weight, bits)))
             self.steps[str(bits)] = nn.Parameter(start.detach().clone())
         for bits in a_bits:
-            start = self.clips.get(str(bits), self.weight.new_zeros(()))
+            start = self.clips.get(str(bits), torch.zeros((), device=self.weight.device))
             self.clips[str(bits)] = nn.Parameter(start.detach().clone())
 
     @torch.no_grad()
@@ -232,18 +232,18 @@ class SwitchableLinear(nn.Module):
         return fake_quantize(x, quantizer.scale(x), a_bits, quantizer.grid, clips=clips)
 
     def _answers_by_codes(self, x: Tensor) -> bool:
-        """Whether only the output is needed (no gradient), in fp32, at widths that integer kernels support."""
+        """Whether only the output is needed (no gradient), outside autocast, at widths that integer kernels support."""
         wants_gradient = self.training or torch.is_grad_enabled() or self.observing
-        fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-        return not wants_gradient and fp32 and max(self.precision) <= CODE_BITS
+        narrow = x.dtype != torch.float64 and not torch.is_autocast_enabled(x.device.type)
+        return not wants_gradient and narrow and max(self.precision) <= CODE_BITS
 
     def _code_product(self, x: Tensor) -> Tensor:
         w_bits, a_bits = self.precision
         kind = exact_kernel(self.weight.device) if self.by_integers else FloatCodes
         matrix, lora = self.weight_quantizer.matrix(self.oriented_weight, w_bits, kind), self.adapter(w_bits)
         factors = None if lora is None else AdapterFactors(lora.lora_A * lora.scaling, lora.lora_B, self.bias, type(matrix))
-        y = code_product(x.reshape(-1, self.in_features), self.input_quantizer(a_bits), matrix, factors, self.bias)
-        return y.view(*x.shape[:-1], self.out_features)
+        y = code_product(x.reshape(-1, self.in_features).float(), self.input_quantizer(a_bits), matrix, factors, self.bias)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (…, in_features) → (…, out_features).

@@ -1,4 +1,4 @@
-"""A causal language model with switchable linear layers and a span head: inject, switch, save, reload."""
+"""A causal language model with switchable linear layers and a span head: switch, save, reload."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.export import ADAPTER_FILES, adapter_folder, load_adapter, read_spec, save_adapter
 from qatlib.files import swapped_in
+from qatlib.injection import check_groups, inject
 from qatlib.layers import LoraSpec, SwitchableLinear, check_adapters
-from qatlib.precision import FULL, Configuration, LayerInfo, Precision
+from qatlib.precision import FULL, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained
 from qatlib.rest import load_rest, save_rest
 from qatlib.saving import check_files, check_tokenizer, read_json, save_file, save_surroundings, tensor_types, untied
@@ -34,55 +34,6 @@ class _Saved:
     quantizer: QuantizerArguments
     adapters: list[int]
     configuration: dict[str, str] = field(default_factory=dict)
-
-
-def _blocks(lm: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The stack of decoder blocks: the longest `ModuleList` of modules of one class; of equals the outermost."""
-    stacks = [(name, m) for name, m in lm.named_modules() if isinstance(m, nn.ModuleList) and len({type(b) for b in m}) == 1]
-    if not stacks:
-        raise ModelError(f"{type(lm).__name__} has no list of decoder blocks to put switchable layers in")
-    return max(stacks, key=lambda item: len(item[1]))
-
-
-def _roles(block: nn.Module) -> dict[str, str]:
-    """Role of every linear layer of a block, by its name in the block.
-
-    Roles follow from the structure, not from an architecture's names. Layers inside a module named like attention belong to
-    attention. In attention and in the MLP, the last linear layer defined writes to the residual stream.
-    """
-    linear = [name for name, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
-    attention = [name for name in linear if "attn" in name or "attention" in name]
-    mlp = [name for name in linear if name not in attention]
-    roles = dict.fromkeys(attention, "qkv") | dict.fromkeys(mlp, "mlp_in")
-    return roles | dict.fromkeys(attention[-1:], "attn_out") | dict.fromkeys(mlp[-1:], "mlp_out")
-
-
-def inject(lm: nn.Module, quantizer: QuantizerArguments) -> list[LayerInfo]:
-    """Replace every linear layer of the decoder blocks by a `SwitchableLinear`; embeddings, norms and head stay.
-
-    Returns:
-        The layers in the model's order. The model's outputs are unchanged to the last bit.
-
-    Raises:
-        ModelError: the model has no decoder blocks, or they have no linear layers.
-    """
-    prefix, blocks = _blocks(lm)
-    infos = []
-    for i, block in enumerate(blocks):
-        for name, role in _roles(block).items():
-            layer = SwitchableLinear(block.get_submodule(name), quantizer)
-            _check_groups(f"{prefix}.{i}.{name}", layer, quantizer)
-            block.set_submodule(name, layer)
-            infos.append(LayerInfo(f"{prefix}.{i}.{name}", i, role, layer.weight.numel(), layer.out_features))
-    if not infos:
-        raise ModelError(f"the blocks of {type(lm).__name__} hold no linear layer")
-    order = {name: position for position, (name, _) in enumerate(lm.named_modules())}
-    return sorted(infos, key=lambda info: order[info.name])
-
-
-def _check_groups(name: str, layer: SwitchableLinear, quantizer: QuantizerArguments, key: str = "quantizer") -> None:
-    if quantizer.weights == "per_group" and layer.in_features % quantizer.group_size:
-        raise ModelError(f"{key}.group_size is {quantizer.group_size}; it must divide the {layer.in_features} inputs of {name}")
 
 
 class SwitchableModel(Switching[SwitchableLinear]):
@@ -104,8 +55,9 @@ class SwitchableModel(Switching[SwitchableLinear]):
 
     def __init__(self, lm: PreTrainedModel, quantizer: QuantizerArguments | None = None) -> None:
         quantizer = quantizer or QuantizerArguments()
-        infos = inject(lm, quantizer)
-        super().__init__(lm, nn.Linear(lm.config.hidden_size, 2), infos)
+        injection = inject(lm, quantizer)
+        super().__init__(lm, nn.Linear(injection.width, 2), injection.infos)
+        self._blocks = injection.blocks
         self.quantizer = quantizer
         self.reset_head()
         self.qa_outputs.train(lm.training)
@@ -121,7 +73,9 @@ class SwitchableModel(Switching[SwitchableLinear]):
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks, in the order that `LayerInfo.block` numbers."""
-        return _blocks(self.lm)[1]
+        blocks = self.lm.get_submodule(self._blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
     @contextmanager
     def attending(self, implementation: str) -> Iterator[SwitchableModel]:
@@ -143,7 +97,7 @@ class SwitchableModel(Switching[SwitchableLinear]):
             ModelError: the group size does not divide a layer's number of inputs.
         """
         for info, layer in zip(self.infos, self._layers, strict=True):
-            _check_groups(info.name, layer, quantizer, key)
+            check_groups(info.name, layer.in_features, quantizer, key)
 
     def set_quantizer(self, quantizer: QuantizerArguments) -> None:
         """Change the quantizer of every layer. Codes are computed again; learned scales and clips are deleted.
@@ -155,11 +109,6 @@ class SwitchableModel(Switching[SwitchableLinear]):
         self.quantizer = quantizer
         for layer in self._layers:
             layer.set_quantizer(quantizer)
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Token embeddings (batch, tokens, width), before positions are added."""
-        embedded: Tensor = self.lm.get_input_embeddings()(input_ids)
-        return embedded
 
     def add_adapters(self, specs: dict[int, LoraSpec]) -> None:
         """Put a fresh adapter into every layer for each weight bit-width, or for `layers.SHARED`. Old adapters are replaced.

@@ -24,6 +24,9 @@ BIT_WIDTHS = (*range(2, 17), FULL)
 ROLES = ("qkv", "attn_out", "mlp_in", "mlp_out")
 """A layer's place in its block, independent of the architecture's names."""
 
+OTHER = "other"
+"""The role of a layer whose place can't be told."""
+
 _PRECISION = re.compile(r"w(\d+)a(\d+)|(\d+)")
 
 FAMILIES = {"attn": ("qkv", "attn_out"), "mlp": ("mlp_in", "mlp_out")}
@@ -95,6 +98,8 @@ class LayerInfo:
     """Number of weights, without bias and adapters."""
     channels: int
     """Number of output channels. Per-channel quantization has one weight scale for each."""
+    fixed: int = 0
+    """Weights of its block that are in no switchable layer and stay at 32 bits. The first layer of a block counts them."""
 
 
 Group = tuple[int, str]
@@ -111,7 +116,7 @@ def names_by_group(layers: Iterable[LayerInfo]) -> dict[Group, list[str]]:
 
 def _matches(pattern: str, layer: LayerInfo) -> bool:
     """Whether the pattern fits: a role, a family (`attn`, `mlp`), or a glob on the dotted name, starting at any of its parts."""
-    if pattern in ROLES:
+    if pattern in (*ROLES, OTHER):
         return layer.role == pattern
     if pattern in FAMILIES:
         return layer.role in FAMILIES[pattern]
@@ -155,7 +160,8 @@ class Configuration(Mapping[str, Precision]):
         Args:
             spec: a precision (all layers); a name of `NAMED`, such as `C14`; a mapping from role, family (`attn`, `mlp`) or name
                 pattern to a precision (later entries win; other layers stay as in `current`); a list with one `{"attn_bits": b,
-                "mlp_bits": b}` per block; a path to a YAML or JSON file that holds one of these; a `Configuration`.
+                "mlp_bits": b}` per block; a path to a YAML or JSON file that holds one of these; a `Configuration`. By a name
+                or a list, a layer of the role `other` gets the widest precision of its block.
             layers: the model's switchable layers.
             current: the configuration that a mapping changes; full precision by default.
 
@@ -179,7 +185,7 @@ class Configuration(Mapping[str, Precision]):
                 hit = [layer.name for layer in layers if _matches(pattern, layer)]
                 if not hit:
                     raise ValueError(
-                        f"{pattern!r} names no layer: give a role ({', '.join(ROLES)}), 'attn', 'mlp', or a pattern "
+                        f"{pattern!r} names no layer: give a role ({', '.join((*ROLES, OTHER))}), 'attn', 'mlp', or a pattern "
                         f"on names such as {names[0]!r}"
                     )
                 chosen.update(dict.fromkeys(hit, Precision.parse(value)))
@@ -197,6 +203,7 @@ class Configuration(Mapping[str, Precision]):
             )
         blocks = max(layer.block for layer in layers) + 1
         bits = [dict(zip(ROLES, NAMED[name].of_block(i, blocks), strict=True)) for i in range(blocks)]
+        bits = [block | {OTHER: max(block.values())} for block in bits]
         return cls({layer.name: Precision.parse(bits[layer.block][layer.role]) for layer in layers})
 
     @classmethod
@@ -207,16 +214,19 @@ class Configuration(Mapping[str, Precision]):
         for i, block in enumerate(blocks):
             if not isinstance(block, Mapping) or set(block) != {"attn_bits", "mlp_bits"}:
                 raise ValueError(f"block {i} is {shown(block)}: give {{'attn_bits': …, 'mlp_bits': …}}")
-        family = {role: f"{name}_bits" for name, roles in FAMILIES.items() for role in roles}
-        return cls({layer.name: Precision.parse(blocks[layer.block][family[layer.role]]) for layer in layers})
+        chosen = {}
+        for layer in layers:
+            families = [name for name, roles in FAMILIES.items() if layer.role in roles] or FAMILIES
+            chosen[layer.name] = max(Precision.parse(blocks[layer.block][f"{name}_bits"]) for name in families)
+        return cls(chosen)
 
     def average_bits(self, layers: Iterable[LayerInfo]) -> tuple[float, float]:
-        """Mean weight bits over all weights, and mean activation bits over layers, weighted by their numbers of weights."""
+        """Mean weight bits over all weights of the blocks, and mean activation bits, weighted by the same numbers of weights."""
         total = weights = activations = 0
         for layer in layers:
-            total += layer.weights
-            weights += layer.weights * self[layer.name].w_bits
-            activations += layer.weights * self[layer.name].a_bits
+            total += layer.weights + layer.fixed
+            weights += layer.weights * self[layer.name].w_bits + layer.fixed * FULL
+            activations += layer.weights * self[layer.name].a_bits + layer.fixed * FULL
         return weights / total, activations / total
 
     def storage_bytes(self, layers: Iterable[LayerInfo], scale_group: int | None = None) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, isotonic_regression, milp
 
-from qatlib.precision import Configuration, Group, LayerInfo, Precision, names_by_group
+from qatlib.precision import FULL, Configuration, Group, LayerInfo, Precision, names_by_group
 from qatlib.seeds import stream
 
 Choice = NDArray[np.int64]
@@ -99,8 +99,8 @@ class Allocation:
 
 def weight_bits(layers: Sequence[LayerInfo], precisions: Sequence[Precision]) -> NDArray[np.float64]:
     """(groups, precisions): each group's part of the average weight bits. A choice's costs add up to that average."""
-    total = sum(layer.weights for layer in layers)
-    return _summed(layers, lambda layer: [layer.weights * p.w_bits / total for p in precisions])
+    total = sum(layer.weights + layer.fixed for layer in layers)
+    return _summed(layers, lambda layer: [(layer.weights * p.w_bits + layer.fixed * FULL) / total for p in precisions])
 
 
 def weight_bytes(

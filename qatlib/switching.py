@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
+from qatlib.layers import forwards_replaced
 from qatlib.precision import Configuration, LayerInfo, Precision
+from qatlib.pretrained import ModelError
 
 
 class Switched(Protocol):
@@ -83,18 +87,64 @@ class Switching(nn.Module, Generic[L]):
         finally:
             self.set_precision(before)
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings (batch, tokens, width) as the family's embedding module scales them, before positions are added."""
+        embedded: Tensor = self.lm.get_input_embeddings()(input_ids)
+        return embedded
+
     def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None) -> Output:
         """Answer windows, padded on the right. With a causal mask, padding does not change the tokens before it.
 
         Args:
             input_ids: (batch, tokens).
-            inputs_embeds: (batch, tokens, width), instead of `input_ids`: token embeddings, or a perturbation of them.
+            inputs_embeds: (batch, tokens, width), a perturbation of `embed(input_ids)`, which it replaces. Without `input_ids`
+                it is what the family's own `inputs_embeds` is. A few families scale that otherwise, or need the ids as well.
         """
-        hidden = self.lm.base_model(input_ids=input_ids, inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
-        start, end = self.qa_outputs(hidden).unbind(-1)
+        given = None if inputs_embeds is None else inputs_embeds.clone()  # CTRL scales what it is given, in place
+        if input_ids is None or given is None:
+            result = body(self.lm)(input_ids=input_ids, inputs_embeds=given, use_cache=False)
+        else:
+            with forwards_replaced({self.lm.get_input_embeddings(): partial(self._instead, given)}):
+                result = body(self.lm)(input_ids=input_ids, use_cache=False)
+        hidden = result.last_hidden_state
+        start, end = self.qa_outputs(hidden.to(self.qa_outputs.weight.dtype)).unbind(-1)
         return Output(hidden, start, end)
 
+    def _instead(self, given: Tensor, input_ids: Tensor) -> Tensor:
+        if input_ids.shape != given.shape[:-1]:
+            raise ModelError(f"{type(self.lm).__name__} embeds other tokens than it is given, so its embeddings can't be changed")
+        return given
+
     def next_token_logits(self, hidden: Tensor) -> Tensor:
-        """The language model's logits (…, vocabulary) from `Output.hidden`."""
-        logits: Tensor = self.lm.get_output_embeddings()(hidden)
+        """The language model's logits (batch, tokens, vocabulary) from `Output.hidden`, or from some of its tokens.
+
+        The head is the family's own forward, with its scales, soft caps and transforms. The blocks do not run again: everything
+        below the head gives `hidden` at once.
+
+        Raises:
+            ModelError: the family's head reads more than the hidden states.
+        """
+        below = body(self.lm)
+        given = _Below(hidden)
+        with forwards_replaced(dict.fromkeys((below, below.get_decoder()), lambda *_, **__: given)):  # OPT calls the decoder
+            logits: Tensor = self.lm(inputs_embeds=hidden, use_cache=False).logits
         return logits
+
+
+class _Below(BaseModelOutput):
+    """The outputs of everything below a head: `last_hidden_state`, and None for what else a family passes on."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, key: Any) -> Any:
+        if key == 1:  # ProphetNet
+            raise ModelError("this family's head reads more than the hidden states, so next tokens have no logits here")
+        return super().__getitem__(key)
+
+
+def body(lm: PreTrainedModel) -> PreTrainedModel:
+    """Everything of a language model below its head; of a model without a head, itself."""
+    if (base := lm.base_model) is not lm:
+        return base
+    return next((module for module in lm.children() if isinstance(module, PreTrainedModel)), lm)  # Llama 4's prefix names nothing

@@ -226,7 +226,7 @@ def _passes(
     for configuration in configurations:
         model.set_precision(configuration)
         with autocast:
-            output = model(batch.input_ids) if adversary is None else model(inputs_embeds=adversary(batch, configuration))
+            output = model(batch.input_ids, inputs_embeds=adversary and adversary(batch, configuration))
             loss, parts = task_loss(model, output, batch, lm_weight)
             logits = span_logits(output)
             added = added_term(objective, logits, wider, taught, batch)

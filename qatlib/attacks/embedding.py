@@ -55,7 +55,7 @@ def attack_embeddings(
         >>> at_8_bits = lambda query: [Configuration.uniform(8, model.infos)]
         >>> attacked, loss = attack_embeddings(model, batch, pgd, at_8_bits, seed=0)
         >>> with model.at(4):  # the same perturbation at another precision
-        ...     output = model(inputs_embeds=attacked)
+        ...     output = model(batch.input_ids, inputs_embeds=attacked)
     """
     training = model.training
     model.eval()
@@ -92,7 +92,7 @@ def expected_loss(
     for configuration in configurations:
         with model.at(configuration), _parameters_frozen(model), torch.set_grad_enabled(gradient):
             moved = delta.detach().requires_grad_(gradient)
-            found = window_loss(model(inputs_embeds=clean + moved), batch, loss)
+            found = window_loss(model(batch.input_ids, inputs_embeds=clean + moved), batch, loss)
             if total is not None:
                 (slope,) = torch.autograd.grad(found.sum(), moved)
                 total += slope / len(configurations)

@@ -101,7 +101,7 @@ SpanFigures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def span_figures(model: SwitchableModel, batch: Batch, inputs_embeds: torch.Tensor | None = None) -> SpanFigures:
     """The figures for answers at the model's current configuration. `inputs_embeds` replaces the tokens' embeddings."""
-    output = model(batch.input_ids) if inputs_embeds is None else model(inputs_embeds=inputs_embeds)
+    output = model(batch.input_ids) if inputs_embeds is None else model(batch.input_ids, inputs_embeds=inputs_embeds)
     return span_nll(output, batch).cpu(), output.start.float().cpu(), output.end.float().cpu()
 
 

@@ -53,7 +53,7 @@ class Linear(nn.Module):
     def embed(self, input_ids):
         return self.lm.get_input_embeddings()(input_ids)
 
-    def forward(self, *, inputs_embeds):
+    def forward(self, input_ids, *, inputs_embeds):
         return Output(inputs_embeds, self.gain * inputs_embeds @ U, self.gain * inputs_embeds @ V)
 
     def at(self, gain):
@@ -90,7 +90,7 @@ def test_fgsm_is_the_hand_derived_step(norm):
         expected = radius * gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
     torch.testing.assert_close(found[0], model.embed(batch.input_ids)[0] + expected)
     assert torch.equal(found[1], model.embed(batch.input_ids)[1])  # no answer, no attack
-    assert loss[0] == window_loss(model(inputs_embeds=found), batch, "cross_entropy")[0] and loss[1] == 0
+    assert loss[0] == window_loss(model(batch.input_ids, inputs_embeds=found), batch, "cross_entropy")[0] and loss[1] == 0
 
 
 def test_pgd_on_a_linear_margin_ends_at_the_border_in_the_gradients_direction():
@@ -106,7 +106,7 @@ def test_pgd_on_a_linear_margin_ends_at_the_border_in_the_gradients_direction():
     expected *= radius / expected.norm(dim=1, keepdim=True).clamp_min(1e-30)
     torch.testing.assert_close(found[0], x + expected)
     with torch.no_grad():
-        before = window_loss(model(inputs_embeds=model.embed(batch.input_ids)), batch, "margin")[0]
+        before = window_loss(model(batch.input_ids, inputs_embeds=model.embed(batch.input_ids)), batch, "margin")[0]
     gained = (
         sum(float(expected[i] @ w) for w in (U, V) for i in [int((x @ w).masked_fill(~batch.free[0], -torch.inf).argmax())]) / 2
     )
@@ -124,7 +124,8 @@ def test_eot_is_the_mean_over_configurations():
 
 
 def test_right_is_any_token_of_any_given_answer():
-    batch, output = linear_batch(), Linear()(inputs_embeds=Linear().embed(linear_batch().input_ids))
+    ids = linear_batch().input_ids
+    batch, output = linear_batch(), Linear()(ids, inputs_embeds=Linear().embed(ids))
     batch.free[0, 5] = False  # another answer, apart from the first
     p = [torch.softmax(logits[0, 2:], 0) for logits in (output.start, output.end)]
     expected = -sum((x[1] + x[3]).log() for x in p) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ def parts(groups: Iterable[Group]) -> dict[str, list[Group]]:
     """
     groups = list(groups)
     role, depth = sweeps.by_role(groups), len({block for block, _ in groups})
+    role = defaultdict(list, role)
     found = {family: [group for name in roles for group in role[name]] for family, roles in FAMILIES.items()}
     found |= role | {"all but attn_out": [group for group in groups if group[1] != "attn_out"]}
     for a, b in (("qkv", "mlp_in"), ("attn_out", "mlp_out")):
