@@ -25,15 +25,26 @@ from qatlib.seeds import stream
 from qatlib.switching import Output
 
 
+_AT_ONCE = 8192
+"""This many tokens of a vocabulary are embedded together: a table of 256,000 may not fit beside the model."""
+
+
 def own_seed(batch: Batch, seed: int, name: str, *of: int | str) -> int:
     """A `stream` seed from the batch's content. Draws differ between batches, but do not depend on the process."""
     return stream(seed, name, *of, hashlib.sha256(batch.input_ids.cpu().numpy().tobytes()).hexdigest())
 
 
+@torch.no_grad()
 def mean_embedding_norm(model: SwitchableModel) -> float:
-    """Mean L2 norm of the token embeddings over the vocabulary. It is the unit of epsilon."""
-    weight = model.lm.get_input_embeddings().weight.detach()
-    return float(weight.float().norm(dim=1).mean())
+    """Mean L2 norm over the vocabulary of the token embeddings that an attack moves, `model.embed`. It is the unit of epsilon."""
+    tokens = vocabulary(model).split(_AT_ONCE)
+    return float(torch.cat([model.embed(ids).float().norm(dim=1) for ids in tokens]).mean())
+
+
+def vocabulary(model: SwitchableModel) -> Tensor:
+    """All token ids of the model's embeddings (vocabulary,), on their device."""
+    weight = model.lm.get_input_embeddings().weight
+    return torch.arange(len(weight), device=weight.device)
 
 
 def attack_embeddings(
