@@ -24,7 +24,6 @@ from qatlib.qa.loss import Batch
 from qatlib.seeds import stream
 from qatlib.switching import Output
 
-
 _AT_ONCE = 8192
 """This many tokens of a vocabulary are embedded together: a table of 256,000 may not fit beside the model."""
 

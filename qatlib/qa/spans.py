@@ -47,12 +47,12 @@ def _strip(text: str, start: int, end: int) -> tuple[int, int]:
     return kept_start, max(kept_start, start + len(text[start:end].rstrip()))
 
 
-def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
+def token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
     """The first token that ends after a character."""
     return bisect_right(offsets, character, key=lambda span: span[1])
 
 
-def _last_before(offsets: Sequence[tuple[int, int]], character: int) -> int:
+def last_before(offsets: Sequence[tuple[int, int]], character: int) -> int:
     """The last token that starts before a character."""
     return bisect_left(offsets, character, key=lambda span: span[0]) - 1
 
@@ -103,7 +103,7 @@ def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase,
         prefix = [*bos, *head[:question_room], *marker]
         ids, offsets = tokens[question.context]
         spans = [_strip(question.context, answer.start, answer.start + len(answer.text)) for answer in question.answers]
-        runs = [(_token_at(offsets, first_char), _last_before(offsets, past_char)) for first_char, past_char in spans]
+        runs = [(token_at(offsets, first_char), last_before(offsets, past_char)) for first_char, past_char in spans]
         first, last = runs[0]
 
         room = max_length - len(prefix)
