@@ -39,7 +39,7 @@ def finite(least: float = -math.inf, *, above: bool = False, **values: Any) -> N
         ValueError: a value is no finite number of at least `least`, or, on request, above it.
     """
     for name, value in values.items():
-        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        number = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
         if not number or value < least or (above and value == least):
             bound = "" if least == -math.inf else f" above {least:g}" if above else f" of at least {least:g}"
             raise ValueError(f"{name} is {_shown(value)}; allowed is a finite number{bound}")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import Draws
+from qatlib.checks import filled, finite, one_of
 from qatlib.model import SwitchableModel
 from qatlib.qa.loss import Batch
 from qatlib.seeds import stream
@@ -95,9 +96,13 @@ def expected_loss(
     """Each window's loss (batch,), mean over the drawn configurations, and, on request, its gradient with respect to `delta`.
 
     The loss of a window without an answer is 0, and so is its gradient.
+
+    Raises:
+        ValueError: the attacker draws no configuration, or there is no such loss.
     """
     # alternate the order: a layer caches values for its current width, so the next query can start with this cache
     configurations = list(draws(query))[:: -1 if query % 2 else 1]
+    filled(draws=configurations)
     losses, total = torch.zeros(len(clean), device=clean.device), torch.zeros_like(clean) if gradient else None
     for configuration in configurations:
         with model.at(configuration), _parameters_frozen(model), torch.set_grad_enabled(gradient):
@@ -131,7 +136,11 @@ def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
     margin does not flatten when the model is sure of an answer (Carlini & Wagner 2017). All answers count because F1 uses the
     closest given answer. An attacker who only moves the ends away from the first answer may reach another answer, or a span
     one token away, and gains little. The loss is 0 for a window without an answer.
+
+    Raises:
+        ValueError: there is no such loss.
     """
+    one_of(("cross_entropy", "margin"), loss=loss)
     answered = (batch.start >= 0)[:, None]
     right = torch.where(answered, batch.context & ~batch.free, batch.context)
     found = []
@@ -146,7 +155,13 @@ def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
 
 
 def project(delta: Tensor, radius: float, norm: str) -> Tensor:
-    """Project every token's delta onto its ball: clamp the coordinates (L∞), or shorten the token's vector (L2)."""
+    """Project every token's delta onto its ball: clamp the coordinates (`linf`), or shorten the token's vector (`l2`).
+
+    Raises:
+        ValueError: the norm is another, or the radius is negative.
+    """
+    one_of(("linf", "l2"), norm=norm)
+    finite(0, radius=radius)
     if norm == "linf":
         return delta.clamp(-radius, radius)
     length = delta.norm(dim=-1, keepdim=True)

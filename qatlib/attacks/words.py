@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from qatlib.attacks.candidates import Candidates
 from qatlib.attacks.embedding import window_loss
 from qatlib.attacks.text import Span, free_words, with_changes
+from qatlib.checks import filled, one_of, whole
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.qa.evaluate import device_of, over_batches
@@ -44,6 +45,9 @@ class WordAttack:
     Attributes:
         passed: number of windows passed through the model so far, counted once per configuration. A loss needs only the windows
             that contain the answer.
+
+    Raises:
+        ValueError: there are no configurations, or the batch size is not positive.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class WordAttack:
         pad_id: int,
         batch_size: int,
     ) -> None:
+        filled(configurations=configurations)
+        whole(1, batch_size=batch_size)
         self.model, self.featurize, self.configurations, self.candidates = model, featurize, configurations, cache(candidates)
         self.pad_id, self.batch_size, self.passed = pad_id, batch_size, 0
 
@@ -95,7 +101,13 @@ class WordAttack:
         return np.divide(sums, counts, out=np.full(len(questions), -np.inf), where=counts > 0)
 
     def ranked(self, questions: Sequence[Question], by: Ranking) -> list[list[Span]]:
-        """For every question, the free words in its answer's windows that have candidates, most important first."""
+        """For every question, the free words in its answer's windows that have candidates, most important first.
+
+        Raises:
+            ValueError: there are no questions, or no such ranking.
+        """
+        filled(questions=questions)
+        one_of(get_args(Ranking), by=by)
         beside = zip(questions, self._beside_answers(questions), strict=True)
         progress = tqdm(beside, desc="candidates", total=len(questions), mininterval=5)
         words = [[span for span in spans if self.candidates(q, span)] for q, spans in progress]
@@ -149,7 +161,12 @@ class WordAttack:
         return scores
 
     def attack(self, questions: Sequence[Question], by: Ranking, most: int) -> list[Question]:
-        """Every question with at most `most` words replaced. Ids stay, so answers can be paired with those to the originals."""
+        """Every question with at most `most` words replaced. Ids stay, so answers can be paired with those to the originals.
+
+        Raises:
+            ValueError: there are no questions, no such ranking, or `most` is negative.
+        """
+        whole(0, most=most)
         ranked = self.ranked(questions, by)
         changes: list[dict[Span, str]] = [{} for _ in questions]
         worst = self.losses(questions)

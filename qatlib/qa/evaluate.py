@@ -91,7 +91,7 @@ def evaluate_spans(
         `loss` (span NLL in nats, mean over the windows that contain the answer; NaN if none does), `prediction`.
 
     Raises:
-        ValueError: there are no questions, a window is of another question, or a number is not positive.
+        ValueError: there are no questions or no windows, a window is of another question, or a number is not positive.
 
     Example:
         >>> with model.at(4):
@@ -108,9 +108,9 @@ def check_answering(questions: Sequence[Question], features: Sequence[Feature], 
     """Check what every way of answering gets, before any pass through a model.
 
     Raises:
-        ValueError: there are no questions, a window is of another question, or the longest answer is not positive.
+        ValueError: there are no questions or no windows, a window is of another question, or the longest answer is not positive.
     """
-    filled(questions=questions)
+    filled(questions=questions, features=features)
     whole(1, max_answer_tokens=max_answer_tokens)
     check_windows(features, len(questions))
 
