@@ -23,7 +23,7 @@ def filled(**lists: Any) -> None:
             raise ValueError(f"{name} is empty; allowed is a list with at least one entry")
 
 
-def whole(least: int, **values: Any) -> None:
+def whole(least: int, /, **values: Any) -> None:
     """
     Raises:
         ValueError: a value is no integer of at least `least`.
@@ -33,7 +33,7 @@ def whole(least: int, **values: Any) -> None:
             raise ValueError(f"{name} is {_shown(value)}; allowed is an integer of at least {least}")
 
 
-def finite(least: float = -math.inf, *, above: bool = False, **values: Any) -> None:
+def finite(least: float = -math.inf, /, *, above: bool = False, **values: Any) -> None:
     """
     Raises:
         ValueError: a value is no finite number of at least `least`, or, on request, above it.

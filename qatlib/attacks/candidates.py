@@ -125,7 +125,8 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
         places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
         if not len(places):
             return []
-        best = lm(**encoded).logits[0, places[0]].topk(min(count, lm.config.vocab_size)).indices.tolist()
+        scores = lm(**encoded).logits[0, places[0]]
+        best = scores.topk(min(count, len(scores))).indices.tolist()
         words = [str(tokenizer.decode([i])).strip() for i in best]  # byte-level tokens include the space before them
         tags = {tag for _, tag in _forms(word)}
         fits = [w for w in words if w.isalpha() and w not in _stop_words() and tags & {t for _, t in _forms(w)}]
