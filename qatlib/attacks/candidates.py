@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.attacks.text import Span
+from qatlib.checks import whole
 from qatlib.pretrained import ModelError, load_pretrained
 from qatlib.qa import toyqa
 from qatlib.qa.squad import DataError, Question
@@ -136,7 +137,14 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
     Args:
         count: number of tokens requested; those that do not fit are dropped.
         window: number of context characters on each side that the model reads.
+
+    Raises:
+        ValueError: `count` is not positive, `window` is negative, or the tokenizer has no mask.
     """
+    whole(1, count=count)
+    whole(0, window=window)
+    if tokenizer.mask_token is None:
+        raise ValueError(f"the tokenizer of {type(lm).__name__} has no mask; allowed is that of a masked language model")
 
     @torch.no_grad()
     def candidates(question: Question, span: Span) -> list[str]:
@@ -163,7 +171,11 @@ def vocabulary(kinds: Sequence[Sequence[str]], count: int, seed: int) -> Candida
     """`count` other words of the same kind, drawn anew for each word; none for a word without a kind.
 
     For the embedded data. Its sentences are too simple for a language model.
+
+    Raises:
+        ValueError: `count` is not positive.
     """
+    whole(1, count=count)
     kind_of = {word: words for words in kinds for word in words}
 
     def candidates(question: Question, span: Span) -> list[str]:
