@@ -65,7 +65,6 @@ class WordAttack:
         self.model, self.featurize, self.configurations, self.candidates = model, featurize, configurations, cache(candidates)
         self.pad_id, self.batch_size, self.passed = pad_id, batch_size, 0
 
-    @torch.no_grad()
     def losses(self, questions: Sequence[Question], description: str | None = None) -> np.ndarray:
         """`window_loss` of every question in nats, mean over the windows that contain its answer and over the configurations.
 
@@ -81,6 +80,7 @@ class WordAttack:
             found.append(self._losses([with_changes(*changed[k]) for k in portion], told))
         return np.concatenate([np.zeros(0), *found])
 
+    @torch.no_grad()
     def _losses(self, questions: Sequence[Question], description: str | None) -> np.ndarray:
         self.model.eval()
         features = [feature for feature in self.featurize(questions) if feature.start >= 0]

@@ -114,6 +114,14 @@ def test_no_more_than_a_portion_of_all_texts_is_cut_into_windows_at_once(attacke
     assert max(sizes) <= 3000 < sum(sizes)
 
 
+def test_no_pass_keeps_a_graph(attacker, model):
+    graphs = []
+    hook = model.register_forward_hook(lambda module, args, output: graphs.append(output.start.requires_grad))
+    attacker().attack(QUESTIONS[:2], "both", 1)
+    hook.remove()
+    assert graphs and not any(graphs)
+
+
 def test_a_text_longer_than_a_portion_is_one_of_its_own(monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", 10)
     assert module._portions([4, 6, 1, 25, 3, 3]) == [[0, 1], [2], [3], [4, 5]]
