@@ -178,25 +178,27 @@ def _faults(modules: Mapping[str, nn.Module], layers: Layers, trace: Trace) -> d
     found = dict.fromkeys(trace.unlike, "whose output is not that of nn.Linear")
     called = {_anywhere(name) for name in trace.called}  # the tokens decide which of the experts are called
     for name in layers:
-        parent, _, child = name.rpartition(".")
-        kind: Any = type(modules[parent])
+        *parents, child = name.split(".")
+        around: list[Any] = [type(modules[".".join(parents[:i])]) for i in range(len(parents), -1, -1)]
         if _anywhere(name) not in called:
             found[name] = "which is never called"
-        elif kind.__name__ not in _NEVER_APART and child in _weights_read(kind):
-            found[name] = f"which {kind.__name__} reads without calling the layer"
+        elif reader := next((kind.__name__ for kind in around if child in _weights_read(kind)), None):
+            found[name] = f"which {reader} reads without calling the layer"
     return found
 
 
 @cache
 def _weights_read(kind: Any) -> set[str]:
-    """Names of the modules of which a class reads `self.NAME.weight`, for more than its type, device or shape.
+    """Names of the modules of which a class reads `NAME.weight` after it was made, for more than its type, device or shape.
 
     A fused kernel does, perhaps in training only or on a GPU only, where no trace on a CPU would show it.
     """
-    found = set()
+    found: set[str] = set()
+    if kind.__name__ in _NEVER_APART:
+        return found
     for function in (f for parent in kind.__mro__ if parent is not nn.Module for f in vars(parent).values()):
         code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-        names = [] if code is None else [step.argval for step in dis.get_instructions(code)]
+        names = [] if code is None or code.co_name == "_init_weights" else [step.argval for step in dis.get_instructions(code)]
         for name, weight, then in zip(names, names[1:], names[2:], strict=False):
             if weight == "weight" and then not in ("data", "dtype", "device", "shape"):
                 found.add(name)
