@@ -210,7 +210,7 @@ def test_odd_arguments_are_refused_in_one_sentence(name, model):
         CASES[name](model)
     said = str(error.value)
     assert "allowed" in said and "\n" not in said and len(said) < 400
-    assert type(error.value).__module__ in ("builtins", "qatlib.qa.squad") and error.value.__cause__ is None
+    assert type(error.value).__module__ in ("builtins", "qatlib.qa.formats") and error.value.__cause__ is None
     assert model.configuration == before and not any(layer.observing for layer in model.layers)
 
 
