@@ -23,6 +23,7 @@ from benchmarks.memory import memory
 from benchmarks.models import QUICK, Settings
 from benchmarks.switching import switching
 from benchmarks.training import cyclic_training, training_step
+from qatlib.run.surroundings import alone
 
 COMPARISONS: tuple[Callable[[Settings, torch.device], Iterator[Row]], ...] = (
     training_step,
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny models, a few rounds: figures mean nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args(arguments)
+    alone(os.environ)
     settings = QUICK if options.quick else Settings()
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     rows: list[dict[str, Any]] = []

@@ -5,8 +5,9 @@ Free of torch, so that a params file is checked before anything heavy is importe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +15,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -25,8 +27,16 @@ from qatlib.precision import BIT_WIDTHS, FULL, Precision
 Grid = Literal["narrow", "full", "midrise"]
 RotationName = Literal["none", "block", "hadamard"]
 
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""One side of a tensor: what is allocated at once."""
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""No closer to 0, and no larger, than what arithmetic in fp32 can bear."""
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """How every section is read: nothing unknown, nothing converted."""
+T = TypeVar("T")
 _BIT_WIDTH = f"a bit-width from 2 to 16 or {FULL}"
 PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
 
@@ -56,6 +66,33 @@ def _bit_width(value: int) -> int:
 BitWidth = Annotated[int, AfterValidator(_bit_width), WithJsonSchema({"description": _BIT_WIDTH})]
 
 
+def sentence(error: ValidationError) -> str:
+    """The first error of pydantic in one sentence: the key, what is given, and what is expected."""
+    found = error.errors(include_url=False)[0]
+    key = ".".join(map(str, found["loc"]))
+    if found["type"] == "json_invalid":
+        return found["msg"]
+    if found["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing"
+    return f"{key or 'the whole'} is {found['input']!r:.80}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+
+
+def in_a_sentence(cls: type[T]) -> type[T]:
+    """Let a dataclass of pydantic refuse arguments by a `ValueError` of one sentence, where it is made in Python."""
+    make: Any = cls.__init__
+
+    @functools.wraps(make)
+    def refusing(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            make(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ValueError(f"{cls.__name__}: {sentence(error)}") from error
+
+    cls.__init__ = refusing  # type: ignore[method-assign]
+    return cls
+
+
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class QuantizerArguments:
     """How numbers are put on a grid; the bit-widths are chosen elsewhere.
@@ -84,7 +121,7 @@ class QuantizerArguments:
     on calibration inputs (GPTQ, Frantar et al. 2023, and coordinate descent). This takes a frozen base."""
     nested: bool = False
     """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that only those are stored."""
-    group_size: Annotated[int, Field(ge=8)] = 64
+    group_size: Annotated[int, Field(ge=8, le=65_536)] = 64
     """Weights that share a scale under `per_group`; must divide the inputs of every layer."""
 
     @property
@@ -93,6 +130,7 @@ class QuantizerArguments:
         return {"per_group": self.group_size, "per_tensor": 0, "per_channel": None}[self.weights]
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class TrainingArguments:
     """One training loop: AdamW, linear warm-up, then linear decay to 0.
@@ -103,26 +141,26 @@ class TrainingArguments:
         (0.0, 32)
     """
 
-    steps: Annotated[int, Field(ge=1)]
+    steps: Count
     """Optimizer steps."""
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Size
     """Features (windows) in a step."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Positive
     """Learning rate after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Steps of linear warm-up; at most `steps`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     """AdamW's weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
-    lm_weight: Annotated[float, Field(ge=0)] = 0.0
+    lm_weight: NotNegative = 0.0
     """Weight of the next-token loss beside the span loss. It keeps the language model, and so the meaning of perplexity."""
     gradient_bits: BitWidth = FULL
     """Bits of the gradients that enter the switchable layers in the backward pass, rounded stochastically, one scale per token;
     32 for floats (CPT: 8)."""
     gradient_checkpointing: bool = False
     """Keep only each block's input, and compute the rest again in the backward pass: less memory, one more forward pass."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    checkpoint_every: Count = 100
     """Steps between checkpoints."""
 
     @field_validator("warmup_steps")
@@ -133,6 +171,7 @@ class TrainingArguments:
         return value
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class AttackArguments:
     """What an attacker on embeddings does; `qatlib.attacks.embedding` has the equations.
@@ -142,16 +181,16 @@ class AttackArguments:
         22
     """
 
-    epsilon: Annotated[float, Field(ge=0)]
+    epsilon: NotNegative
     """Radius, in units of the mean norm of the token embeddings. In L2 that of a token's perturbation. In L∞ that of a coordinate
     times the square root of their number, so that the corners of the cube are as far away as the sphere of L2."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball: L∞ or L2."""
-    steps: Annotated[int, Field(ge=1)] = 10
+    steps: Count = 10
     """Gradient steps of each restart."""
     step_size: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of epsilon, at most 1; 2.5 / steps if left out (Madry et al. 2018)."""
-    restarts: Annotated[int, Field(ge=1)] = 1
+    restarts: Count = 1
     """Starts of the attack, each from a random point of the ball; without `random_start` the first is the clean input."""
     random_start: bool = True
     """Whether the first start is a random point of the ball instead of the clean input."""
@@ -199,6 +238,7 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class ObjectiveArguments:
     """What a training step minimises; `qatlib.objectives` says what each objective adds and whose it is."""
@@ -206,11 +246,11 @@ class ObjectiveArguments:
     name: Literal["average", "joint", "cascaded", "distillation", "consistency"]
     """`average` and `joint`: the mean or the sum of the task's losses. `cascaded`: each configuration also learns from all wider
     ones of its step. `consistency`: from the widest one. `distillation`: from the teacher at full precision."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Positive = 1.0
     """Weight of the term that an objective which learns from others adds to the task's loss."""
     divergence: Literal["kl", "js", "mse"] = "kl"
     """Between distributions over context tokens, or between their centred logits (`mse`)."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Positive = 1.0
     """Softening of both distributions, in objectives that soften them."""
 
     @field_validator("weight", "divergence")

@@ -8,10 +8,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -110,6 +113,21 @@ def _discard(scratch: Path) -> None:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def is_a(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """`kind(path)`, for `Path.is_file` or `Path.is_dir`; False where the system refuses to look: a name may be too long."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
+
+
+def read_cells(path: Path) -> pd.DataFrame:
+    """The cells of a CSV file as text, as they were written: nothing in them is a number, is missing or is a blank line."""
+    import pandas as pd  # imported here: it takes a second, and most of what needs this module needs no table
+
+    return pd.read_csv(path, dtype="str", keep_default_na=False, skip_blank_lines=False, lineterminator="\n")
 
 
 def lock(path: Path, waiting: str) -> TextIO:

@@ -100,9 +100,10 @@ def planned(lm: PreTrainedModel) -> Injection:
     faults = _faults(modules, layers, trace)
     good = {name: layer for name, layer in layers.items() if _inside(name, [blocks]) and name not in faults}
     left = {key: size for key, size in sizes.items() if key.rpartition(".")[0] not in good}
-    share = sum(left.values()) / max(1, sum(sizes.values()))
-    if share > MOST_LEFT or not good:
-        key = max(left, key=left.__getitem__, default=f"{blocks}.")
+    if not sizes:
+        raise ModelError(f"the blocks of {kind} hold no linear layer")
+    if (share := sum(left.values()) / sum(sizes.values())) > MOST_LEFT:
+        key = max(left, key=left.__getitem__)
         owner = key.rpartition(".")[0]
         reason = faults.get(owner, f"of {type(modules[owner]).__name__}" if _inside(owner, [blocks]) else f"outside {blocks}")
         raise ModelError(
@@ -119,8 +120,6 @@ def _check_unchanged(lm: nn.Module, kind: str) -> None:
             raise ModelError(f"{kind} holds switchable layers already, such as {name}: load the model again to inject it anew")
         if type(module).__module__.startswith("peft."):
             raise ModelError(f"{kind} holds adapters of PEFT: merge them into the base first (merge_and_unload)")
-    if getattr(lm, "hf_quantizer", None) is not None:
-        raise ModelError(f"{kind} was loaded in quantized form: load it without a quantization_config")
 
 
 def _check_decoder(lm: nn.Module, kind: str) -> None:
@@ -179,25 +178,27 @@ def _faults(modules: Mapping[str, nn.Module], layers: Layers, trace: Trace) -> d
     found = dict.fromkeys(trace.unlike, "whose output is not that of nn.Linear")
     called = {_anywhere(name) for name in trace.called}  # the tokens decide which of the experts are called
     for name in layers:
-        parent, _, child = name.rpartition(".")
-        kind: Any = type(modules[parent])
+        *parents, child = name.split(".")
+        around: list[Any] = [type(modules[".".join(parents[:i])]) for i in range(len(parents), -1, -1)]
         if _anywhere(name) not in called:
             found[name] = "which is never called"
-        elif kind.__name__ not in _NEVER_APART and child in _weights_read(kind):
-            found[name] = f"which {kind.__name__} reads without calling the layer"
+        elif reader := next((kind.__name__ for kind in around if child in _weights_read(kind)), None):
+            found[name] = f"which {reader} reads without calling the layer"
     return found
 
 
 @cache
 def _weights_read(kind: Any) -> set[str]:
-    """Names of the modules of which a class reads `self.NAME.weight`, for more than its type, device or shape.
+    """Names of the modules of which a class reads `NAME.weight` after it was made, for more than its type, device or shape.
 
     A fused kernel does, perhaps in training only or on a GPU only, where no trace on a CPU would show it.
     """
-    found = set()
+    found: set[str] = set()
+    if kind.__name__ in _NEVER_APART:
+        return found
     for function in (f for parent in kind.__mro__ if parent is not nn.Module for f in vars(parent).values()):
         code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-        names = [] if code is None else [step.argval for step in dis.get_instructions(code)]
+        names = [] if code is None or code.co_name == "_init_weights" else [step.argval for step in dis.get_instructions(code)]
         for name, weight, then in zip(names, names[1:], names[2:], strict=False):
             if weight == "weight" and then not in ("data", "dtype", "device", "shape"):
                 found.add(name)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, NamedTuple
 
 import yaml
@@ -68,10 +69,12 @@ class Precision(NamedTuple):
         elif isinstance(value, (tuple, list)) and len(value) == 2:
             bits = value
         else:
-            raise ValueError(f"{value!r} is no precision: give a bit-width such as 8, or weights and activations as 'w4a8'")
+            raise ValueError(f"{shown(value)} is no precision: give a bit-width such as 8, or weights and activations as 'w4a8'")
         for b in bits:
             if b not in BIT_WIDTHS or isinstance(b, (bool, float)):
-                raise ValueError(f"{value!r} has a bit-width of {b!r}: allowed are 2 to 16, and {FULL} for 'not quantized'")
+                raise ValueError(
+                    f"{shown(value)} has a bit-width of {shown(b)}: allowed are 2 to 16, and {FULL} for 'not quantized'"
+                )
         return cls(*bits)
 
 
@@ -210,7 +213,7 @@ class Configuration(Mapping[str, Precision]):
             raise ValueError(f"the list of block precisions has {len(blocks)} entries, the model has {count} blocks")
         for i, block in enumerate(blocks):
             if not isinstance(block, Mapping) or set(block) != {"attn_bits", "mlp_bits"}:
-                raise ValueError(f"block {i} is {block!r}: give {{'attn_bits': …, 'mlp_bits': …}}")
+                raise ValueError(f"block {i} is {shown(block)}: give {{'attn_bits': …, 'mlp_bits': …}}")
         chosen = {}
         for layer in layers:
             families = [name for name, roles in FAMILIES.items() if layer.role in roles] or FAMILIES
@@ -249,13 +252,15 @@ def read_spec(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is no YAML, or no JSON.
+        ValueError: it is no YAML, or no JSON, or nested too deeply.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path}: no {'JSON' if path.suffix == '.json' else 'YAML'} that can be read: {said}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply; a precision, a name, a mapping or a list of blocks is needed") from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: is not {'JSON' if path.suffix == '.json' else 'YAML'} ({reason})") from None

@@ -7,17 +7,19 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from qatlib.arguments import STRICT, PrecisionField
+from qatlib.arguments import STRICT, Count, PrecisionField, in_a_sentence
+from qatlib.checks import whole
 from qatlib.precision import Precision
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class CosineArguments:
     """The cosine of cyclic precision training; `qatlib.schedule.cosine_bits` has the equation."""
 
-    cycles: Annotated[int, Field(ge=1)] | None = None
+    cycles: Count | None = None
     """How often the bit-width rises in a training (and falls, where the form is continuous); or give the period."""
-    period: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
+    period: Annotated[Count | None, Field(validate_default=True)] = None
     """Steps of one rise."""
     between: tuple[PrecisionField, PrecisionField] | None = None
     """Two of the precisions, the one with fewer weight bits first; the narrowest and the widest of all if left out."""
@@ -41,6 +43,7 @@ class CosineArguments:
         return value
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class PhaseArguments:
     """A second phase of a training at one precision for all layers (S2's two-phase CPT)."""
@@ -51,6 +54,7 @@ class PhaseArguments:
     """Share of the training's steps, the last ones."""
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class ScheduleArguments:
     """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is.
@@ -65,11 +69,11 @@ class ScheduleArguments:
     layers. `all`: every precision at every step. `sandwich`: the widest, the narrowest and `passes` − 2 drawn ones. `cyclic`: one
     precision a step, in the order of the list. `progressive`: from the widest to the narrowest, an equal share of the steps each.
     `scheduled`: along `pattern`. `cpt`: along `cosine`."""
-    passes: Annotated[Annotated[int, Field(ge=1)] | None, Field(validate_default=True)] = None
+    passes: Annotated[Count | None, Field(validate_default=True)] = None
     """Configurations a step, where they are drawn: 1 if left out, 4 for `sandwich`, which takes at least 2."""
     pattern: Annotated[tuple[PrecisionField, ...] | None, Field(validate_default=True)] = None
     """The precisions that `scheduled` goes through, round and round: [8, 6, 4, 2, 4, 6, 8]."""
-    interval: Annotated[int, Field(ge=1)] = 1
+    interval: Count = 1
     """Steps for which a draw, or a place in a pattern, is held."""
     cosine: Annotated[CosineArguments | None, Field(validate_default=True)] = None
     """The cosine that `cpt` follows."""
@@ -128,7 +132,12 @@ class ScheduleArguments:
         return value
 
     def passes_a_step(self, precisions: int) -> int:
-        """Forward-backward passes of one step over so many precisions."""
+        """Forward-backward passes of one step over so many precisions.
+
+        Raises:
+            ValueError: the number of precisions is not positive.
+        """
+        whole(1, precisions=precisions)
         if self.name == "random_per_layer":
             return self.passes or 1
         if self.name == "all":

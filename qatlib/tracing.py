@@ -12,7 +12,7 @@ it reaches earlier tokens as well.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qatlib.layers import forwards_replaced
 from qatlib.switching import body
 
 TOKENS = 4
@@ -48,7 +48,7 @@ class Trace:
     Attributes:
         width: of the hidden states that the model returns.
         called: names of the modules that were called.
-        unlike: names of the layers whose output is not x Wᵀ + b, bit for bit.
+        unlike: names of the layers of other classes whose output is not that of `nn.Linear`, bit for bit.
         writers: names of the layers that write to the residual stream.
         mixing: the writers whose input at a token depends on earlier tokens, as in attention.
         ahead: the writers whose input at a token depends on later tokens: the model is not causal.
@@ -74,8 +74,7 @@ class Trace:
             inputs[name].append(args[0].clone())  # a sum may be written into it
             outputs[name].append(output.clone())
             layer = layers[name]
-            weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
-            if not torch.equal(F.linear(args[0], weight, layer.bias), output):
+            if type(layer) not in (nn.Linear, Conv1D) and not torch.equal(F.linear(args[0], layer.weight, layer.bias), output):
                 self.unlike.add(name)
 
         names = [name for name, _ in lm.named_modules() if name]
@@ -84,15 +83,17 @@ class Trace:
         self.writers, self._reads, self._gates, tokens = flow.writers, flow.reads, flow.gates, flow.tokens
 
         before, inputs = inputs, defaultdict(list)
-        changed = set().union(*(self.between(writer, gates=False) for writer in self.writers))
+        readers = set().union(*(self.between(writer, gates=False) for writer in self.writers))
 
-        def changing(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-            inputs[name].append(args[0].clone())
-            if name in self.writers:
-                return outputs[name].pop(0)
-            return _with_another_token(output, tokens) if name in changed else None
+        def replayed(name: str, x: Tensor) -> Tensor:
+            inputs[name].append(x.clone())
+            return outputs[name].pop(0)
 
-        with _hooked(lm, layers, changing), flow.followed(lm, blocks, layers):  # followed again, so that the kernels are the same
+        def changed(name: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+            return _with_another_token(output, tokens)
+
+        again = forwards_replaced({layers[name]: partial(replayed, name) for name in self.writers})
+        with again, _hooked(lm, readers, changed), _Flow():  # in a mode as before, so by the same kernels
             _pass(lm)
         moved = {name: _moved(before[name], inputs[name], tokens) for name in self.writers}
         self.ahead = {name for name, at in moved.items() if any(token < _middle(tokens) for token in at)}
@@ -196,8 +197,8 @@ class _Flow(TorchDispatchMode):
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._known.clear()
-            given = tree_leaves((kwargs.get("hidden_states"), args, kwargs))
-            hidden = next((x for x in given if _is_float(x) and x.ndim > 1), None)
+            given = _floats((kwargs.get("hidden_states"), args, kwargs))
+            hidden = next((x for x in given if x.ndim > 1), None)
             if hidden is not None:
                 self._known[_storage(hidden)] = _STREAM
                 self._width, self.tokens = hidden.shape[-1], hidden[..., 0].numel()
@@ -216,15 +217,14 @@ class _Flow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        known = (self._known.get(_storage(x)) for x in tree_leaves((args, kwargs)) if _is_float(x))
+        results = [*_floats(output)]
+        known = (self._known.get(_storage(x)) for x in (*_floats(args), *_floats((kwargs or {}).values())))
         operands = [sources for sources in known if sources is not None]
-        results = [x for x in tree_leaves(output) if _is_float(x)]
-        sources = self._combined(func, operands, results) if operands and results else None
         for x in results:
-            if sources is None:
-                self._known.pop(_storage(x), None)  # new, at the place of one that is gone
+            if operands:
+                self._known[_storage(x)] = self._combined(func, operands, results)
             else:
-                self._known[_storage(x)] = sources
+                self._known.pop(_storage(x), None)  # new, at the place of one that is gone
         return output
 
     def _combined(self, func: Any, operands: Sequence[_Sources], results: Sequence[Tensor]) -> _Sources:
@@ -248,5 +248,11 @@ def _storage(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
-def _is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
+def _floats(x: Any) -> Iterator[Tensor]:
+    """The tensors of real numbers in what an operation gets or returns."""
+    if isinstance(x, Tensor):
+        if x.is_floating_point():
+            yield x
+    elif isinstance(x, Iterable) and not isinstance(x, str):
+        for inner in x.values() if isinstance(x, Mapping) else x:
+            yield from _floats(inner)

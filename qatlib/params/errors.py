@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from qatlib.params.yaml import given
+from qatlib.params.yaml import given, shortened
 
 
 def complaint(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
@@ -22,8 +23,8 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]
     first = (unknown or errors)[0]
     context = first.get("ctx", {})
     loc = (*first["loc"], context["key"]) if first["type"] == "inner" else first["loc"]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-    schema = Schema(model)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in loc).lstrip(".")
+    schema = _schema(model)
     if unknown:
         names = sorted(schema.section(loc[:-1]))
         near = difflib.get_close_matches(str(loc[-1]), names, 1)
@@ -34,6 +35,11 @@ def complaint(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]
     allowed = str(context["error"]) if first["type"] == "value_error" else schema.words(schema.at(loc))
     state = "missing" if first["type"] == "missing" else given(first["input"])
     return key, f"{key} is {state}; allowed is {allowed}"
+
+
+@functools.cache
+def _schema(model: type[BaseModel]) -> Schema:
+    return Schema(model)
 
 
 class Schema:
@@ -81,6 +87,8 @@ class Schema:
             least = f" of at least {'one' if count == 1 else count}" if count else ""
             return f"a list{least}, each {self.words(node['items'])}"
         limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
-        bounds = [f"{word} {node[key]:g}" for key, word in limits.items() if key in node]
+        bounds = [
+            f"{word} {node[key]:{',' if isinstance(node[key], int) else 'g'}}" for key, word in limits.items() if key in node
+        ]
         name = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}[node["type"]]
         return f"{name} of {' and '.join(bounds)}" if bounds else name

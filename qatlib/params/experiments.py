@@ -9,9 +9,9 @@ from pydantic import AfterValidator, Field
 from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 
-from qatlib.arguments import BitWidth, ObjectiveArguments, PrecisionField
+from qatlib.arguments import BitWidth, Count, ObjectiveArguments, Positive, PrecisionField, Size
 from qatlib.named import NAMED
-from qatlib.params.sections import Adapters, Count, DynamicQuantizer, Section, Seeds, Switchable, once
+from qatlib.params.sections import Adapters, DynamicQuantizer, Questions, Section, Seeds, Switchable, once
 from qatlib.params.yaml import given
 from qatlib.scheduling import ScheduleArguments
 
@@ -49,14 +49,14 @@ class Comparisons(Section):
     """Forward-backward passes of each training."""
     seeds: Seeds
     """Each training runs once with each seed. A claim about training takes three."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them."""
     methods: tuple[Method, ...]
     """Trainings that differ from `switchable` in schedule, objective or adapters. The others are compared with the first. Empty
     for no comparison."""
     quantizers: tuple[Method, ...] = ()
     """Trainings that differ from `switchable` in the quantizer."""
-    specialists: Annotated[int, Field(ge=0)] = 0
+    specialists: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Number of single-precision baselines, each trained with the whole budget. Their precisions are spread from the widest to
     the narrowest of those with at most 8 bits and 32 (of all, if there are none)."""
 
@@ -79,9 +79,9 @@ class Comparisons(Section):
 class Named(Section):
     """The studies' configurations, by name, at which the switchable model is judged."""
 
-    names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    names: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(once)] | None = None
     """Names of `qatlib.named`, such as `C14` and `mixed8648`. Null for all whose bit-widths are in `precisions`."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them, and as many paragraphs for perplexity."""
     norm_bits: BitWidth = 4
     """Where C2 is among the names, it is judged with layer norms at this width as well (S4's C9); 32 for not."""
@@ -97,23 +97,23 @@ class Named(Section):
 class Deployment(Section):
     """The switchable model on integer storage and kernels."""
 
-    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)] | None = None
+    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1), AfterValidator(once)] | None = None
     """What is deployed, answers the questions again, and is timed: precisions of at most 8 bits. Null for all of those that are
     trained."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them."""
-    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(once)]
+    batch_sizes: Annotated[tuple[Size, ...], Field(min_length=1), AfterValidator(once)]
     """Windows in a batch that is timed."""
-    lengths: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(once)]
+    lengths: Annotated[tuple[Size, ...], Field(min_length=1), AfterValidator(once)]
     """Tokens in a window that is timed, at each of `batch_sizes`."""
 
 
 class Generative(Section):
     """Answers written after a prompt instead of marked in the context."""
 
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them."""
-    max_answer_tokens: Count
+    max_answer_tokens: Size
     """Tokens in the longest answer."""
 
 
@@ -126,9 +126,9 @@ class Sensitivity(Section):
     bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(once)] | None = None
     """Weight bit-widths of `precisions` that a layer is lowered to; null for all. Only those below a base count for it. For a
     later base the bits of the first one count as well."""
-    lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1)]
+    lowered: Annotated[tuple[Literal["both", "weights", "activations"], ...], Field(min_length=1), AfterValidator(once)]
     """What of a layer is lowered while the rest of it stays. The search needs `both`."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, from the half that the search may see."""
 
     @check("lowered")
@@ -144,11 +144,11 @@ class Learning(Section):
 
     steps: Count
     """Optimizer steps."""
-    batch_size: Count
+    batch_size: Size
     """Windows in a batch."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Positive
     """Learning rate of the choice between bit-widths; the model stays frozen."""
-    penalty: Annotated[float, Field(gt=0)]
+    penalty: Positive
     """Nats added to the loss for each multiple of the budget by which the expected cost exceeds it."""
 
 
@@ -156,13 +156,13 @@ class Search(Section):
     """Allocation of bits under a budget. The candidates are the first of `sensitivity.bases` and the bits it is lowered to; under
     a budget of latency, the last base and its bits."""
 
-    budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1)] | None = None
+    budgets: Annotated[tuple[Annotated[float, Field(ge=2, le=32)], ...], Field(min_length=1), AfterValidator(once)] | None = None
     """Average weight bits. Null for those of 8, 6, 5, 4 and 3 that lie within the candidates."""
     draws: Count
     """Random configurations at every budget."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, from the half that the search never sees."""
-    shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] | None = None
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1), AfterValidator(once)] | None = None
     """Budgets of bytes, and of measured latency, between all layers at the cheapest candidate (0) and all at the most expensive
     one (1). Null for none."""
     pairs: Literal["none", "block", "all"] = "none"

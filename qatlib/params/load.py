@@ -10,10 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from qatlib.files import is_a
 from qatlib.params.errors import complaint
 from qatlib.params.schema import Params
 from qatlib.params.sections import ROOT
-from qatlib.params.yaml import ParamsError, given, read_yaml
+from qatlib.params.yaml import DEEPEST, ParamsError, given, read_yaml
+
+NO_RUNS = ("bench", "compare.html")
+"""What `make bench` and `make compare` write to `reports/`."""
 
 
 def profile_path(profile: str, root: Path = ROOT) -> Path:
@@ -25,13 +29,29 @@ def profile_path(profile: str, root: Path = ROOT) -> Path:
             raise ParamsError(f"PROFILE: {given(profile)} is not a profile; {allowed}")
         return root / "params" / f"{profile}.yaml"
     path = root / profile
-    if not path.is_file():
+    if not is_a(path, Path.is_file):
         raise ParamsError(f"PROFILE: {given(profile)} is not a file; {allowed}")
-    if not re.fullmatch(r"[\w.-]+", path.stem) or re.search(r"\s", profile):
-        raise ParamsError(f"PROFILE: {given(profile)} can't name a run; allowed are letters, digits, '.', '_' and '-'")
-    if path.stem in names and path.resolve() != (root / "params" / f"{path.stem}.yaml").resolve():
-        raise ParamsError(f"PROFILE: {given(profile)} has the name of params/{path.stem}.yaml; allowed is any other name")
+    name = run_name(profile)
+    for other in names:  # on some disks Quick and quick are one folder
+        own = root / "params" / f"{other}.yaml"
+        if name.casefold() == other.casefold() and path.resolve() != own.resolve():
+            raise ParamsError(f"PROFILE: {given(profile)} has the name of params/{other}.yaml; allowed is any other name")
     return path
+
+
+def run_name(profile: str) -> str:
+    """The name of a profile's run: that of its folders in `runs/` and `reports/`, which must be nobody else's.
+
+    Raises:
+        ParamsError: it can't name a folder of its own.
+    """
+    name = Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > 200:  # a file's name has at most 255 bytes
+        allowed = "allowed are up to 200 letters, digits, '.', '_' and '-', of which '.' and '-' are not the first"
+        raise ParamsError(f"PROFILE: {given(profile)} can't name a run; {allowed}")
+    if name.casefold() in NO_RUNS:
+        raise ParamsError(f"PROFILE: {given(profile)} can't name a run; reports/{name} is not a run's; allowed is any other name")
+    return name
 
 
 def _names(root: Path) -> list[str]:
@@ -94,7 +114,7 @@ def _extended(values: dict[str, Any], shown: str, root: Path) -> dict[str, Any]:
 def _override(values: dict[str, Any], text: str) -> str:
     """Set one `dotted.key=YAML value` in place; returns the key."""
     key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key) or key.count(".") > DEEPEST:
         raise ParamsError(f"SET: {given(text)} is no override; allowed is dotted.key=value")
     *parents, last = key.split(".")
     section = values

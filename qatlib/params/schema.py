@@ -24,6 +24,7 @@ from qatlib.params.sections import (
     Model,
     PostTraining,
     Section,
+    Seed,
     Switchable,
     Teacher,
 )
@@ -33,7 +34,7 @@ from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 class Params(Section):
     """Everything a run is told: one params file with its overrides, resolved."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     """Draws the questions, the weights, the order of the data and the configurations."""
     model: Model
     data: Data

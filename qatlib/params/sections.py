@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,9 +12,20 @@ from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
-from qatlib.arguments import AttackArguments, ObjectiveArguments, PrecisionField, QuantizerArguments, TrainingArguments
+from qatlib.arguments import (
+    AttackArguments,
+    Count,
+    ObjectiveArguments,
+    Positive,
+    PrecisionField,
+    QuantizerArguments,
+    Size,
+    TrainingArguments,
+)
+from qatlib.files import is_a
 from qatlib.params.yaml import given
 from qatlib.precision import FULL_PRECISION, Precision
+from qatlib.qa.formats import SUFFIXES, content_hash
 from qatlib.scheduling import ScheduleArguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +40,17 @@ T = TypeVar("T")
 
 
 def once(value: tuple[T, ...]) -> tuple[T, ...]:
-    """The value itself, if nothing is in it twice."""
-    if twice := [x for x in value if value.count(x) > 1]:
+    """The value itself, if nothing is in it twice. Numbers must differ in the six digits that results are named by."""
+    names = [f"{x:g}" if isinstance(x, float) else x for x in value]
+    counts = Counter(names)
+    if twice := [x for x, name in zip(value, names, strict=True) if counts[name] > 1]:
         raise ValueError(f"a list with each value once, which {given(getattr(twice[0], 'name', twice[0]))} is not")
     return value
 
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(once)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What every library takes as a seed."""
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(once)]
 
 
 def placed(value: str, info: Info) -> str | None:
@@ -42,7 +58,7 @@ def placed(value: str, info: Info) -> str | None:
     kind, _, rest = value.partition(":")
     if kind == "dir" and rest:
         path: Path = (info.context or {}).get("root", ROOT) / rest
-        if not path.is_dir():
+        if not is_a(path, Path.is_dir):
             raise ValueError("a directory that exists after 'dir:'")
         return f"dir:{path.resolve()}"
     if kind == "hub" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
@@ -63,9 +79,9 @@ def _source(value: Any, info: Info) -> Any:
         raise ValueError(kinds)
     paths = []
     for item in value:
-        if not isinstance(item, str) or not item.endswith((".json", ".json.gz")):
-            raise ValueError(f"a list of files named .json or .json.gz, which {given(item)} is not")
-        if not (root / item).is_file():
+        if not isinstance(item, str) or not item.endswith(SUFFIXES):
+            raise ValueError(f"a list of files named {_ENDINGS}, which {given(item)} is not")
+        if not is_a(root / item, Path.is_file):
             raise ValueError(f"a list of files that exist, which {given(item)} does not")
         paths.append(str((root / item).resolve()))
     if len(set(paths)) < len(paths):
@@ -74,8 +90,9 @@ def _source(value: Any, info: Info) -> Any:
 
 
 _SOURCE = "'embedded', 'hub:ID', 'dir:PATH' or 'pip:smollm2-135m'"
-_SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.json, .json.gz)"
-Count = Annotated[int, Field(ge=1)]
+_ENDINGS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+_SOURCES = f"'embedded', 'hub:ID', 'dir:PATH' or a list of files of questions ({', '.join(SUFFIXES)})"
+Questions = Annotated[int, Field(ge=10, le=1_000_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 _Source = Annotated[str, PlainValidator(_source), WithJsonSchema({"description": _SOURCE})]
 Sources = Annotated[
@@ -92,11 +109,11 @@ class Model(Section):
     source: _Source
     """`embedded` (a small GPT-2, trained from scratch), `hub:ID`, `dir:PATH` (the hub's layout, safetensors) or
     `pip:smollm2-135m`."""
-    n_layer: Annotated[Count | None, Field(validate_default=True)] = None
+    n_layer: Annotated[Size | None, Field(validate_default=True)] = None
     """Blocks of the embedded model; null for every other source."""
-    n_head: Annotated[Count | None, Field(validate_default=True)] = None
+    n_head: Annotated[Size | None, Field(validate_default=True)] = None
     """Attention heads in each block of the embedded model; null for every other source."""
-    n_embd: Annotated[Count | None, Field(validate_default=True)] = None
+    n_embd: Annotated[Size | None, Field(validate_default=True)] = None
     """Width of the embedded model, a multiple of `n_head`; null for every other source."""
     pretraining: Annotated[TrainingArguments | None, Field(validate_default=True)] = None
     """Training of the embedded model from scratch, at full precision; null for every other source."""
@@ -119,19 +136,21 @@ class Data(Section):
     """Questions for training and for evaluation, and how they are cut into windows."""
 
     train: Sources
-    """`embedded` (generated questions), `hub:ID`, `dir:PATH` (the hub's layout), or a list of SQuAD v1.1 files, plain or
-    `.gz`."""
+    """`embedded` (generated questions), `hub:ID`, `dir:PATH` (the hub's layout), or a list of files: SQuAD's JSON, or rows as
+    JSON, JSON Lines or parquet; plain or `.gz`."""
     validation: Sources
-    """As `train`; no file may be in both."""
+    """As `train`. No question may be in both, whatever the files are called."""
     train_questions: Annotated[Count | None, Field(validate_default=True)] = None
     """Largest number of questions, drawn with the seed; null for all. For `embedded` the number that is generated."""
-    validation_questions: Annotated[Annotated[int, Field(ge=10)] | None, Field(validate_default=True)] = None
+    validation_questions: Annotated[Questions | None, Field(validate_default=True)] = None
     """As `train_questions`, of `validation`."""
-    max_length: Annotated[int, Field(ge=16)]
+    unanswerable: Literal["refuse", "skip"] = "refuse"
+    """Questions without an answer (SQuAD 2.0): `refuse` such data, or `skip` these questions, whose number is shown."""
+    max_length: Annotated[int, Field(ge=16, le=1_000_000)]
     """Tokens in a window."""
-    stride: Annotated[int, Field(ge=0)]
+    stride: Annotated[int, Field(ge=0, le=1_000_000)]
     """Tokens that two neighbouring windows of a long paragraph share; less than half of `max_length`."""
-    perplexity_paragraphs: Annotated[int, Field(ge=2)]
+    perplexity_paragraphs: Annotated[int, Field(ge=2, le=1_000_000_000)]
     """Validation paragraphs that perplexity is measured on, spread evenly over all of them."""
 
     @check("validation")
@@ -139,6 +158,11 @@ class Data(Section):
     def _apart(cls, value: Any, info: Info) -> Any:
         if isinstance(value, tuple) and (shared := set(value) & set(info.data.get("train") or ())):
             raise ValueError(f"files that are not in data.train, which {given(Path(min(shared)).name)} is")
+        trained = info.data.get("train")
+        if isinstance(value, tuple) and isinstance(trained, tuple):
+            contents = {content_hash(path) for path in trained}
+            if again := [Path(path).name for path in value if content_hash(path) in contents]:
+                raise ValueError(f"files with other contents than those of data.train, unlike {given(again[0])}")
         return value
 
     @check("train_questions", "validation_questions")
@@ -160,9 +184,9 @@ class Data(Section):
 class LoraSettings(Section):
     """The adapter of each precision: rank, alpha and dropout, in the order of `precisions`."""
 
-    ranks: tuple[Count, ...]
+    ranks: tuple[Size, ...]
     """Rank of each adapter."""
-    alphas: tuple[Annotated[float, Field(gt=0)], ...]
+    alphas: tuple[Positive, ...]
     """Each adapter's output is scaled by alpha / rank."""
     dropouts: tuple[Share, ...]
     """Dropout of each adapter's input during training."""
@@ -177,9 +201,9 @@ class Teacher(Section):
     """Training of all weights."""
     lora: TrainingArguments
     """Training of one LoRA adapter."""
-    rank: Count
+    rank: Size
     """Rank of that adapter."""
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Positive
     """Its output is scaled by alpha / rank."""
     dropout: Share
     """Dropout of its input during training."""
@@ -188,19 +212,12 @@ class Teacher(Section):
 class Comparison(Section):
     """Size of the comparison of quantizers."""
 
-    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1)]
+    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(once)]
     """Bit-widths at which quantizers are compared, each once."""
-    questions: Annotated[int, Field(ge=10)]
+    questions: Questions
     """Validation questions, spread evenly over all of them."""
-    paragraphs: Annotated[int, Field(ge=2)]
+    paragraphs: Annotated[int, Field(ge=2, le=1_000_000_000)]
     """Paragraphs, of those that perplexity is measured on, spread evenly over all of them."""
-
-    @check("bits")
-    @classmethod
-    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if twice := sorted({b for b in value if value.count(b) > 1}):
-            raise ValueError(f"a list with each bit-width once, which {twice[0]} is not")
-        return value
 
 
 class PostTraining(Section):
@@ -242,7 +259,7 @@ class Switchable(Section):
     `lora`. `none`: all weights are trained instead."""
     quantizer: DynamicQuantizer | None = None
     """Quantizer of the switchable model; null for the run's `quantizer`."""
-    learning_rate_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    learning_rate_factors: tuple[Positive, ...] | None = None
     """Factors on the learning rate, one for each of `precisions`; null for none."""
     adversary: AttackArguments | None = None
     """Attack that perturbs every training batch, at the configuration that the batch is trained at; null for none."""
@@ -253,11 +270,11 @@ class Switchable(Section):
 class Evaluation(Section):
     """How answers are decoded, and how intervals are made."""
 
-    batch_size: Count
+    batch_size: Size
     """Windows in a batch."""
-    max_answer_tokens: Count
+    max_answer_tokens: Size
     """Tokens in the longest answer that may be given."""
-    resamples: Annotated[int, Field(ge=100)]
+    resamples: Annotated[int, Field(ge=100, le=100_000)]
     """Bootstrap resamples, drawn by paragraph."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     """Level of the intervals."""
@@ -268,7 +285,7 @@ class Compute(Section):
 
     mixed_precision: Literal["no", "bf16"]
     """`bf16` for training and for an attacker's own passes. Evaluation is always in fp32."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; null leaves their number to torch."""
-    trackers: tuple[Literal["tensorboard"], ...] = ()
+    trackers: Annotated[tuple[Literal["tensorboard"], ...], AfterValidator(once)] = ()
     """`tensorboard`: training metrics go to `runs/<profile>/<stage>/checkpoints/logs` as well as to their files."""

@@ -1,22 +1,32 @@
-"""YAML as a params file may use it: plain values, every key once, problems told in one sentence."""
+"""YAML as a params file may use it: plain values of modest size, every key once, problems told in one sentence."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
+
+from qatlib.qa.formats import printable
 
 
 class ParamsError(ValueError):
     """A params file or an override that can't be used: one sentence with where, what was given, what is allowed."""
 
 
+LONGEST, DEEPEST, MOST = 100_000, 20, 10_000
+"""Characters of a text, levels of nesting and values, copies by aliases included: far more than any params need."""
+
+
 def given(value: Any) -> str:
     """A value as a message shows it, shortened."""
-    text = json.dumps(value, ensure_ascii=False)
+    return shortened(json.dumps(value, ensure_ascii=False))
+
+
+def shortened(text: str) -> str:
+    """A text as a message shows it: at most 120 characters, halves of surrogate pairs as escapes."""
+    text = printable(text[:121])
     return text if len(text) <= 120 else f"{text[:117]}…"
 
 
@@ -24,6 +34,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: `1e-3` is a number, `no` and a date are strings."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """As the library's, which nests its calls without a limit."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.MarkedYAMLError(None, None, f"nested more than {DEEPEST} levels deep", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 for _tag, _pattern, _first in (
@@ -44,43 +64,62 @@ def read_yaml(text: str, where: str) -> Any:
     Raises:
         ParamsError: beginning with `where`, what is wrong and in which line.
     """
+    if len(text) > LONGEST:
+        raise ParamsError(f"{where}: has {len(text):,} characters; allowed are at most {LONGEST:,}")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        problem = next(_problems(node, ()), None)
-        value = None if node is None or problem else loader.construct_document(node)
+        if node is not None:
+            _extent(node, (), {})
+        value = None if node is None else loader.construct_document(node)
+        json.dumps(value, ensure_ascii=False).encode()
+    except ParamsError as error:
+        raise ParamsError(f"{where}: {error}") from None
+    except UnicodeEncodeError:
+        raise ParamsError(f"{where}: holds half a surrogate pair; allowed is valid Unicode") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark and "\n" in text.strip() else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        reason = shortened(" ".join(str(getattr(error, "problem", None) or error).split()))
         raise ParamsError(f"{where}: is not YAML{line} ({reason}); allowed is one YAML value") from None
-    if problem:
-        raise ParamsError(f"{where}: {problem}")
     return value
 
 
-def _problems(node: yaml.Node | None, path: tuple[str, ...], parents: tuple[int, ...] = ()) -> Iterator[str]:
-    """What YAML lets through: a key given twice, a key that is no word, a tag, an alias inside itself."""
-    if node is None:
-        return
-    here = ".".join(path) or "the value"
-    line = node.start_mark.line + 1
-    if id(node) in parents:
-        yield f"{here} in line {line} contains itself; allowed is an alias of something else"
-    elif node.tag not in _TAGS:
-        yield f"{here} in line {line} has the tag {node.tag}; allowed are plain values"
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _problems(item, path, (*parents, id(node)))
+def _extent(node: yaml.Node, path: tuple[str, ...], known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """The number of values and the levels of nesting that a node stands for if every alias is a copy.
+
+    Args:
+        known: the extents of nodes seen before, by id; None for those that the present node is inside of.
+
+    Raises:
+        ParamsError: what YAML lets through: a key given twice, a key that is no word, a tag, an alias inside itself, aliases that
+            stand for too much.
+    """
+    here, line = ".".join(path) or "the value", node.start_mark.line + 1
+    if id(node) in known:
+        if (found := known[id(node)]) is None:
+            raise ParamsError(f"{here} in line {line} contains itself; allowed is an alias of something else")
+        return found
+    if node.tag not in _TAGS:
+        raise ParamsError(f"{here} in line {line} has the tag {shortened(node.tag)}; allowed are plain values")
+    known[id(node)] = None
+    extents = [(0, 0)]
+    if isinstance(node, yaml.SequenceNode):
+        extents += [_extent(item, path, known) for item in node.value]
     elif isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
             name = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-            dotted = ".".join((*path, name))
+            dotted = ".".join((*path, shortened(name)))
             if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith((":str", ":merge")):
-                yield f"{dotted} in line {line} is used as a key; allowed are words"
+                raise ParamsError(f"{dotted} in line {line} is used as a key; allowed are words")
             if name in seen:
-                yield f"{dotted} is given twice, again in line {line}; allowed is one value a key"
+                raise ParamsError(f"{dotted} is given twice, again in line {line}; allowed is one value a key")
             seen.add(name)
-            yield from _problems(value, (*path, name), (*parents, id(node)))
+            extents.append(_extent(value, (*path, shortened(name)), known))
+    known[id(node)] = size, depth = 1 + sum(size for size, _ in extents), 1 + max(depth for _, depth in extents)
+    if size > MOST or depth > DEEPEST:
+        limit = f"at most {MOST:,} values, nested at most {DEEPEST} deep"
+        raise ParamsError(f"{here} in line {line} stands for too much, each alias being a copy; allowed are {limit}")
+    return size, depth

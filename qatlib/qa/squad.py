@@ -13,19 +13,16 @@ import os
 import random
 import re
 import string
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
+from qatlib.checks import whole
+from qatlib.qa.formats import DataError, Record, read_file, read_rows
 from qatlib.seeds import stream
-
-
-class DataError(ValueError):
-    """Data that cannot be used. The message is one sentence: what is wrong, where, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -52,87 +49,65 @@ class Question:
         return hashlib.sha256(self.context.encode()).hexdigest()[:12]
 
 
+Unanswerable = Literal["refuse", "skip"]
+"""What happens to questions without an answer."""
+
+
+class Loaded(NamedTuple):
+    """The questions of one split, and the number of unanswerable ones that were left out."""
+
+    questions: list[Question]
+    skipped: int
+
+
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _field(node: object, key: str, kind: type, where: str) -> Any:
-    """`node[key]` if it has the given JSON type; otherwise a DataError that names the key and the place."""
-    if not isinstance(node, Mapping) or key not in node:
-        raise DataError(f"{where}: the key '{key}' is missing; SQuAD v1.1's layout has it there.")
-    if type(node[key]) is not kind:
-        raise DataError(f"{where}: '{key}' is a {type(node[key]).__name__}, but must be a {kind.__name__}.")
-    return node[key]
-
-
-def _question(source: str, id: str, title: str, context: str, question: str, answers: list[tuple[str, int]]) -> Question:
+def _question(record: Record) -> Question:
     """A checked Question. Every answer must be at its offset in the context."""
-    where = f"{source}, question '{id}'"
-    if not answers:
-        raise DataError(f"{where}: there is no answer; every question must have at least one.")
-    for text, start in answers:
+    where, context = record.where, record.context
+    for text, start in record.answers:
         if not text.strip():
             raise DataError(f"{where}: an answer is empty; it must be a part of the context.")
         if start < 0 or context[start : start + len(text)] != text:
             raise DataError(f"{where}: the answer {text!r} is not at its offset {start} in the context, where it must stand.")
     try:
-        (context + question).encode()
+        "".join(record[1:5]).encode()
     except UnicodeEncodeError:
         raise DataError(f"{where}: half a surrogate pair in the text; it must be valid Unicode.") from None
-    return Question(id, title, context, question, tuple(Answer(text, start) for text, start in answers))
+    return Question(*record[1:5], tuple(Answer(text, start) for text, start in record.answers))
 
 
-def _unique(questions: Iterable[tuple[str, Question]], empty: str) -> list[Question]:
-    """The questions of (source, question) pairs. DataError if two share an id, or (with the text `empty`) if there are none."""
+def _checked(records: Iterable[Record], source: str, unanswerable: Unanswerable) -> Loaded:
+    """The questions that have answers. DataError if two share an id, if there are none, or if one has no answer but must."""
     first_seen: dict[str, str] = {}
-    kept = []
-    for source, question in questions:
+    kept, skipped = [], 0
+    for record in records:
+        question = _question(record)
         if question.id in first_seen:
+            raise DataError(f"{record.where}: the id was already used in {first_seen[question.id]}; ids must be unique.")
+        first_seen[question.id] = record.source
+        if question.answers:
+            kept.append(question)
+        elif unanswerable == "skip":
+            skipped += 1
+        else:
             raise DataError(
-                f"{source}, question '{question.id}': the id was already used in {first_seen[question.id]}; ids must be unique."
+                f"{record.where}: there is no answer; every question must have at least one, or 'unanswerable' be 'skip'."
             )
-        first_seen[question.id] = source
-        kept.append(question)
     if not kept:
-        raise DataError(f"{empty}: there are no questions; at least one is needed.")
-    return kept
+        raise DataError(f"{source}: there are no questions{' with an answer' * bool(skipped)}; at least one is needed.")
+    return Loaded(kept, skipped)
 
 
-def _read_json(path: str | Path) -> object:
-    try:
-        raw = Path(path).read_bytes()
-        return json.loads(gzip.decompress(raw) if str(path).endswith(".gz") else raw)
-    except FileNotFoundError:
-        raise DataError(f"{path}: the file does not exist; give a SQuAD v1.1 JSON file, plain or .gz.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: the gzip file is damaged or cut short ({error}); fetch it again.") from None
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error.strerror}).") from None
-    except ValueError as error:  # JSON's own and UTF-8's errors
-        raise DataError(f"{path}: the file is not JSON ({error}); a SQuAD v1.1 JSON file is needed.") from None
+def read_squad(paths: str | Path | Sequence[str | Path], unanswerable: Unanswerable = "refuse") -> list[Question]:
+    """Read one or several files of questions, in order: SQuAD's JSON, or rows as JSON, JSON Lines or parquet; plain or `.gz`.
 
-
-def _read_file(path: str | Path) -> Iterable[Question]:
-    for a, article in enumerate(_field(_read_json(path), "data", list, f"{path}")):
-        in_article = f"{path}, data[{a}]"
-        title = _field(article, "title", str, in_article)
-        for p, paragraph in enumerate(_field(article, "paragraphs", list, in_article)):
-            in_paragraph = f"{in_article}.paragraphs[{p}]"
-            context = _field(paragraph, "context", str, in_paragraph)
-            for q, qa in enumerate(_field(paragraph, "qas", list, in_paragraph)):
-                id = _field(qa, "id", str, f"{in_paragraph}.qas[{q}]")
-                where = f"{path}, question '{id}'"
-                answers = [
-                    (_field(answer, "text", str, where), _field(answer, "answer_start", int, where))
-                    for answer in _field(qa, "answers", list, where)
-                ]
-                yield _question(str(path), id, title, context, _field(qa, "question", str, where), answers)
-
-
-def read_squad(paths: str | Path | Sequence[str | Path]) -> list[Question]:
-    """Read one or several SQuAD v1.1 JSON files, plain or gzipped (`.gz`), in order.
+    Args:
+        unanswerable: what happens to questions without an answer (SQuAD 2.0): `refuse` them, or `skip` them.
 
     Raises:
-        DataError: a file is missing, cut short, not JSON or not in the layout; an answer is not at its offset; a
+        DataError: a file is missing, cut short, not JSON or not in a known layout; an answer is not at its offset; a
             question has no answer; two questions share an id; there are no questions.
 
     Example:
@@ -142,8 +117,7 @@ def read_squad(paths: str | Path | Sequence[str | Path]) -> list[Question]:
         True
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
-    pairs = ((str(path), question) for path in files for question in _read_file(path))
-    return _unique(pairs, ", ".join(map(str, files)) or "the list of files")
+    return load(files, "", unanswerable).questions
 
 
 def write_squad(questions: Sequence[Question], path: str | Path) -> None:
@@ -179,48 +153,43 @@ def write_squad(questions: Sequence[Question], path: str | Path) -> None:
     temporary.replace(path)
 
 
-def load_questions(source: str | Sequence[str | Path], split: str) -> list[Question]:
-    """Load the questions of one split.
+def load(source: str | Sequence[str | Path], split: str, unanswerable: Unanswerable = "refuse") -> Loaded:
+    """Load the questions of one split, and count those that are left out.
 
     Args:
         source: `"hub:ID"`, a data set of the hub; `"dir:PATH"`, a local directory in the hub's layout (parquet or JSON
-            shards); or a list of SQuAD v1.1 JSON files, which together are the split.
+            shards); or a list of files as `read_squad` takes them, which together are the split.
         split: in the syntax of the `datasets` library: `"train"`, `"validation"`, `"train[:1000]"`.
+        unanswerable: as in `read_squad`.
 
     Raises:
         DataError: the source cannot be used, for any reason. There is no fallback source.
     """
     if not isinstance(source, str):
-        return read_squad(source)
+        records = (record for path in source for record in read_file(path))
+        return _checked(records, ", ".join(map(str, source)) or "the list of files", unanswerable)
     kind, _, name = source.partition(":")
     if kind not in ("hub", "dir") or not name:
         raise DataError(f"data source '{source}': not known; allowed are 'hub:ID', 'dir:PATH' and a list of files.")
     if kind == "dir" and not Path(name).is_dir():
         raise DataError(f"{source}: the directory does not exist; give one that holds a hub data set's shards.")
+    return _checked(read_rows(source, split), f"{source}, split '{split}'", unanswerable)
 
-    import datasets  # imported here: it takes seconds, and no other source needs it
 
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # its libraries raise many types, which all mean the same here
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise DataError(f"{source}, split '{split}': the data set cannot be loaded ({reason}).") from error
+def digest(questions: Sequence[Question]) -> str:
+    """SHA-256 over everything that the questions say, in their order."""
+    return hashlib.sha256(repr(questions).encode()).hexdigest()
 
-    def parse(row: Mapping[str, Any]) -> Question:
-        id = _field(row, "id", str, source)
-        where = f"{source}, question '{id}'"
-        title, context, question = (_field(row, key, str, where) for key in ("title", "context", "question"))
-        answers = _field(row, "answers", dict, where)
-        texts, starts = (_field(answers, key, list, where) for key in ("text", "answer_start"))
-        if len(texts) != len(starts):
-            raise DataError(f"{where}: {len(texts)} answer texts but {len(starts)} offsets, which must pair up.")
-        return _question(source, id, title, context, question, list(zip(texts, starts, strict=True)))
 
-    return _unique(((source, parse(row)) for row in rows), f"{source}, split '{split}'")
+def load_questions(source: str | Sequence[str | Path], split: str, unanswerable: Unanswerable = "refuse") -> list[Question]:
+    """The questions of `load`."""
+    return load(source, split, unanswerable).questions
 
 
 def sample(questions: Sequence[Question], n: int | None, seed: int) -> list[Question]:
     """At most `n` questions (None: all), drawn without replacement with `seed`, in their original order."""
+    if n is not None:
+        whole(0, n=n)
     if n is None or n >= len(questions):
         return list(questions)
     return [questions[i] for i in sorted(random.Random(stream(seed, "sample of the questions")).sample(range(len(questions)), n))]
@@ -251,4 +220,4 @@ def exact_match(prediction: str, answers: Sequence[Answer]) -> float:
 
 def f1(prediction: str, answers: Sequence[Answer]) -> float:
     """F1, in [0, 1], of the prediction's bag of tokens against an answer's, maximum over the answers (evaluate-v1.1.py)."""
-    return max(_token_f1(prediction, answer.text) for answer in answers)
+    return max((_token_f1(prediction, answer.text) for answer in answers), default=0.0)

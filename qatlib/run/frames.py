@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qatlib.files import write_atomic
+from qatlib.files import read_cells, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
     dtypes = json.loads(path.with_suffix(".dtypes").read_text())
     # Read as text first: then every version of pandas keeps all digits of a float, and an id of digits stays text.
-    text = pd.read_csv(path.with_suffix(".csv"), dtype="str", keep_default_na=False, lineterminator="\n")
+    text = read_cells(path.with_suffix(".csv"))
     return pd.DataFrame({name: _typed(text[name], dtype) for name, dtype in dtypes.items()})
 
 

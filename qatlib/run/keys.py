@@ -3,8 +3,9 @@
 A stage has two keys. Its *results key* is for cached results (trainings and answers). It covers the modules that the notebook
 imports, directly or indirectly, outside the folders `WITHOUT_RESULTS`; the pinned versions; the stage's sections of the params;
 the data files; the notebook's computing cells; and the upstream stage's results. Its *stage key* adds what only tables and pages
-depend on: prose, cells tagged `show`, and the modules in those folders. Code counts by its syntax: comments, layout and
-docstrings change no key. Time stamps decide nothing: `sync` makes them agree with the keys before `make` reads them.
+depend on: prose, cells tagged `show`, the modules in those folders, and sources whose results are kept under their content. Code
+counts by its syntax: comments, layout and docstrings change no key. Time stamps decide nothing: `sync` makes them agree with the
+keys before `make` reads them.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import functools
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qatlib.files import hash_files, write_atomic
-from qatlib.params.load import load_params, profile_path
+from qatlib.params.load import load_params, run_name
 from qatlib.params.sections import ROOT
+from qatlib.qa.formats import SUFFIXES
 from qatlib.run.sources import PipelineError, hash_code, imported, meaning, read_cells
-from qatlib.run.stages import SECTIONS, STAGES, UPSTREAM
+from qatlib.run.stages import BY_CONTENT, SECTIONS, STAGES, UPSTREAM
 
 WITHOUT_RESULTS = ("params", "judging", "run", "site")
 """Folders of the package whose code changes no cached result. Params count by their values."""
@@ -49,7 +52,7 @@ class Run:
     def __init__(self, profile: str, overrides: Sequence[str] = (), root: Path = ROOT) -> None:
         self.profile, self.overrides, self.root = profile, list(overrides), root
         self.params = load_params(profile, overrides, root)
-        self.name = profile_path(profile, root).stem
+        self.name = run_name(profile)
         self.directory = root / "runs" / self.name
         self.report = root / "reports" / self.name
 
@@ -83,6 +86,7 @@ class Run:
             params[section][part] = [self._content(item) for item in ([source] if isinstance(source, str) else source)]
         if words := params["adversarial"]["words"]:
             words["candidates"] = self._content(words["candidates"])
+        apart = {stage: [params[section].pop(name) for name in names] for stage, (section, names) in BY_CONTENT.items()}
         keys: dict[str, Keys] = {}
         for stage in STAGES:
             cells = read_cells(self.notebook(stage))
@@ -94,7 +98,7 @@ class Run:
             upstream = UPSTREAM[stage]
             before = keys[upstream].results if upstream else None
             results = _digest([library, pins, sections, [meaning(source) for source in computing], before])
-            keys[stage] = Keys(results, _digest([results, page, cells]))
+            keys[stage] = Keys(results, _digest([results, page, cells, apart.get(stage)]))
         return keys
 
     def _content(self, source: str) -> str:
@@ -117,6 +121,11 @@ class Run:
         """Record that a stage is complete, with the list of its files."""
         _mark(self.directory / stage / "done", self.directory / stage, self.keys[stage].stage)
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the rendered report is that of the present keys, and all its files are still there."""
+        return _stands(self.directory / "published", self.report, self.report_key)
+
     def mark_published(self) -> None:
         """Record that the report is complete, with the list of its files."""
         _mark(self.directory / "published", self.report, self.report_key)
@@ -129,7 +138,8 @@ class Run:
                 for path in _lost(directory / "done", directory):
                     path.unlink(missing_ok=True)  # a changed file is not a valid result: it is made again
             _sync(directory / "key", directory / "done", directory, self.keys[stage].stage)
-        _sync(self.directory / "report.key", self.directory / "published", self.report, self.report_key)
+        done = [self.directory / stage / "done" for stage in STAGES]
+        _sync(self.directory / "report.key", self.directory / "published", self.report, self.report_key, done)
 
     def prepare(self, stage: str) -> None:
         """Move results of other code, params or data away, restore those of the present ones, and start the page anew.
@@ -147,7 +157,7 @@ class Run:
         if own.is_dir():
             _move_kept(own, directory)
             _drop(own)
-        _drop(*sorted(aside.glob("*"), key=lambda path: path.stat().st_mtime_ns)[:-SETS_ASIDE])
+        _drop(*sorted(aside.glob("*"), key=_age)[:-SETS_ASIDE])
         _drop(directory / "results")
 
     def keep(self, stage: str, why: str) -> None:
@@ -194,6 +204,12 @@ def _move_kept(source: Path, target: Path) -> None:
             (source / name).rename(target / name)
 
 
+def _age(path: Path) -> float:
+    """The time stamp that sets are ordered by; 0 for one in the future, from a clock that was wrong."""
+    stamp = path.stat().st_mtime
+    return stamp if stamp <= time.time() else 0
+
+
 def _drop(*paths: Path) -> None:
     for path in paths:
         if path.is_dir():
@@ -207,7 +223,7 @@ def _hash_source(source: str) -> str | None:
     if source.startswith("dir:"):
         base = Path(source.removeprefix("dir:"))
         return hash_files(_visible(base), base)
-    if not source.endswith((".json", ".json.gz")):
+    if not source.endswith(SUFFIXES):
         return None
     with Path(source).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -243,11 +259,19 @@ def _stands(mark: Path, base: Path, key: str) -> bool:
     return mark.is_file() and json.loads(mark.read_text())["key"] == key and not _lost(mark, base)
 
 
-def _sync(key_file: Path, mark: Path, base: Path, key: str) -> None:
+def _sync(key_file: Path, mark: Path, base: Path, key: str, before: Iterable[Path] = ()) -> None:
+    """Write a changed key, and delete a stale mark or make it newer than its key and the marks `before` it.
+
+    Stamps that lie in the future, from a clock that was wrong, are set to now: nothing that is made later would be newer.
+    """
     if not key_file.is_file() or key_file.read_text() != key:
         write_atomic(key_file, key)
-    if _stands(mark, base, key):
-        if mark.stat().st_mtime_ns <= key_file.stat().st_mtime_ns:
-            mark.touch()
-    else:
+    if not _stands(mark, base, key):
         mark.unlink(missing_ok=True)
+        return
+    older = [key_file, *(path for path in before if path.is_file())]
+    for path in (*older, mark):
+        if path.stat().st_mtime > time.time():
+            path.touch()
+    if mark.stat().st_mtime_ns <= max(path.stat().st_mtime_ns for path in older):
+        mark.touch()

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qatlib.files import lock, write_atomic
+from qatlib.files import lock
+from qatlib.params.load import run_name
+from qatlib.params.sections import ROOT
 from qatlib.params.yaml import ParamsError
+from qatlib.qa.formats import DataError, printable
+from qatlib.run.inputs import check_inputs
 from qatlib.run.keys import Run
-from qatlib.run.provenance import portable
+from qatlib.run.portable import make_portable
 from qatlib.run.sources import PipelineError
 from qatlib.run.stage import EXECUTING
 from qatlib.run.stages import STAGES, UPSTREAM
+from qatlib.run.surroundings import check_loopback, folder, settle
+from qatlib.site.folder import ForeignFileError, check_folder
+
+INSTALLED = {"pip:smollm2-135m": ("smollm2",)}
+"""What the Makefile installs into the environment for a source of weights."""
 
 
 def execute(run: Run, stage: str) -> None:
@@ -24,11 +32,13 @@ def execute(run: Run, stage: str) -> None:
 
     Raises:
         PipelineError: the notebook failed; it is left as `executed.failed.ipynb`.
+        ParamsError, DataError: something that a stage, this one or a later one, needs cannot be used.
     """
     if upstream := UPSTREAM[stage]:
         execute(run, upstream)
     with lock(run.directory / ".lock", f"waiting for the other run of {run.name} to end"):
         if not run.is_done(stage):
+            check_inputs(run.params)
             _execute(run, stage)
 
 
@@ -57,50 +67,41 @@ def _execute(run: Run, stage: str) -> None:
     (directory / "done").unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
     print(f"{stage} ({run.name})", file=sys.stderr, flush=True)
+    folder(run.root).mkdir(exist_ok=True)
     os.environ |= {EXECUTING: "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     # glibc: large pages for large tensors cause fewer page faults; an attack's pass of SmolLM2 took 7.5 s instead of 9
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     try:
+        check_loopback()  # else a kernel is waited for, for a minute
         papermill.execute_notebook(
-            str(run.notebook(stage)),
-            str(executing),
+            _literal(run.notebook(stage)),
+            _literal(executing),
+            kernel_name="python3",  # whatever kernel the notebook was saved with
+            language="python",
             parameters={"profile": run.profile, "overrides": run.overrides},
             cwd=str(run.root),
             stderr_file=sys.stderr,  # the notebook's own progress bars
             kernel_manager_class=OwnKernel,
         )
-    except (PapermillExecutionError, DeadKernelError) as error:
-        executing.replace(failed)
-        name, text = getattr(error, "ename", "the kernel died"), getattr(error, "evalue", str(error))
+    except (PapermillExecutionError, RuntimeError) as error:  # nbclient has no class of its own for a kernel that can't start
+        where = ""
+        if executing.is_file():
+            where = f" (the notebook so far: {executing.replace(failed).relative_to(run.root)})"
+        death = "the kernel died" if isinstance(error, DeadKernelError) else "the kernel did not start"
+        name, text = getattr(error, "ename", death), getattr(error, "evalue", str(error))
         last = " ".join(text.strip().splitlines()[-3:])
-        where = failed.relative_to(run.root)
-        raise PipelineError(f"{stage} failed: {name}: {last} (the notebook so far: {where})") from None
+        raise PipelineError(f"{stage} failed: {name}: {last}{where}") from None
     if not run.is_prepared(stage):
         raise PipelineError(f"{stage}: code, params or data changed while it ran, or its notebook made no Stage")
     failed.unlink(missing_ok=True)
-    _make_portable(executing, run.root)
+    make_portable(executing, run.root)
     executing.replace(directory / "executed.ipynb")
     run.mark_done(stage)
 
 
-def _make_portable(notebook: Path, root: Path) -> None:
-    """Remove the machine's paths from a notebook that papermill wrote: in parameters, file locations and warnings."""
-    content = json.loads(notebook.read_text(encoding="utf-8"))
-    content["metadata"]["papermill"] |= {
-        "input_path": f"notebooks/{notebook.parent.name}.ipynb",
-        "output_path": "executed.ipynb",
-    }
-    given = content["metadata"]["papermill"]["parameters"]
-    given["profile"] = portable(given["profile"], root)
-    given["overrides"] = [portable(text, root) for text in given["overrides"]]
-    for cell in content["cells"]:
-        if "injected-parameters" in cell["metadata"].get("tags", []):
-            cell["source"] = portable("".join(cell["source"]), root)
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "stream":
-                text = "".join(output["text"])
-                output["text"] = text.replace(f"{root}/", "").replace(f"{sys.prefix}/", ".venv/")
-    write_atomic(notebook, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def _literal(path: Path) -> str:
+    """A path in which papermill, which formats paths, finds nothing to fill in."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def publish(run: Run) -> None:
@@ -118,15 +119,31 @@ def publish(run: Run) -> None:
     print(f"report written: {run.report.relative_to(run.root)}/index.html")
 
 
+def html(profile: str) -> int:
+    """Render the report of a profile again. Neither its params nor its run are needed."""
+    from qatlib.site import pages
+
+    name = run_name(profile)
+    report = ROOT / "reports" / name
+    if not (report / "notebooks").is_dir():
+        there = ", ".join(sorted(path.parent.name for path in ROOT.glob("reports/*/notebooks"))) or "none yet"
+        raise ParamsError(f"PROFILE: there is no report in reports/{name}; those there are: {there} (make report makes one)")
+    pages.render(report)
+    print(report / "index.html")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line that `make` uses. Returns the exit status: 1 if a stage failed, 2 if the input can't be used."""
     parser = argparse.ArgumentParser(prog="python -m qatlib.run.pipeline", description="Run the stages of a report.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
-        "check": "check the params",
+        "check": "check the params, and read the data that they name",
         "keys": "bring the keys that make looks at up to date",
         "run": "run one stage, and those upstream of it that are not done",
+        "needs": "print the run's name, and the weights that make installs for it",
         "publish": "render the report of a run that is done",
+        "html": "render a report again from its own files",
         "keep": "say that what a stage keeps is what the changed code, params or data would make",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -135,25 +152,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "keep":
             command.add_argument("--why", required=True, help="one sentence for the page's provenance")
         command.add_argument("--profile", default="quick", help="a name in params/, or the path of a params file")
-        command.add_argument("--set", default="", help="overrides: 'dotted.key=value other.key=value'")
+        if name != "html":
+            command.add_argument("--set", default="", help="overrides: 'dotted.key=value other.key=value'")
     given = parser.parse_args(arguments)
+    settle(os.environ, ROOT)
     try:
+        for option, text in vars(given).items():
+            if printable(text) != text:
+                raise ParamsError(f"{option}: holds half a surrogate pair, or bytes that are no text; allowed is valid Unicode")
+        if given.command == "html":
+            return html(given.profile)
         try:
             overrides = shlex.split(given.set)
         except ValueError as error:
             raise ParamsError(f"SET: {given.set!r} can't be split ({error}); allowed is key=value key=value") from None
         run = Run(given.profile, overrides)
-        if given.command == "keys":
+        if given.command in ("keys", "publish"):
+            check_folder(run.report)
+        if given.command == "check":
+            check_inputs(run.params)
+        elif given.command == "keys":
             run.sync()
+            if run.is_published:
+                print(f"report is up to date: {run.report.relative_to(run.root)}/index.html")
+        elif given.command == "needs":
+            print(run.name, *INSTALLED.get(run.params.model.source, ()))
         elif given.command == "run":
             execute(run, given.stage)
         elif given.command == "keep":
             run.keep(given.stage, given.why)
         elif given.command == "publish":
             publish(run)
-    except (ParamsError, PipelineError) as error:
+    except (PipelineError, ForeignFileError) as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, ParamsError) else 1
+        return 1
+    except (ParamsError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # a full or read-only disk
+        print(f"{given.command}: {error.filename or 'a file'} can't be used: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -16,6 +16,7 @@ from typing import Any
 from qatlib.files import library_hash
 from qatlib.params.schema import Params
 from qatlib.params.sections import ROOT
+from qatlib.run.portable import portable_values
 from qatlib.run.stages import SEEDED
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas", "pydantic")
@@ -38,16 +39,16 @@ def collect(
         started: when the stage began, with its time zone.
     """
     return {
-        "profile": portable(profile, root),
-        "overrides": [portable(text, root) for text in overrides],
+        "profile": portable_values(profile, root),
+        "overrides": portable_values([*overrides], root),
         "seeds": sorted({params.seed, *(getattr(params, SEEDED[stage]).seeds if stage in SEEDED else ())}),
         "code": _code(root),
-        "data": [_data(portable(name, root), digest) for name, digest in data_hashes.items()],
+        "data": [_data(portable_values(name, root), digest) for name, digest in data_hashes.items()],
         "device": _device(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         **taken(started),
-        "parameters": _portable_values(params.model_dump(mode="json"), root),
+        "parameters": portable_values(params.model_dump(mode="json"), root),
     }
 
 
@@ -62,20 +63,6 @@ def taken(started: datetime) -> dict[str, Any]:
     return {"started": started.astimezone(UTC).isoformat(timespec="seconds"), "duration_s": round(seconds, 1)}
 
 
-def portable(text: str, root: Path = ROOT) -> str:
-    """`text` with paths under `root` made relative to it. Other absolute paths are cut to the file's name."""
-    text = text.replace(f"{root}/", "")
-    return re.sub(r"(?<![\w./-])/(?:[^\s/,\]\"']+/)*([^\s/,\]\"']+)", r"…/\1", text)
-
-
-def _portable_values(value: Any, root: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _portable_values(item, root) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_portable_values(item, root) for item in value]
-    return portable(value, root) if isinstance(value, str) else value
-
-
 def _data(name: str, digest: str | None) -> dict[str, str]:
     return {"name": name} if digest is None else {"name": name, "sha256": digest}
 
@@ -85,7 +72,7 @@ def _code(root: Path) -> dict[str, Any]:
     return {
         "version": metadata.version("qatlib"),
         "commit": head,
-        "dirty": None if head is None else _git(root, "status", "--porcelain", "--", ".", ":!reports") != "",
+        "dirty": None if head is None else _git(root, "status", "--porcelain", "-unormal", "--", ".", ":!reports") != "",
         "library_sha256": library_hash(root),
     }
 

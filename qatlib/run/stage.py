@@ -36,6 +36,7 @@ from qatlib.run.keys import Run
 from qatlib.run.provenance import collect, commit, taken
 from qatlib.run.sources import PipelineError
 from qatlib.run.stages import UPSTREAM
+from qatlib.run.surroundings import alone
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +76,7 @@ class Stage:
         root: Path = ROOT,
         tables: Declarations | None = None,
     ) -> None:
+        alone(os.environ)
         self.started = datetime.now(UTC)
         self._tables = published() if tables is None else tables
         self.name, self.run = name, Run(profile, overrides, root)
@@ -133,14 +135,12 @@ class Stage:
 
     def measured(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Like `table`, for measurements of the machine. Equal runs differ in these, so they are kept as `timing/<name>.csv`."""
-        import pandas as pd
-
         path = self.directory / "timing" / f"{_checked(name)}.csv"
-        self._tables.find(self.name, name)
+        declared = self._tables.find(self.name, name)
         if not path.is_file():
             write_atomic(path, to_csv(compute()))
             self._computed()
-        frame = pd.read_csv(path)
+        frame = declared.read(path)
         self._tables.check(self.name, name, frame.columns, measured=True)
         return frame
 

@@ -17,6 +17,11 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 """The sections of the params that a stage's results depend on, in addition to those of its upstream stages."""
 
 
+BY_CONTENT: Mapping[str, tuple[str, tuple[str, ...]]] = {"05_adversarial": ("adversarial", ("shifted",))}
+"""For some stages a section and the sources in it that are no part of the results key: the study keeps what it computes from them
+under their content, so that another source costs none of the stage's other results."""
+
+
 UPSTREAM: Mapping[str, str | None] = {
     "01_build": None,
     "02_switchable_train": "01_build",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,9 @@ def compare(folders: Sequence[Path], out: Path, **options: Any) -> Path:
         ValueError: fewer than two reports, the same report twice, or a folder without a report.
     """
     if len(folders) < 2 or len({f.resolve() for f in folders}) < len(folders):
-        raise ValueError(f"a comparison takes two reports or more, each once, not {', '.join(map(str, folders)) or 'none'}")
+        raise ValueError(f"RUNS: allowed are two reports or more, each once, not {', '.join(map(str, folders)) or 'none'}")
     if lost := [f for f in folders if not (f / "provenance").is_dir()]:
-        raise ValueError(f"{lost[0]}: no report in it (a folder like reports/quick, that make report left)")
+        raise ValueError(f"RUNS: {lost[0]} is no report; allowed are names in reports/ and paths of what make report left")
     runs = [Report(f.resolve().name, f) for f in folders]
     sections = [(stage.replace("_", " "), section) for stage in STAGES if (section := list(_stage(runs, stage)))]
     page = (
@@ -123,10 +124,9 @@ def _evaluations(run: Report, stage: str) -> dict[str, pd.DataFrame]:
     declared, found = published(), {}
     for name, path in run.files(stage, "*.csv").items():
         if declared.declares(stage, name) and declared.find(stage, name).scored:
-            scored = pd.read_csv(path, dtype={"id": "str", "paragraph": "str"})
-            found[name.removeprefix("scores_").replace("_", " ")] = scored
+            found[name.removeprefix("scores_").replace("_", " ")] = _read(stage, path)
     for path in run.files(stage, "attack_rows.csv").values():
-        attacked = pd.read_csv(path, dtype={"id": "str", "paragraph": "str", "answered": "str", "training": "str"})
+        attacked = _read(stage, path)
         for (attack, at), rows in attacked[attacked["experiment"] == "main"].groupby(["attack", "answered"], sort=False):
             found[f"attack {attack}, answered at {at}"] = rows
     return found
@@ -164,11 +164,17 @@ def _stage(runs: Sequence[Report], stage: str) -> Iterator[tuple[str, list[tuple
             have = [(run, files[name]) for run, files in found.items() if name in files]
             hidden = pattern == "*.csv" and (name in figures or detailed(name))  # a figure's numbers, or too many rows
             if len(have) > 1 and not hidden:
-                yield name.replace("_", " "), [(run, shown(run, path)) for run, path in have]
+                yield name.replace("_", " "), [(run, shown(stage, run, path)) for run, path in have]
 
 
-def _table(run: str, path: Path) -> Markup:
-    frame = pd.read_csv(path)
+def _read(stage: str, path: Path) -> pd.DataFrame:
+    """A table of a report as it is declared; as pandas reads it if it is of other code, and not declared any more."""
+    declared = published().declares(stage, path.stem)
+    return published().find(stage, path.stem).read(path) if declared else pd.read_csv(path)
+
+
+def _table(stage: str, run: str, path: Path) -> Markup:
+    frame = _read(stage, path)
     cut = f", the first {_MOST} of its {len(frame):,} rows" if len(frame) > _MOST else ""
     return _shown(frame.head(_MOST), run + cut)
 
@@ -179,7 +185,7 @@ def _shown(frame: pd.DataFrame, caption: str, without: str = "An empty table.") 
     return Markup(table_html(results.readable(frame), caption, "").data)
 
 
-def _figure(run: str, path: Path) -> Markup:
+def _figure(stage: str, run: str, path: Path) -> Markup:
     source = base64.b64encode(path.read_bytes()).decode("ascii")
     name = path.stem.replace("_", " ")
     image = Markup('<img src="data:image/svg+xml;base64,{}" alt="{} of {}">').format(source, name, run)
@@ -187,13 +193,17 @@ def _figure(run: str, path: Path) -> Markup:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m qatlib.site.compare reports/a reports/b --out reports/compare.html`."""
+    """`python -m qatlib.site.compare --runs "a b" --out reports/compare.html`."""
     parser = argparse.ArgumentParser(prog="python -m qatlib.site.compare", description="Put reports side by side.")
-    parser.add_argument("reports", nargs="+", type=Path)
+    parser.add_argument("--runs", required=True, help="names in reports/, or paths of reports; one with a blank in quotes")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
-        print(compare(given.reports, given.out))
+        runs = shlex.split(given.runs)
+    except ValueError as error:
+        parser.exit(2, f"error: RUNS: {given.runs!r} can't be split ({error}); allowed are names with blanks between them\n")
+    try:
+        print(compare([Path(run if "/" in run else f"reports/{run}") for run in runs], given.out))
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
 

@@ -29,6 +29,7 @@ from qatlib.run.stages import STAGES
 from qatlib.site import ledger
 from qatlib.site.answers import answers
 from qatlib.site.cells import TEMPLATES, Cells, read_cells
+from qatlib.site.folder import STAGE_PAGE, ForeignFileError, check_folder
 from qatlib.site.origin import duration, executions, flatten, moment, summary
 from qatlib.site.tables import OlderReport, missing
 
@@ -96,9 +97,10 @@ def publish(run_dir: str | os.PathLike[str], report_dir: str | os.PathLike[str])
     """Replace `report_dir` by the report of the run in `run_dir`: every stage that has an `executed.ipynb`.
 
     The new report is built beside the old one and then replaces it as a whole. So no stale file stays, and a failure does not
-    change the old report. FileNotFoundError if no stage has run.
+    change the old report. FileNotFoundError if no stage has run, ForeignFileError if no run wrote what would be replaced.
     """
     run, report = Path(run_dir).resolve(), Path(report_dir).resolve()
+    check_folder(report)
     stages = sorted(path.parent for path in run.glob("*/executed.ipynb"))
     if not stages:
         raise FileNotFoundError(f"no <stage>/executed.ipynb in {run}")
@@ -175,7 +177,7 @@ def _render(report: Path, profile: str) -> None:
     for name, page in pages.items():
         write_atomic(report / name, page)
     for path in report.glob("*.html"):
-        if path.name not in pages:
+        if path.name not in pages and STAGE_PAGE.fullmatch(path.name):
             path.unlink()
 
 
@@ -261,10 +263,13 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("run_dir", type=Path)
     command.add_argument("report_dir", type=Path)
     given = parser.parse_args(arguments)
-    if given.command == "render":
-        render(given.report_dir)
-    else:
-        publish(given.run_dir, given.report_dir)
+    try:
+        if given.command == "render":
+            render(given.report_dir)
+        else:
+            publish(given.run_dir, given.report_dir)
+    except (FileNotFoundError, ForeignFileError) as error:
+        parser.exit(2, f"error: {error}\n")
     print((given.report_dir / "index.html").resolve())
 
 

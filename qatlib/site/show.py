@@ -41,7 +41,8 @@ _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 
 def set_style() -> None:
     """Set the figures' style for this process: seaborn's colour-blind palette on white. Successive lines differ in colour,
-    dash and marker, so that they stay distinct in a grey print."""
+    dash and marker, so that they stay distinct in a grey print. Nothing of a user's own style is left."""
+    mpl.rcdefaults()
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     colors = sns.color_palette("colorblind", len(_LINES)).as_hex()
     mpl.rcParams.update(

@@ -13,10 +13,11 @@ from qatlib import cost
 from qatlib.landscape import sharpness
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, LayerInfo, Precision
+from qatlib.qa.parts import spread
 from qatlib.schedule import Schedule
 from qatlib.scheduling import CosineArguments, PhaseArguments, ScheduleArguments
 from qatlib.seeds import stream
-from qatlib.studies.pieces import Piece, run, spread
+from qatlib.studies.pieces import Piece, run
 from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings, at_budget, file_name
 

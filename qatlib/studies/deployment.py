@@ -17,7 +17,7 @@ from qatlib.layers import multiplied_as_floats
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.qa.evaluate import evaluate_spans
-from qatlib.studies.pieces import spread
+from qatlib.qa.parts import spread
 from qatlib.studies.study import Study
 from qatlib.switching import Output
 

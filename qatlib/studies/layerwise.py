@@ -11,10 +11,11 @@ import pandas as pd
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision, names_by_group
 from qatlib.qa.evaluate import evaluate_spans
+from qatlib.qa.parts import halves, spread
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
 from qatlib.sensitivity import Reached, evaluate_changes, output_noise, sweep_block
-from qatlib.studies.pieces import Piece, run, spread
+from qatlib.studies.pieces import Piece, run
 from qatlib.studies.study import Study
 
 NOISE_WINDOWS = 16
@@ -34,10 +35,9 @@ class Layerwise:
     def __init__(self, study: Study, model: SwitchableModel) -> None:
         self.study, self.model, self.params = study, model, study.params
         self.groups = names_by_group(model.infos)
-        paragraphs = list(dict.fromkeys(q.paragraph for q in study.validation))
-        searched = set(paragraphs[::2])
-        self.seen = spread([q for q in study.validation if q.paragraph in searched], self.params.sensitivity.questions)
-        self.held_out = spread([q for q in study.validation if q.paragraph not in searched], self.params.search.questions)
+        searched, held_out = halves(study.validation)
+        self.seen = spread(searched, self.params.sensitivity.questions)
+        self.held_out = spread(held_out, self.params.search.questions)
 
     @cached_property
     def features(self) -> list[Feature]:

@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pandas as pd
 
 from qatlib.model import SwitchableModel
 from qatlib.params.schema import Params
 from qatlib.precision import Precision
-
-T = TypeVar("T")
 
 
 class Keeper(Protocol):
@@ -84,10 +81,3 @@ def at_each(
         for place, (column, value) in enumerate(columns.items()):
             part.insert(place, column, value)
     return pd.concat(parts, ignore_index=True)
-
-
-def spread(items: Sequence[T], n: int | None) -> list[T]:
-    """`n` items at equal distances (all if there are no more). Neighbours in SQuAD's files come from the same article."""
-    if n is None or n >= len(items):
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, n).astype(int)]

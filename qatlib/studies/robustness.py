@@ -22,10 +22,11 @@ from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 from qatlib.qa.evaluate import SpanFigures, span_figures
 from qatlib.qa.loss import Batch
+from qatlib.qa.parts import spread
 from qatlib.qa.squad import Question
 from qatlib.scheduling import CosineArguments, ScheduleArguments
 from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers, generator
-from qatlib.studies.pieces import Piece, run, spread
+from qatlib.studies.pieces import Piece, run
 from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings
 from qatlib.training import reduced_precision

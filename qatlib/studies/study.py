@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,11 +21,12 @@ from qatlib.pretrained import ModelError, load_pretrained, version_of
 from qatlib.qa import toyqa
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.qa.generate import evaluate_answers
+from qatlib.qa.parts import load_parts, spread
 from qatlib.qa.spans import Feature, featurize, sizes
-from qatlib.qa.squad import Question, load_questions, sample
+from qatlib.qa.squad import Question, digest
 from qatlib.schedule import Schedule
 from qatlib.seeds import stream
-from qatlib.studies.pieces import Keeper, at_each, spread
+from qatlib.studies.pieces import Keeper, at_each
 from qatlib.training import fit
 
 PROBE_WINDOWS = 32
@@ -41,6 +41,7 @@ class Study:
 
     Attributes:
         train, validation: questions.
+        skipped: for each part, the number of unanswerable questions that were left out.
         device: the GPU where there is one.
     """
 
@@ -52,21 +53,14 @@ class Study:
             torch.set_num_threads(self.params.compute.threads)
         torch.use_deterministic_algorithms(self.device.type == "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code reads uninitialized memory
-        self.train = self._questions("train")
-        self.validation = self._questions("validation")
-
-    def _questions(self, part: str) -> list[Question]:
-        data, seed = self.params.data, self.params.seed
-        source, n = getattr(data, part), getattr(data, f"{part}_questions")
-        if source == "embedded":
-            return toyqa.generate(n, seed, part)
-        return sample(load_questions(source, part), n, seed)
+        self.train, self.validation, self.skipped = load_parts(self.params.data, self.params.seed)
 
     @property
     def sizes(self) -> pd.DataFrame:
-        """Questions, paragraphs and windows of both parts."""
+        """Questions, paragraphs and windows of both parts, and the number of unanswerable questions if these are skipped."""
         parts = {"train": (self.train, self.train_features), "validation": (self.validation, self.validation_features)}
-        return pd.DataFrame([{"part": name} | sizes(*part) for name, part in parts.items()])
+        frame = pd.DataFrame([{"part": name} | sizes(*part) for name, part in parts.items()])
+        return frame.assign(unanswerable=[*self.skipped.values()]) if self.params.data.unanswerable == "skip" else frame
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -76,7 +70,7 @@ class Study:
             `questions_sha256`, a hash of the questions used in each part, and `model_version` if the source has one.
         """
         parts = {"train": self.train, "validation": self.validation}
-        hashes = {name: hashlib.sha256(repr(questions).encode()).hexdigest() for name, questions in parts.items()}
+        hashes = {name: digest(questions) for name, questions in parts.items()}
         version = version_of(self.params.model.source)
         return {"questions_sha256": hashes} | ({"model_version": version} if version else {})
 

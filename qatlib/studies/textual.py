@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 import pandas as pd
-from transformers import AutoModelForMaskedLM
 
 from qatlib.attacks import candidates
 from qatlib.attacks.characters import character_noise
@@ -16,11 +15,9 @@ from qatlib.attacks.words import WordAttack
 from qatlib.files import write_atomic
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL_PRECISION, Configuration, Precision
-from qatlib.pretrained import load_pretrained
-from qatlib.qa import toyqa
-from qatlib.qa.squad import Question, load_questions, write_squad
+from qatlib.qa.parts import load_shifted, spread
+from qatlib.qa.squad import Question, digest, load_questions, write_squad
 from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers
-from qatlib.studies.pieces import spread
 from qatlib.studies.robustness import Robustness
 
 
@@ -94,13 +91,7 @@ class Textual:
         """The source of candidate words that the params name."""
         settings = self.section.words
         assert settings
-        if settings.candidates == "synonyms":
-            return candidates.synonyms
-        if settings.candidates == "vocabulary":
-            kinds = [words for words in toyqa.WORDS.values() if words[0].islower()]  # the others are names
-            return candidates.vocabulary(kinds, settings.count, self.study.params.seed)
-        lm, tokenizer = load_pretrained(settings.candidates, AutoModelForMaskedLM, "adversarial.words.candidates")
-        return candidates.masked_lm(lm.to(self.study.device).eval(), tokenizer, settings.count)
+        return candidates.named(settings.candidates, settings.count, self.study.params.seed, self.study.device)
 
     def word_attack(self) -> pd.DataFrame:
         """QA-Attack at 32 bits, at each precision of the first set, and in expectation over the set; answered at all precisions.
@@ -133,11 +124,11 @@ class Textual:
     # -- elsewhere ------------------------------------------------------------------------------------------------
 
     def shifted(self) -> pd.DataFrame:
-        """Answers to the questions that the params name as shifted, at most `questions` of them; `attack` is `none`."""
-        source = self.section.shifted
+        """Answers to the questions that the params name as shifted, at most `questions` of them; `attack` is `none`.
+
+        They are kept under the content of the questions: other questions cost no other result of the stage.
+        """
+        source, params = self.section.shifted, self.study.params
         assert source
-        if source == "embedded":  # not the questions of training and validation
-            found = toyqa.generate(self.section.questions, self.study.params.seed, "shifted")
-        else:
-            found = spread(load_questions(source, "validation"), self.section.questions)
-        return self.answered("shifted", found, NO_ATTACK)
+        found = load_shifted(source, self.section.questions, params.seed, params.data.unanswerable).questions
+        return self.answered(f"shifted_{digest(found)[:12]}", found, NO_ATTACK)

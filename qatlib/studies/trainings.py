@@ -20,10 +20,10 @@ from qatlib.params.experiments import Method
 from qatlib.params.sections import Switchable
 from qatlib.precision import FULL, LayerInfo, Precision, widest_first
 from qatlib.qa.evaluate import calibrate_clips
+from qatlib.qa.parts import spread
 from qatlib.schedule import Schedule, at_passes, make_schedule
 from qatlib.scheduling import ScheduleArguments
 from qatlib.seeds import stream
-from qatlib.studies.pieces import spread
 from qatlib.studies.study import Study
 from qatlib.training import Adversary
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 
 from qatlib.attacks import candidates
 from qatlib.attacks.text import free_words
-from qatlib.pretrained import load_pretrained
+from qatlib.pretrained import ModelError, load_pretrained
 from qatlib.qa.squad import Answer, Question
 
 VOCABULARY = candidates.vocabulary([["red", "blue", "green"], ["fox", "hare"]], 3, 0)
@@ -49,9 +49,17 @@ def test_a_masked_language_model_is_asked_for_its_likeliest_words_of_the_same_ki
     lm.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     lm, tokenizer = load_pretrained(f"dir:{tmp_path}", AutoModelForMaskedLM)  # as notebook 5 gets it
-    found = candidates.masked_lm(lm, tokenizer, len(vocabulary))(TEXT, spans(TEXT)["larger"])
+    found = candidates.masked_lm(lm, tokenizer, 10**9)(TEXT, spans(TEXT)["larger"])  # more than there are
     assert set(found) == {"bigger", "smaller"}
     assert candidates.masked_lm(lm, tokenizer, len(vocabulary))(TEXT, spans(TEXT)["Smith"]) == []
+
+
+def test_the_params_name_a_source(tmp_path):
+    assert candidates.named("synonyms", 2, 0) is candidates.synonyms
+    q = question("Anna bought a red key in Paris")
+    assert len(candidates.named("vocabulary", 2, 0)(q, spans(q)["red"])) == 2
+    with pytest.raises(ModelError, match="adversarial.words.candidates .*no config.json in it"):
+        candidates.named(f"dir:{tmp_path}", 2, 0)
 
 
 def test_a_vocabulary_gives_other_words_of_the_same_kind_and_the_same_ones_again():

@@ -80,3 +80,23 @@ def test_the_columns_tell_scores_and_long_tables_apart():
     assert kinds["scores_{model}_{at}"] == kinds["perplexity_{model}_{at}"] == (True, True)
     assert kinds["sweep"] == kinds["attack_rows"] == kinds["training_{training}"] == (False, True)
     assert kinds["transfer"] == kinds["claims"] == (False, False)
+
+
+def test_a_file_is_read_as_it_is_declared(tmp_path: Path):
+    rows = "id,f1,f1_low,f1_high,seed,other\n007,1,,0.1,3,8\nNA,nan,2,inf,4,x\n"
+    (tmp_path / "scores_a.csv").write_text(rows)
+    declared = Declarations(
+        {
+            "stage": read_tables(
+                MADE_UP | {"t": {"about": "", "columns": "same"}}, UNITS | {"same": "yes/no"}, {"pair": "model, over"}
+            )
+        }
+    )
+    frame = declared.find("stage", "scores_a").read(tmp_path / "scores_a.csv")
+    assert frame["id"].tolist() == ["007", "NA"] and frame["other"].tolist() == ["8", "x"]
+    assert frame["seed"].tolist() == [3, 4] and frame["seed"].dtype == "int64"
+    assert frame["f1"].isna().tolist() == [False, True] and frame["f1_high"].tolist() == [0.1, float("inf")]
+    (tmp_path / "t.csv").write_text("same\nTrue\nFalse\n")
+    assert declared.find("stage", "t").read(tmp_path / "t.csv")["same"].tolist() == [True, False]
+    (tmp_path / "speed.csv").write_text("block,8,w4a8\n1,0.5,2\n")
+    assert declared.find("stage", "speed").read(tmp_path / "speed.csv").to_numpy().tolist() == [[1, 0.5, 2]]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +15,25 @@ from scipy.stats import binomtest, bootstrap, t, ttest_1samp
 from qatlib.judging import stats
 
 VALUES = st.lists(st.floats(-100, 100), min_size=4, max_size=40)
+
+THREADED = """
+import numpy as np
+from qatlib.judging import stats
+rng = np.random.default_rng(0)
+for clusters in (334, 500, 1000):
+    scores, paragraphs = 100 * rng.integers(0, 7, 1000) / 7, np.sort(rng.integers(0, clusters, 1000))
+    print(repr(stats.mean(scores, paragraphs)))
+"""
+
+
+def test_an_interval_depends_on_no_number_of_threads():
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", THREADED], env=os.environ | {"OMP_NUM_THREADS": n}, capture_output=True, text=True, check=True
+        ).stdout
+        for n in ("1", "2")
+    }
+    assert len(found) == 1 and "Estimate" in found.pop()
 
 
 @settings(max_examples=30)

@@ -23,9 +23,9 @@ WRONG = {
     "near key": ("teacher.full.step=3", "warmup_steps, weight_decay (did you mean steps?)"),
     "missing key": ("compute={}", "compute.mixed_precision is missing; allowed is 'no' or 'bf16'"),
     "value for section": ("lora=3", "lora is 3; allowed is a section with ranks, alphas, dropouts"),
-    "nan": ("teacher.alpha=.nan", "teacher.alpha is NaN; allowed is a number of more than 0"),
-    "infinity": ("teacher.alpha=.inf", "teacher.alpha is Infinity; allowed is a number of more than 0"),
-    "bool for float": ("teacher.alpha=true", "teacher.alpha is true; allowed is a number of more than 0"),
+    "nan": ("teacher.alpha=.nan", "teacher.alpha is NaN; allowed is a number of at least 1e-09 and at most 1e+09"),
+    "infinity": ("teacher.alpha=.inf", "teacher.alpha is Infinity; allowed is a number of at least 1e-09 and at most 1e+09"),
+    "bool for float": ("teacher.alpha=true", "teacher.alpha is true; allowed is a number of at least 1e-09 and at most 1e+09"),
     "dropout of 1": ("teacher.dropout=1", "teacher.dropout is 1; allowed is a number of at least 0 and less than 1"),
     "bit-width of 1": ("precisions=[1]", f"precisions[0] is 1; allowed is {BIT_WIDTH}"),
     "bit-width of 17": (
@@ -56,7 +56,7 @@ WRONG = {
         "evaluation.confidence=1",
         "evaluation.confidence is 1; allowed is a number of more than 0 and less than 1",
     ),
-    "threads": ("compute.threads=0", "compute.threads is 0; allowed is an integer of at least 1 or null"),
+    "threads": ("compute.threads=0", "compute.threads is 0; allowed is an integer of at least 1 and at most 1,024 or null"),
     "unknown schedule": (
         "switchable.schedule={name: random}",
         "switchable.schedule.name is \"random\"; allowed is 'random_per_layer' or 'random_uniform' or 'all' or 'sandwich' or ",
@@ -67,7 +67,7 @@ WRONG = {
     ),
     "no pass": (
         "switchable.schedule={name: random_per_layer, passes: 0}",
-        "switchable.schedule.passes is 0; allowed is an integer of at least 1 or null",
+        "switchable.schedule.passes is 0; allowed is an integer of at least 1 and at most 1,000,000,000 or null",
     ),
     "pattern of 1 bit": (
         "switchable.schedule={name: scheduled, pattern: [8, 1]}",
@@ -79,10 +79,10 @@ WRONG = {
     ),
     "factor of 0": (
         "switchable.learning_rate_factors=[1, 1, 1, 1, 1, 0]",
-        "switchable.learning_rate_factors[5] is 0; allowed is a number of more than 0",
+        "switchable.learning_rate_factors[5] is 0; allowed is a number of at least 1e-09 and at most 1e+09",
     ),
     "cpt at one precision": ("cpt.precisions=[8]", "cpt.precisions is [8]; allowed is a list of at least 2, each a bit-width"),
-    "no static": ("cpt.static=0", "cpt.static is 0; allowed is an integer of at least 1 or null"),
+    "no static": ("cpt.static=0", "cpt.static is 0; allowed is an integer of at least 1 and at most 1,000,000,000 or null"),
     "unknown method of cpt": (
         "cpt.methods=[static, best]",
         "cpt.methods[1] is \"best\"; allowed is 'static' or 'random separate'",

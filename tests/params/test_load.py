@@ -1,5 +1,6 @@
 """Profiles, files and overrides as a user gives them, and back again."""
 
+import gzip
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatlib.params.load import load_params, profile_path
+from qatlib.params.load import load_params, profile_path, run_name
 from qatlib.params.sections import ROOT
 from qatlib.params.yaml import ParamsError
 from qatlib.precision import Precision
@@ -22,6 +23,10 @@ PROFILES = sorted(path.stem for path in (ROOT / "params").glob("*.yaml"))
 # override of `quick`, what its refusal says
 WRONG = {
     "key in a value": ("seed.x=1", 'seed.x is "1"; allowed is seed itself, which has no keys inside'),
+    "deep key": (f"{'a.' * 3_000}b=1", "is no override; allowed is dotted.key=value"),
+    "long path": (f"data.train=dir:{'a' * 5_000}", "allowed is a directory that exists after 'dir:'"),
+    "long file": (f"data.train=[{'a' * 5_000}.json]", "allowed is a list of files that exist"),
+    "half a surrogate pair": ("seed=\udcff", "seed: is not YAML"),
     "no override": ("seed", '"seed" is no override; allowed is dotted.key=value'),
 }
 
@@ -78,11 +83,38 @@ def test_wrong_profile(profile: str, sentence: str) -> None:
     assert str(error.value).startswith(sentence)
 
 
+@pytest.mark.parametrize("profile", ["\udcff", "\ud800.yaml", f"{'x' * 5_000}.yaml", "\0.yaml"])
+def test_a_profile_that_no_file_can_be_named(profile: str) -> None:
+    with pytest.raises(ParamsError, match=r"^PROFILE: .*; allowed is one of embedded") as error:
+        load_params(profile)
+    str(error.value).encode()
+
+
 def test_profile_path_must_not_shadow_a_profile(tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text((ROOT / "params/quick.yaml").read_text())
     with pytest.raises(ParamsError, match="has the name of params/quick.yaml; allowed is any other name"):
         profile_path(str(tmp_path / "quick.yaml"))
     assert profile_path("params/quick.yaml") == profile_path("quick")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..yaml", "...yaml", "....yaml", ".hidden.yaml", "-rf.yaml", "bench.yaml", "Bench.yml", "compare.html.yaml", "Quick.yaml"],
+)
+def test_a_run_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("extends: quick")
+    with pytest.raises(ParamsError, match="can't name a run|has the name of params/quick"):
+        load_params(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["mine", "_mine", "a.b-c_1", "müller", "x" * 200])
+def test_a_run_is_named_after_its_file_wherever_that_is(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "my own {x} $y"
+    folder.mkdir()
+    (folder / f"{name}.yaml").write_text("extends: quick")
+    assert profile_path(str(folder / f"{name}.yaml")).is_file() and run_name(str(folder / f"{name}.yaml")) == name
+    with pytest.raises(ParamsError, match="can't name a run"):
+        run_name(f"{folder}/{name} {'x' * 200}.yaml")
 
 
 def test_error_names_file_where_the_override_is_elsewhere() -> None:
@@ -131,7 +163,7 @@ _widths = st.lists(st.sampled_from([*range(2, 17), 32]), min_size=2, unique=True
 
 
 @settings(max_examples=30)
-@given(data=st.data(), widths=_widths, seed=st.integers(0, 2**40))
+@given(data=st.data(), widths=_widths, seed=st.integers(0, 2**32 - 1))
 def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     def per_precision(values: st.SearchStrategy[Any]) -> list[Any]:
         return data.draw(st.lists(values, min_size=len(widths), max_size=len(widths)))
@@ -142,7 +174,7 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
         "precisions": precisions,
         "post_training.precisions": [p for p in precisions if p != "32"] or ["8"],
         "lora.ranks": per_precision(st.integers(1, 64)),
-        "lora.alphas": per_precision(st.floats(0, 1e9, exclude_min=True)),
+        "lora.alphas": per_precision(st.floats(1e-9, 1e9)),
         "lora.dropouts": per_precision(st.floats(0, 1, exclude_max=True)),
         "compute.mixed_precision": data.draw(st.sampled_from(["no", "bf16"])),
         "compute.trackers": data.draw(st.sampled_from([[], ["tensorboard"]])),
@@ -177,7 +209,7 @@ COMMANDS = re.findall(r"make report(?: PROFILE=(\S+))? SET='([^']+)'", "\n".join
 @pytest.mark.parametrize(("profile", "overrides"), COMMANDS)
 def test_every_command_of_the_readme_and_of_docs_is_valid(profile: str, overrides: str, tmp_path: Path) -> None:
     for name in set(files := re.findall(r"[\w-]+\.json(?:\.gz)?", overrides)):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_bytes(gzip.compress(name.encode()) if name.endswith(".gz") else name.encode())
         overrides = overrides.replace(name, str(tmp_path / name))
     assert all(str(tmp_path / name) in overrides for name in files)
     load_params(profile or "quick", shlex.split(overrides))

@@ -1,13 +1,18 @@
 """What sections rule out in one another, and what follows from them together."""
 
 import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatlib.named import NAMED
+from qatlib.params.errors import Schema
 from qatlib.params.load import load_params
+from qatlib.params.schema import Params
 from qatlib.params.yaml import ParamsError
 
 # override of `quick`, what its refusal says
@@ -170,3 +175,77 @@ def test_there_is_always_something_to_lower(widths: list[int]) -> None:
     assert 8 not in widths or min(widths) == 8 or params.bases[0].w_bits == 8
     cycled = [p.w_bits for p in params.cycled]
     assert len(cycled) > 1 and cycled == sorted(cycled, reverse=True) and (32 not in cycled or sum(w < 32 for w in widths) == 1)
+
+
+# -- lists and numbers, wherever they stand ------------------------------------------------------------------------------
+
+SCHEMA = Schema(Params)
+SEQUENCES = {"ranks", "alphas", "dropouts", "learning_rate_factors", "pattern", "between"}
+"""Lists in which a value may stand twice: they stand beside another list, or are an order."""
+
+
+def places(node: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """Every setting of a params file by its keys, without those inside lists."""
+    for key, inner in SCHEMA._resolve(node).get("properties", {}).items():
+        yield (*path, key), SCHEMA._resolve(inner)
+        yield from places(inner, (*path, key))
+
+
+ALL = dict(places(SCHEMA.root))
+LISTS = [path for path, node in ALL.items() if node.get("type") == "array" and path[-1] not in SEQUENCES]
+DOUBLED: dict[str, list[Any]] = {
+    "cpt.precisions": [8, 4],
+    "cpt.untrained": [7],
+    "deployment.precisions": [8],
+    "configurations.names": ["uniform8"],
+    "compute.trackers": ["tensorboard"],
+    "sensitivity.bases": [8],
+    "sensitivity.bits": [4],
+    "search.budgets": [4],
+}
+"""Lists of `quick` that are null or empty there."""
+
+
+@pytest.mark.parametrize("path", LISTS, ids=".".join)
+def test_a_value_given_twice_is_refused_in_every_list(path: tuple[str, ...], refusal: Callable[[str], str]) -> None:
+    value: Any = load_params("quick").model_dump(mode="json")
+    for key in path:
+        value = value[key]
+    key, value = ".".join(path), value or DOUBLED[".".join(path)]
+    text = refusal(f"{key}={json.dumps([*value, value[0]])}")
+    assert re.search(r"each (value|set|precision|weight bit-width|\w+) once|every name is another", text), text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "adversarial.sets=[[4, 8], [8, 4]]",  # a set has no order
+        "adversarial.epsilons=[0.25, 0.250000001, 4]",  # six digits name what is kept
+        "search.budgets=[8, 8.0]",
+        "deployment.precisions=[8, w8a8]",
+    ],
+)
+def test_the_same_value_otherwise_written_is_refused(override: str, refusal: Callable[[str], str]) -> None:
+    assert "once" in refusal(override)
+
+
+def test_every_number_has_both_bounds() -> None:
+    numbers = {
+        path: node for path, node in ALL.items() if node.get("type") in ("integer", "number") and "description" not in node
+    }
+    numbers |= {(*path, "[]"): SCHEMA._resolve(node["items"]) for path, node in ALL.items() if "items" in node}
+    numbers = {
+        path: node for path, node in numbers.items() if node.get("type") in ("integer", "number") and "description" not in node
+    }
+    lower, upper = {"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}
+    assert len(numbers) > 60
+    assert [path for path, node in numbers.items() if not (lower & node.keys() and upper & node.keys())] == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"seed={2**32}", f"cpt.seeds=[0, {2**64}]", f"teacher.rank={10**20}", "teacher.alpha=1e300", "evaluation.resamples=10000000"]
+    + ["switchable.objective={name: distillation, temperature: 1e-300}", "compute.threads=100000", f"data.max_length={10**9}"],
+)
+def test_numbers_that_no_library_takes_are_refused(override: str, refusal: Callable[[str], str]) -> None:
+    assert re.search(r"allowed is an? (integer|number) of at least \S+ and at most", refusal(override))

@@ -1,5 +1,6 @@
 """What each section of a params file refuses by itself."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from qatlib.params.load import load_params
 from qatlib.params.yaml import ParamsError
 
-SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of SQuAD JSON files (.json, .json.gz)"
+SOURCES = "'embedded', 'hub:ID', 'dir:PATH' or a list of files of questions (.json, .json.gz, .jsonl, .jsonl.gz, .parquet)"
 
 # override of `quick`, what its refusal says
 WRONG = {
@@ -17,7 +18,7 @@ WRONG = {
     ),
     "bits twice": (
         "post_training.comparison.bits=[4, 4]",
-        "post_training.comparison.bits is [4, 4]; allowed is a list with each bit-width once, which 4 is not",
+        "post_training.comparison.bits is [4, 4]; allowed is a list with each value once, which 4 is not",
     ),
     "post-training at 32": (
         "post_training.precisions=[8, 32]",
@@ -37,7 +38,7 @@ WRONG = {
     ),
     "other file": (
         "data.train=[Makefile]",
-        'allowed is a list of files named .json or .json.gz, which "Makefile" is not',
+        'allowed is a list of files named .json, .json.gz, .jsonl, .jsonl.gz or .parquet, which "Makefile" is not',
     ),
     "no files": ("data.train=[]", f"data.train is []; allowed is {SOURCES}"),
     "bare file": ("data.train=a.json", f'data.train is "a.json"; allowed is {SOURCES}'),
@@ -61,6 +62,16 @@ WRONG = {
         "model.pretraining is null; allowed is a section of training arguments, ",
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["copy.json", "dev.json.gz", "again.jsonl"])
+def test_a_file_for_validation_is_no_training_file_under_another_name(name: str, tmp_path: Path) -> None:
+    raw = b'[{"id": "1"}]'
+    (tmp_path / "dev.json").write_bytes(raw)
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    overrides = ["model={source: hub:gpt2}", f"data.train=[{tmp_path}/dev.json]", f"data.validation=[{tmp_path}/{name}]"]
+    with pytest.raises(ParamsError, match=f'allowed is files with other contents than those of data.train, unlike "{name}"$'):
+        load_params("quick", overrides)
 
 
 @pytest.mark.parametrize(("override", "sentence"), WRONG.values(), ids=WRONG)

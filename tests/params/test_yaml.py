@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given as holds_for
 from hypothesis import strategies as st
 
-from qatlib.params.yaml import given, read_yaml
+from qatlib.params.yaml import ParamsError, given, read_yaml
 
 # override of `quick`, what its refusal says
 WRONG = {
@@ -33,6 +33,42 @@ WRONG = {
 @pytest.mark.parametrize(("override", "sentence"), WRONG.values(), ids=WRONG)
 def test_wrong_override(refusal, override, sentence):
     assert sentence in refusal(override)
+
+
+LAUGHS = "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(9))
+MERGED = "\n".join(f"a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}" for i in range(40))
+
+# a text, what is said of it
+BOMBS = {
+    "billion laughs": (
+        f"a0: &a0 [l]\n{LAUGHS}",
+        "stands for too much, each alias being a copy; allowed are at most 10,000 values",
+    ),
+    "merged laughs": (f"a0: &a0 {{x: l}}\n{MERGED}", "stands for too much, each alias being a copy"),
+    "nested aliases": ("a0: &a0 [l]\n" + "\n".join(f"a{i + 1}: &a{i + 1} [*a{i}]" for i in range(900)), "stands for too much"),
+    "brackets": ("[" * 1_000 + "]" * 1_000, "is not YAML (nested more than 20 levels deep)"),
+    "braces": ("{a: " * 5_000, "is not YAML (nested more than 20 levels deep)"),
+    "dashes": ("- " * 5_000 + "x", "is not YAML (nested more than 20 levels deep)"),
+    "nested keys": ("? " * 5_000, "is not YAML (nested more than 20 levels deep)"),
+    "a long text": ("x" * 10**7, "has 10,000,000 characters; allowed are at most 100,000"),
+    "a long number": ("9" * 5_000, "is not YAML (Exceeds the limit"),
+    "half a surrogate pair": ('"\\ud800"', "holds half a surrogate pair; allowed is valid Unicode"),
+    "half of one in a key": ('{"\\udcff": 1}', "holds half a surrogate pair; allowed is valid Unicode"),
+    "half of one as it stands": ("\udcff", "is not YAML (unacceptable character #xdcff"),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), BOMBS.values(), ids=BOMBS)
+def test_what_would_hang_or_cannot_be_written_is_one_sentence(text, sentence):
+    with pytest.raises(ParamsError) as error:
+        read_yaml(text, "here")
+    assert str(error.value).startswith("here: ") and sentence in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    str(error.value).encode()
+
+
+def test_both_halves_of_a_pair_are_a_letter():
+    assert read_yaml('"\\U0001f600 \\u00e9"', "here") == "\U0001f600 é"
 
 
 _plain = st.recursive(

@@ -76,7 +76,8 @@ def test_the_paragraph_names_the_context(make_question):
 MALFORMED = {
     "not JSON": (b"{", "not JSON"),
     "not UTF-8": (b"\xff\xfe\xff", "not JSON"),
-    "a list": ([], "'data' is missing"),
+    "a list of nothing": ([], "there are no questions"),
+    "a list of lists": ([[]], "row 0: the key 'title' is missing"),
     "no data": ({"version": "1.1"}, "'data' is missing"),
     "data of the wrong type": ({"data": {}}, "'data' is a dict, but must be a list"),
     "no title": ({"data": [{"paragraphs": []}]}, "data[0]: the key 'title' is missing"),

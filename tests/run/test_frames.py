@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qatlib.judging.published import Column, Table
 from qatlib.run.frames import columns, read_table, to_csv, write_table
 
 _columns = st.fixed_dictionaries(
@@ -47,3 +48,39 @@ def test_the_columns_are_those_of_the_file() -> None:
     frame = pd.DataFrame({"x": [1, 2]})
     for each in (frame, frame.iloc[1:], frame.set_index(pd.Index(["a", "b"], name="y"))):
         assert columns(each) == to_csv(each).splitlines()[0].split(",")
+
+
+SPELLED = [
+    "NA",
+    "nan",
+    "null",
+    "None",
+    "007",
+    "1e5",
+    "True",
+    "-0",
+    "inf",
+    "",
+    " ",
+    "\t",
+    "\n",
+    "\r",
+    "\r\n",
+    '"',
+    "'",
+    ",",
+    "\0",
+    "\\",
+    "#",
+]
+SPELLED += ["\ufeff", "\u2028", "\x1a", "\x85", "é", "\U0001f600", "=1+1", 'a"b,c\nd', "  a "]
+
+
+@pytest.mark.parametrize("columns", [["id"], ["id", "word"]])
+@pytest.mark.parametrize("text", SPELLED)
+def test_text_comes_back_whatever_it_spells(text: str, columns: list[str], tmp_path: Path) -> None:
+    frame = pd.DataFrame({name: pd.Series([text, "b", text + text], dtype="str") for name in columns})
+    write_table(tmp_path / "t", frame)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t"), frame)
+    kinds = {name: Column(name, "text") for name in columns}
+    pd.testing.assert_frame_equal(Table("t", "", (*kinds.values(),)).read(tmp_path / "t.csv"), frame)

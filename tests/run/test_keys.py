@@ -1,8 +1,10 @@
 """What changes a stage's keys: what it computes with, and not how that is worded."""
 
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,68 @@ def test_params_change_the_stages_that_read_them(root: Path) -> None:
     before = results(root)
     after = {stage: key.results for stage, key in Run("smoke", ["cpt.cycles=1"], root).keys.items()}
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["04_cpt"]
+
+
+def test_another_shifted_file_costs_no_results_and_makes_the_page_anew(root: Path) -> None:
+    path = root / "shifted.json"
+    path.write_text("1")
+    before = Run("smoke", [f"adversarial.shifted=[{path}]"], root).keys
+    path.write_text("2")
+    after = Run("smoke", [f"adversarial.shifted=[{path}]"], root).keys
+    assert {key.results for key in before.values()} == {key.results for key in after.values()}
+    assert [stage for stage in STAGES if before[stage] != after[stage]] == ["05_adversarial"]
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+TOMORROW = time.time() + 86_400
+
+
+@pytest.fixture
+def finished(root: Path) -> Run:
+    """A run whose stages are done and whose report is published, as far as time stamps and marks tell."""
+    run = Run("smoke", root=root)
+    run.sync()
+    for stage in STAGES:
+        run.mark_done(stage)
+    run.report.mkdir(parents=True)
+    run.mark_published()
+    return run
+
+
+def order(run: Run) -> list[int]:
+    """Time stamps of keys and marks, such that make has nothing to do if none is older than one before it."""
+    done = [max(stamp(run, f"{stage}/key"), stamp(run, f"{stage}/done")) for stage in STAGES]
+    return [max(*done, stamp(run, "report.key")), stamp(run, "published")]
+
+
+def stamp(run: Run, name: str) -> int:
+    return (run.directory / name).stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("name", ["published", "report.key", "01_build/key", "01_build/done", "05_adversarial/done"])
+def test_a_clock_that_was_wrong_once_makes_nothing_again(finished: Run, name: str) -> None:
+    os.utime(finished.directory / name, (TOMORROW, TOMORROW))
+    for _ in range(2):
+        finished.sync()
+        for stage in STAGES:
+            assert stamp(finished, f"{stage}/key") <= stamp(finished, f"{stage}/done")
+        assert order(finished) == sorted(order(finished)) and max(order(finished)) < TOMORROW * 10**9
+    before = order(finished)
+    finished.sync()
+    assert order(finished) == before
+
+
+def test_results_set_aside_by_a_wrong_clock_are_the_oldest(root: Path) -> None:
+    def prepare(seed: int) -> Run:
+        run = Run("smoke", [f"seed={seed}"], root)
+        run.prepare("01_build")
+        (run.directory / "01_build/memo").mkdir(parents=True, exist_ok=True)
+        (run.directory / "01_build/memo/a.json").write_text(str(seed))
+        return run
+
+    aside = [prepare(seed).directory / "01_build/.superseded" for seed in (1, 2, 3)][0]
+    for folder in aside.iterdir():
+        os.utime(folder, (TOMORROW, TOMORROW))
+    prepare(4)
+    assert "3" in {(folder / "memo/a.json").read_text() for folder in aside.iterdir()}

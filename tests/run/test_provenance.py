@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qatlib.params.load import load_params
-from qatlib.run.provenance import collect, portable
+from qatlib.run.provenance import collect
 
 
 def provenance(root: Path, *overrides: str, **data: str | None) -> dict[str, Any]:
@@ -60,19 +60,3 @@ def test_code_outside_git_and_in_it(root: Path) -> None:
     third = provenance(root)["code"]
     assert third["dirty"] is True
     assert first["library_sha256"] == second["library_sha256"] != third["library_sha256"]
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("params/mine.yaml", "params/mine.yaml"),
-        ("{root}/params/mine.yaml", "params/mine.yaml"),
-        ("/home/me/mine.yaml", "…/mine.yaml"),
-        ("data.train=[/home/me/a.json,/b.json.gz]", "data.train=[…/a.json,…/b.json.gz]"),
-        ("model.source=dir:/home/me/model", "model.source=dir:…/model"),
-        ("data.train=[../squad/a.json]", "data.train=[../squad/a.json]"),
-        ("hub:rajpurkar/squad", "hub:rajpurkar/squad"),
-    ],
-)
-def test_no_paths_of_the_machine(text: str, shown: str, root: Path) -> None:
-    assert portable(text.format(root=root), root) == shown

@@ -113,6 +113,13 @@ def test_what_is_measured_of_the_machine_is_kept_apart_from_results(root: Path) 
     assert (stage.directory / "timing/speed.csv").is_file() and not (stage.results / "speed.csv").exists()
 
 
+def test_text_that_is_measured_comes_back_as_it_was(root: Path) -> None:
+    declared = {"speed": {"about": "", "measured": True, "columns": "id [text], seconds [s]"}}
+    stage = Stage("01_build", "smoke", [], root, Declarations({"01_build": read_tables(declared, {}, {})}))
+    frame = pd.DataFrame({"id": ["007", "NA", "1e5", ""], "seconds": [0.1, 2.0, float("nan"), 1 / 3]})
+    pd.testing.assert_frame_equal(stage.measured("speed", lambda: frame), frame, check_exact=True)
+
+
 def test_what_is_not_declared_is_refused_and_what_was_computed_for_it_is_kept(root: Path) -> None:
     stage = Stage("01_build", "smoke", [], root, TABLES)
     renamed = pd.DataFrame({"y": [1]})

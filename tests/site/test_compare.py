@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,15 @@ def test_differences_are_paired_on_the_questions_in_common(two):
     (row,) = found[found["metric"] == "F1"].to_dict("records")
     assert (row["run"], row["over"], row["evaluation"], row["n"]) == ("b", "a", "switchable 8", 10)
     assert row["difference"] == row["difference_low"] == row["difference_high"] == 5.0
+
+
+def test_ids_are_text_whatever_they_spell(two):
+    ids = ["NA", "null", "007", "7", "1e5", "True", "", "a,b", " "]
+    for folder in two:
+        scores = pd.DataFrame({"id": ids, "paragraph": ids, "em": 0.0, "f1": 1.0, "loss": 1.0})
+        scores.to_csv(folder / "results" / "02_switchable_train" / "scores_switchable_8.csv", index=False)
+    found = paired_differences([Report(f.name, f) for f in two], **OPTIONS)
+    assert set(found["n"]) == {len(ids)}
 
 
 def test_perplexities_are_paired_on_the_paragraphs_in_common(two):
@@ -94,7 +104,7 @@ def test_the_page_shows_what_differs_tables_and_figures_and_escapes_them(two, tm
 def test_what_cannot_be_compared_is_said_in_a_sentence(wrong, two, tmp_path, capsys):
     given = {"one": [two[0]], "twice": [two[0], two[0]], "no report": [two[0], tmp_path]}[wrong]
     with pytest.raises(SystemExit) as stopped:
-        main([*map(str, given), "--out", str(tmp_path / "out.html")])
+        main(["--runs", shlex.join(map(str, given)), "--out", str(tmp_path / "out.html")])
     assert stopped.value.code == 2 and not (tmp_path / "out.html").exists()
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and ("no report in it" in said) == (wrong == "no report")
+    assert said.count("\n") == 1 and ("is no report" in said) == (wrong == "no report")

@@ -213,7 +213,7 @@ class TestFiles:
 
     def test_publish_leaves_nothing_of_the_old_report(self, tmp_path, write_stage):
         write_stage(tmp_path / "run", "01_build")
-        stale = tmp_path / "reports" / "toy" / "results" / "stale.csv"
+        stale = tmp_path / "reports" / "toy" / "results" / "01_build" / "stale.csv"
         stale.parent.mkdir(parents=True)
         stale.touch()
         site.publish(tmp_path / "run", tmp_path / "reports" / "toy")

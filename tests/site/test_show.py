@@ -41,6 +41,14 @@ class TestFigure:
             figure_html(draw(), tmp_path / name, "alt", "caption")
         assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
+    @pytest.mark.parametrize("own", [{"text.usetex": True}, {"axes.titlepad": 20}, {"savefig.bbox": None, "font.size": 20}])
+    def test_a_users_own_style_changes_no_figure(self, tmp_path, own):
+        figure_html(draw(), tmp_path / "a.svg", "alt", "caption")
+        plt.rcParams.update(own)
+        set_style()
+        figure_html(draw(), tmp_path / "b.svg", "alt", "caption")
+        assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
     def test_svg_is_saved_whole_and_embedded_as_it_is(self, tmp_path):
         path = tmp_path / "figures" / "f.svg"
         soup = BeautifulSoup(figure_html(draw(), path, "alt", "caption").data, "html.parser")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from qatlib.studies.pieces import Piece, run, spread
+from qatlib.qa.parts import spread
+from qatlib.studies.pieces import Piece, run
 
 
 def test_pieces_are_computed_once_and_come_in_order(make_desk, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from qatlib.judging.published import published
 from qatlib.precision import Precision
 from qatlib.pretrained import ModelError
-from qatlib.studies.pieces import spread
+from qatlib.qa.parts import spread
 from qatlib.studies.study import Study
 
 
@@ -45,6 +48,22 @@ def test_groups_that_fit_no_layer_are_refused_before_training(make_desk, tmp_pat
 def test_the_parts_are_the_params_and_apart(study):
     assert study.sizes["questions"].tolist() == [200, 60]
     assert not {q.paragraph for q in study.train} & {q.paragraph for q in study.validation}
+
+
+def test_unanswerable_questions_are_counted_where_they_are_skipped(make_desk, tmp_path, embedded):
+    for name, some in (("train", embedded[:100]), ("dev", embedded[100:200])):
+        rows = [
+            {"id": q.id, "title": "t", "context": q.context, "question": q.question}
+            | {"answers": {"text": [a.text for a in q.answers] * (i > 6), "answer_start": [a.start for a in q.answers] * (i > 6)}}
+            for i, q in enumerate(some)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    desk = make_desk(tmp_path / "desk", "data.unanswerable=skip")
+    sources = {"train": (str(tmp_path / "train.jsonl"),), "validation": (str(tmp_path / "dev.jsonl"),), "train_questions": None}
+    desk.params = desk.params.model_copy(update={"data": desk.params.data.model_copy(update=sources)})
+    sizes = Study(desk).sizes
+    assert sizes["questions"].tolist() == [93, 60] and sizes["unanswerable"].tolist() == [7, 7]
+    assert not published().find("01_build", "data").faults(sizes.columns)
 
 
 def test_a_pretrained_model_is_the_same_every_time_and_its_own(study, desk):

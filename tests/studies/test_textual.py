@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qatlib.qa.squad import load_questions
+from qatlib.qa import toyqa
+from qatlib.qa.squad import Loaded, load_questions
 from qatlib.studies.textual import Textual
 
 
@@ -35,3 +36,16 @@ def test_shifted_questions_are_as_many_as_those_judged_in_full(robustness, model
     found = Textual(robustness, model).shifted()
     assert set(found.groupby("answered").size()) == {len(robustness.questions)}
     assert not set(found["id"]) & {q.id for q in robustness.study.validation}
+
+
+def test_other_shifted_questions_are_answered_anew_and_the_first_ones_are_kept(robustness, model, monkeypatch):
+    desk = robustness.study.stage
+    Textual(robustness, model).shifted()
+    before = len(desk.computed)
+    other = toyqa.generate(12, 9, "shifted")
+    with monkeypatch.context() as patched:
+        patched.setattr("qatlib.studies.textual.load_shifted", lambda *_: Loaded(other, 0))
+        assert set(Textual(robustness, model).shifted()["id"]) == {q.id for q in other}
+    assert len(desk.computed) == before + 1
+    Textual(robustness, model).shifted()
+    assert len(desk.computed) == before + 1
