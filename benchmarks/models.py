@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
 
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 
 LORA = LoraSpec(rank=16, alpha=32)

@@ -14,7 +14,7 @@ _MODULES = {
     "AttackArguments": "arguments",
     "Configuration": "precision",
     "DeployedModel": "deployed",
-    "LoraSpec": "layers",
+    "LoraSpec": "lora",
     "Precision": "precision",
     "QuantizerArguments": "arguments",
     "ScheduleArguments": "scheduling",

@@ -117,8 +117,8 @@ class QuantizerArguments:
     """The basis that inputs and weights are quantized in, rotated by Hadamard matrices: not at all, in blocks of at most 64
     features, or over the largest part of the width that has such a matrix (`hadamard`)."""
     rounding: Literal["nearest", "compensated"] = "nearest"
-    """How weights of 2 to 8 bits are rounded: each to its nearest code, or so that a layer's rounding errors compensate one another
-    on calibration inputs (GPTQ, Frantar et al. 2023, and coordinate descent). This takes a frozen base."""
+    """How weights of 2 to 8 bits are rounded: each to its nearest code, or so that the rounding errors of a layer compensate one
+    another on calibration inputs (GPTQ, Frantar et al. 2023, and coordinate descent), which takes a frozen base."""
     nested: bool = False
     """Whether the codes of 2 to 7 bits are derived from the 8-bit codes, so that only those are stored."""
     group_size: Annotated[int, Field(ge=8, le=65_536)] = 64

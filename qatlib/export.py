@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from qatlib.files import swapped_in
-from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
+from qatlib.layers import SwitchableLinear
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.saving import ModelError, check_tensors, read_json, read_tensors, save_file
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +13,12 @@ from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.kernels import FloatCodes, exact_kernel
-from qatlib.precision import BIT_WIDTHS, FULL, FULL_PRECISION, Precision
+from qatlib.lora import SHARED, Lora, LoraSpec, check_adapters
+from qatlib.precision import FULL, FULL_PRECISION, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import EMAObserver, Observer, fake_quantize, quantize_gradient
 from qatlib.rotation import Rotation
 from qatlib.weights import WeightQuantizer
-
-SHARED = 0
-"""Key of the adapter that all weight bit-widths share."""
 
 
 @contextmanager
@@ -49,65 +45,6 @@ def multiplied_as_floats(layers: Sequence[SwitchableLinear]) -> Iterator[None]:
             layer.by_integers = True
 
 
-@dataclass(frozen=True)
-class LoraSpec:
-    """Rank, scaling numerator and dropout of one adapter (Hu et al. 2022); its output is scaled by alpha / rank.
-
-    Example:
-        >>> model.add_adapters({8: LoraSpec(8, 16), 4: LoraSpec(rank=16, alpha=32, dropout=0.05)})
-        >>> model.lora[4].rank
-        16
-    """
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, kinds, holds, allowed in (
-            ("rank", int, lambda value: value >= 1, "an integer of at least 1"),
-            ("alpha", (int, float), math.isfinite, "a finite number"),
-            ("dropout", (int, float), lambda value: 0 <= value < 1, "a number from 0 to below 1"),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
-                raise ValueError(f"the {name} of an adapter is {value!r}; allowed is {allowed}")
-
-
-def check_adapters(specs: Mapping[int, LoraSpec]) -> None:
-    """Check what `add_adapters` gets.
-
-    Raises:
-        ValueError: no mapping; a key is no weight bit-width and not `SHARED`; a value is no `LoraSpec`.
-    """
-    if not isinstance(specs, Mapping):
-        raise ValueError(f"adapters are given as a mapping from weight bit-widths to LoraSpecs, not as {specs!r}")
-    for w_bits, spec in specs.items():
-        if type(w_bits) is not int or w_bits not in (*BIT_WIDTHS, SHARED):
-            allowed = f"2 to 16, {FULL}, and {SHARED} for an adapter that all bit-widths share"
-            raise ValueError(f"the bit-width of an adapter is {w_bits!r}; allowed are {allowed}")
-        if not isinstance(spec, LoraSpec):
-            raise ValueError(f"the adapter for {w_bits} bits is {spec!r}; allowed is a LoraSpec")
-
-
-class Lora(nn.Module):
-    """x ↦ (alpha / rank) · B A dropout(x), in fp32. B starts at zero, so a fresh adapter adds nothing."""
-
-    def __init__(self, in_features: int, out_features: int, spec: LoraSpec) -> None:
-        super().__init__()
-        self.lora_A = nn.Parameter(torch.empty(spec.rank, in_features))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, spec.rank))
-        self.scaling = spec.alpha / spec.rank
-        self.dropout = spec.dropout
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` (…, in_features) → (…, out_features)."""
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        return F.linear(F.linear(x.to(self.lora_A.dtype), self.lora_A * self.scaling), self.lora_B).to(x.dtype)
-
-
 class SwitchableLinear(nn.Module):
     """Drop-in for `nn.Linear` and GPT-2's `Conv1D` with a precision that is data.
 
@@ -126,6 +63,7 @@ class SwitchableLinear(nn.Module):
         adapters: one `Lora` per weight bit-width, keyed by its decimal string, or a single one under `SHARED`.
         clips: by activation bit-width, the log of the share of a token's largest magnitude at which the grid ends.
         steps: by weight bit-width, the log of the factor by which training has changed its scale, of the scale's shape.
+        compensated: by weight bit-width, codes that `give_codes` has set, for compensated rounding.
         weight_quantizer: computes the codes of the base weight, and caches them.
         by_integers: whether it uses integer kernels, if the device's are exact. Else codes are multiplied as floats, with the
             same results.
@@ -143,7 +81,8 @@ class SwitchableLinear(nn.Module):
         self.adapters = nn.ModuleDict()
         self.clips = nn.ParameterDict()
         self.steps = nn.ParameterDict()
-        self.weight_quantizer = WeightQuantizer(quantizer, self.steps)
+        self.compensated = nn.ParameterDict()
+        self.weight_quantizer = WeightQuantizer(quantizer, self.steps, self.compensated)
         self.observer: Observer = EMAObserver()
         self.observing = False
         self.by_integers = True
@@ -165,10 +104,16 @@ class SwitchableLinear(nn.Module):
         return self.weight_quantizer.rotation
 
     def set_quantizer(self, quantizer: QuantizerArguments) -> None:
-        """Change the quantizer. Codes are computed again; learned scales and clips are deleted."""
-        self.steps.clear()
-        self.clips.clear()
-        self.weight_quantizer = WeightQuantizer(quantizer, self.steps)
+        """Change the quantizer. Codes are computed again; learned scales, clips and compensated codes are deleted."""
+        for own in (self.steps, self.clips, self.compensated):
+            own.clear()
+        self.weight_quantizer = WeightQuantizer(quantizer, self.steps, self.compensated)
+
+    def give_codes(self, codes: Mapping[int, Tensor]) -> None:
+        """Set the compensated codes (out, in) of some bit-widths. They belong to the present weight and scales."""
+        for bits, value in codes.items():
+            self.compensated[str(bits)] = nn.Parameter(value, requires_grad=False)
+        self.weight_quantizer.forget()
 
     def add_adapters(self, specs: Mapping[int, LoraSpec]) -> None:
         """Add a fresh adapter for each weight bit-width, or for `SHARED`, replacing what was there.
@@ -198,6 +143,7 @@ class SwitchableLinear(nn.Module):
         """
         adapter = self.own_adapter(w_bits)
         self.oriented_weight.add_(adapter.lora_B @ (self.rotation.inverse(adapter.lora_A) * adapter.scaling))
+        self.compensated.clear()  # they were those of another weight
         self.weight_quantizer.forget()
 
     def codes(self, w_bits: int) -> tuple[Tensor, Tensor]:

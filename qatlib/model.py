@@ -17,7 +17,8 @@ from qatlib.arguments import QuantizerArguments
 from qatlib.export import ADAPTER_FILES, adapter_folder, load_adapter, read_spec, save_adapter
 from qatlib.files import swapped_in
 from qatlib.injection import check_groups, inject
-from qatlib.layers import LoraSpec, SwitchableLinear, check_adapters
+from qatlib.layers import SwitchableLinear
+from qatlib.lora import LoraSpec, check_adapters
 from qatlib.precision import FULL, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained
 from qatlib.rest import load_rest, save_rest
@@ -161,9 +162,11 @@ class SwitchableModel(Switching[SwitchableLinear]):
 
     def _base_requires_grad(self, value: bool) -> None:
         for name, parameter in self.lm.named_parameters():
-            if ".adapters." not in name:
+            if ".adapters." not in name and parameter.is_floating_point():
                 parameter.requires_grad_(value)
         for layer in self._layers:
+            if value:
+                layer.compensated.clear()  # training changes the weight that these codes are of
             layer.weight_quantizer.forget()
 
     def base_state(self, spec: Any = FULL) -> dict[str, Tensor]:

@@ -86,7 +86,7 @@ class InputQuantizer:
             return scale if self.clip is None else scale * self.clip
         if self._absmax is None:
             raise RuntimeError(
-                "static activation scales need a calibration pass: call qatlib.qa.evaluate.calibrate, before a model is deployed"
+                "static activation scales need a calibration pass before a model is deployed: qatlib.qa.calibration.calibrate"
             )
         return scale_from_absmax(self._absmax, self.bits, self.grid)
 

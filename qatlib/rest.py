@@ -1,4 +1,4 @@
-"""What a switchable model saves beside its base and its adapters: span head, clips, learned steps, static scales."""
+"""What a switchable model saves beside base and adapters: span head, clips, learned steps, static scales, compensated codes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qatlib.grids import code_dtype
 from qatlib.layers import SwitchableLinear
 from qatlib.precision import BIT_WIDTHS, FULL
 from qatlib.quantizer import EMAObserver
 from qatlib.saving import ModelError, check_tensors, read_tensors, save_file
 
-_REST = re.compile(r"^qa_outputs\.|\.(clips|steps)\.")
-_OF_LAYER = re.compile(r"lm\.(.+)\.(?:(clips|steps)\.([1-9]\d?)|input_absmax)")
+_REST = re.compile(r"^qa_outputs\.|\.(clips|steps|compensated)\.")
+_OF_LAYER = re.compile(r"lm\.(.+)\.(?:(clips|steps|compensated)\.([1-9]\d?)|input_absmax)")
 
 
 def save_rest(path: Path, model: nn.Module, layers: Mapping[str, SwitchableLinear]) -> None:
@@ -43,8 +44,10 @@ def load_rest(path: Path, model: nn.Module, layers: Mapping[str, SwitchableLinea
             raise ModelError(
                 f"{path}: does not fit the model beside it, which has no {kind or 'scale'} {bits or ''} of {layer_name}"
             )
-        if bits:
-            layer = layers[layer_name]
+        layer = layers[layer_name]
+        if kind == "compensated":
+            layer.give_codes({int(bits): torch.empty(layer.out_features, layer.in_features, dtype=code_dtype(int(bits)))})
+        elif bits:
             layer.learn_steps(*(([int(bits)], ()) if kind == "steps" else ((), [int(bits)])))
             getattr(layer, kind)[bits].requires_grad_(False)
     scales = tensors.keys() & map(_static, layers)

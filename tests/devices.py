@@ -24,12 +24,13 @@ from qatlib.attacks import candidates, defence, embedding, judge, rounding, toke
 from qatlib.cost import cost_table
 from qatlib.deployed import DeployedModel, deploy, deploy_nested
 from qatlib.landscape import sharpness
-from qatlib.layers import LoraSpec
 from qatlib.learned import learn_allocation
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.norms import quantized_norms
 from qatlib.precision import Configuration, Precision, names_by_group
-from qatlib.qa.evaluate import calibrate, calibrate_clips, evaluate_perplexity, evaluate_spans, set_static_range
+from qatlib.qa.calibration import calibrate, calibrate_clips, set_static_range
+from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans
 from qatlib.qa.generate import evaluate_answers
 from qatlib.qa.loss import collate
 from qatlib.qa.spans import featurize

@@ -1,6 +1,6 @@
 """Every causal family of transformers as a tiny model of random weights, and what works on it: `docs/families.md`.
 
-    python -m tests.families > docs/families.md
+python -m tests.families > docs/families.md
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from qatlib.arguments import TrainingArguments
 from qatlib.deployed import DeployedModel, deploy
 from qatlib.export import adapter_folder
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, OTHER, Precision
 from qatlib.pretrained import ModelError
@@ -64,8 +64,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "qwen3_5_text": LINEAR,
     "qwen3_next": LINEAR,
-} | {kind: {"is_decoder": True} for kind in ("bert", "bert-generation", "camembert", "electra", "ernie", "megatron-bert", "rembert")}
-CHANGES |= {kind: {"is_decoder": True} for kind in ("roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl")}
+} | {
+    kind: {"is_decoder": True}
+    for kind in ("bert", "bert-generation", "camembert", "electra", "ernie", "megatron-bert", "rembert")
+}
+CHANGES |= {
+    kind: {"is_decoder": True} for kind in ("roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl")
+}
 """What a family needs beside."""
 
 WRITES = re.compile(
@@ -161,13 +166,17 @@ def _check_training(model: SwitchableModel) -> None:
     schedule = make_schedule(ScheduleArguments("all"), [Precision(FULL, FULL), Precision(8, 8)], model.infos, seed=0, steps=2)
     args = TrainingArguments(steps=2, batch_size=2, learning_rate=1e-2, lm_weight=0.5)
     with tempfile.TemporaryDirectory() as folder:
-        fit(model, featurize(generate(2, 0), TOKENIZER, 96, 32), args, schedule, pad_id=1, seed=0, checkpoint=Path(folder) / "fit")
+        fit(
+            model, featurize(generate(2, 0), TOKENIZER, 96, 32), args, schedule, pad_id=1, seed=0, checkpoint=Path(folder) / "fit"
+        )
     model.eval()
     model.set_precision(FULL)
     for bits in (8, FULL):
         for info, layer in zip(model.infos, model.layers, strict=True):
             learned = layer.adapters[str(bits)].lora_B.any()
-            assert learned or info.role not in ("attn_out", "mlp_out"), f"the adapter of {info.name} at {bits} bits has not learned"
+            assert learned or info.role not in ("attn_out", "mlp_out"), (
+                f"the adapter of {info.name} at {bits} bits has not learned"
+            )
 
 
 @torch.no_grad()
@@ -200,6 +209,7 @@ def _quiet() -> Iterator[None]:
 
 if __name__ == "__main__":
     import sys
+
     for kind in sys.argv[1:] or NAMES:
         try:
             print(row(kind), flush=True)

@@ -10,7 +10,7 @@ from accelerate import notebook_launcher
 from safetensors.torch import save_file
 
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss

@@ -7,7 +7,7 @@ import torch
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.deployed import DeployedModel, deploy, deploy_nested
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.pretrained import ModelError
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans

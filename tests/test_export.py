@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.export import adapter_folder, load_adapter, read_spec
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.pretrained import ModelError

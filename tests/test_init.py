@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import qatlib
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.qa import toyqa

@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 from qatlib.arguments import QuantizerArguments
 from qatlib.integer import IntegerLinear
 from qatlib.kernels import CodeMatrix, FloatCodes
-from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
+from qatlib.layers import SwitchableLinear
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.precision import Precision
 from qatlib.quantizer import dequantize, fake_quantize_dynamic, minmax_scale, quantize
 from tests.quantizers import EVERY_OPTION

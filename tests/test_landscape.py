@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qatlib.landscape import filter_normalized, sharpness, weights_in_use
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.qa.spans import featurize
 from qatlib.qa.toyqa import build_tokenizer, generate

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qatlib import latency
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision, names_by_group
 

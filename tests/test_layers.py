@@ -8,7 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.layers import SHARED, LoraSpec, SwitchableLinear, multiplied_as_floats
+from qatlib.layers import SwitchableLinear, multiplied_as_floats
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.precision import Precision
 from qatlib.quantizer import fake_quantize, fake_quantize_dynamic, minmax_scale, sqnr_db
 from tests.quantizers import EVERY_OPTION

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from qatlib.layers import LoraSpec
 from qatlib.learned import learn_allocation
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision, names_by_group
 from qatlib.qa.spans import featurize

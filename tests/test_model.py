@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from qatlib import export, model, saving
 from qatlib.arguments import QuantizerArguments
-from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
+from qatlib.layers import SwitchableLinear
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import ROLES, Precision
 from qatlib.pretrained import ModelError, load_pretrained
-from qatlib.qa.evaluate import set_static_range
+from qatlib.qa.calibration import set_static_range
 from tests.damage import check_refused, damages, emptied
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 6), 32: LoraSpec(4, 4)}

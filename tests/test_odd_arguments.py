@@ -16,7 +16,7 @@ from qatlib.attacks.words import WordAttack
 from qatlib.integer import IntegerLinear
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision
-from qatlib.qa import evaluate, generate, loss, spans, squad, toyqa
+from qatlib.qa import calibration, evaluate, generate, loss, spans, squad, toyqa
 from qatlib.scheduling import CosineArguments, ScheduleArguments
 
 TOKENIZER = toyqa.build_tokenizer()
@@ -75,12 +75,12 @@ CASES = {
     "evaluate_perplexity: none": lambda m: evaluate.evaluate_perplexity(m, TOKENIZER, **(PARAGRAPHS | {"paragraphs": []})),
     "evaluate_perplexity: a text": lambda m: evaluate.evaluate_perplexity(m, TOKENIZER, **(PARAGRAPHS | {"paragraphs": "Anna"})),
     "evaluate_perplexity: length 1": lambda m: evaluate.evaluate_perplexity(m, TOKENIZER, **(PARAGRAPHS | {"max_length": 1})),
-    "calibrate: no windows": lambda m: evaluate.calibrate(m, []),
-    "calibrate: momentum": lambda m: evaluate.calibrate(m, FEATURES, momentum=1.0),
-    "calibrate_clips: no windows": lambda m: evaluate.calibrate_clips(m, [], [8]),
-    "calibrate_clips: no widths": lambda m: evaluate.calibrate_clips(m, FEATURES, []),
-    "calibrate_clips: 32 bits": lambda m: evaluate.calibrate_clips(m, FEATURES, [32]),
-    "set_static_range: 0": lambda m: evaluate.set_static_range(m, 0.0),
+    "calibrate: no windows": lambda m: calibration.calibrate(m, []),
+    "calibrate: momentum": lambda m: calibration.calibrate(m, FEATURES, momentum=1.0),
+    "calibrate_clips: no windows": lambda m: calibration.calibrate_clips(m, [], [8]),
+    "calibrate_clips: no widths": lambda m: calibration.calibrate_clips(m, FEATURES, []),
+    "calibrate_clips: 32 bits": lambda m: calibration.calibrate_clips(m, FEATURES, [32]),
+    "set_static_range: 0": lambda m: calibration.set_static_range(m, 0.0),
     "greedy_answers: no prompts": lambda m: generate.greedy_answers(m, TOKENIZER, [], pad_id=1, max_answer_tokens=2),
     "greedy_answers: an empty one": lambda m: generate.greedy_answers(m, TOKENIZER, [[]], pad_id=1, max_answer_tokens=2),
     "greedy_answers: 0 tokens": lambda m: generate.greedy_answers(m, TOKENIZER, [[2]], pad_id=1, max_answer_tokens=0),

@@ -10,7 +10,7 @@ from qatlib.arguments import QuantizerArguments
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.pretrained import ModelError
-from qatlib.qa.evaluate import set_static_range
+from qatlib.qa.calibration import set_static_range
 from qatlib.rest import load_rest, save_rest
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from qatlib.arguments import QuantizerArguments, RotationName
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.export import load_adapter, save_adapter
-from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.layers import SwitchableLinear
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.rotation import ROTATIONS, block_factors, factors, hadamard, has_hadamard

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.qa.evaluate import evaluate_spans

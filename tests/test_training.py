@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from qatlib import training
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision
 from qatlib.qa.loss import batch_plan, collate, span_nll

@@ -10,7 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qatlib.arguments import QuantizerArguments
-from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.layers import SwitchableLinear
+from qatlib.lora import LoraSpec
 from qatlib.quantizer import fake_quantize, mse_scale
 from qatlib.weights import WeightQuantizer
 from tests.quantizers import EVERY_OPTION
@@ -25,7 +26,7 @@ EVERY = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def quantizer(options: dict[str, object], **steps: float) -> WeightQuantizer:
-    own = WeightQuantizer(QuantizerArguments(**options), nn.ParameterDict())  # type: ignore[arg-type]
+    own = WeightQuantizer(QuantizerArguments(**options), nn.ParameterDict(), nn.ParameterDict())  # type: ignore[arg-type]
     for bits, step in steps.items():
         own.steps[bits.removeprefix("w")] = nn.Parameter(torch.tensor(step))
     return own
@@ -93,5 +94,5 @@ def test_the_state_of_a_layer_is_its_tensors_by_the_names_that_saved_files_have(
     other = {name: value.detach() + 1 for name, value in layer.state_dict().items()}
     layer.load_state_dict(other, assign=True)
     with torch.inference_mode():
-        expected = WeightQuantizer(QuantizerArguments(), layer.steps).codes(layer.oriented_weight, 4)
+        expected = WeightQuantizer(QuantizerArguments(), layer.steps, layer.compensated).codes(layer.oriented_weight, 4)
         assert all(torch.equal(a, b) for a, b in zip(layer.codes(4), expected, strict=True))

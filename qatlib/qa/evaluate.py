@@ -1,4 +1,4 @@
-"""Evaluation of a model at a configuration: per-question scores, per-paragraph perplexity, calibration of static scales.
+"""Evaluation of a model at a configuration: per-question scores, per-paragraph perplexity.
 
 Under `accelerate launch` or `notebook_launcher` the processes share the batches, and every process returns all figures. They
 equal those of a single process, because the batches are the same. All processes must make the same calls in the same order.
@@ -20,14 +20,11 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from qatlib.checks import filled, finite, one_of, whole
-from qatlib.grids import GRIDS
+from qatlib.checks import filled, whole
 from qatlib.model import SwitchableModel
-from qatlib.precision import BIT_WIDTHS, FULL
 from qatlib.qa.loss import Batch, collate, span_nll
 from qatlib.qa.spans import Feature, best_spans, check_windows
 from qatlib.qa.squad import Question, exact_match, f1
-from qatlib.quantizer import ClipObserver, EMAObserver
 
 T = TypeVar("T")
 
@@ -217,80 +214,3 @@ def _next_token_figures(model: SwitchableModel, batch: Batch) -> torch.Tensor:
     nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * real
     correct = (logits.argmax(-1) == target) & real
     return torch.stack([nll.double().sum(1), correct.double().sum(1)], 1).cpu()
-
-
-@torch.no_grad()
-def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: float = 0.9) -> None:
-    """A calibration pass for static activation scales, at the model's current configuration.
-
-    Every layer's EMA observer is reset and sees the windows one by one, in the given order, so it never sees padding. During
-    the pass, weights are at their width but activations are not quantized, because their scales are not known yet.
-
-    Raises:
-        ValueError: there are no windows, or the momentum is not from 0 to below 1.
-    """
-    filled(features=features)
-    _check_momentum(momentum)
-    model.eval()
-    set_static_range(model, None, momentum)
-    for layer in model.layers:
-        layer.observing = True
-    before = model.configuration
-    model.set_precision({name: {"w_bits": p.w_bits, "a_bits": 32} for name, p in before.items()})
-    for feature in features:
-        model(torch.tensor([feature.input_ids], device=device_of(model)))
-    model.set_precision(before)
-    for layer in model.layers:
-        layer.observing = False
-
-
-@torch.no_grad()
-def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits: Sequence[int]) -> None:
-    """Find, for every layer and activation bit-width, the clipping ratio with the lowest squared error.
-
-    The ratio is a share of each token's largest magnitude. Every layer sees the windows one by one at full precision. One ratio
-    per layer serves all its tokens, so at run time a clipped scale costs the same as a min-max scale
-    (`QuantizerArguments.clipping`).
-
-    Raises:
-        ValueError: there are no windows or no bit-widths, or a bit-width is not from 2 to 16.
-    """
-    filled(features=features, a_bits=a_bits)
-    for bits in a_bits:
-        one_of(BIT_WIDTHS[:-1], a_bits=bits)
-    model.eval()
-    kept = [layer.observer for layer in model.layers]
-    grid = GRIDS[model.quantizer.grid].activations
-    for layer in model.layers:
-        layer.observer, layer.observing = ClipObserver(a_bits, grid), True
-    with model.at(FULL):
-        for feature in features:
-            model(torch.tensor([feature.input_ids], device=device_of(model)))
-    for layer, observer in zip(model.layers, kept, strict=True):
-        found = layer.observer
-        assert isinstance(found, ClipObserver)
-        for bits in a_bits:
-            clip = torch.tensor(found.best(bits), device=layer.weight.device).log()
-            layer.clips[str(bits)] = torch.nn.Parameter(clip, requires_grad=False)
-        layer.observer, layer.observing = observer, False
-
-
-def set_static_range(model: SwitchableModel, absmax: float | None, momentum: float = 0.9) -> None:
-    """Give every layer a new observer: empty (`absmax` None), or starting at one magnitude.
-
-    Raises:
-        ValueError: the magnitude is not positive, or the momentum is not from 0 to below 1.
-    """
-    _check_momentum(momentum)
-    if absmax is not None:
-        finite(0, above=True, absmax=absmax)
-    for layer in model.layers:
-        layer.observer = EMAObserver(momentum)
-        if absmax is not None:
-            layer.observer.absmax = torch.tensor(absmax, device=layer.weight.device)
-
-
-def _check_momentum(momentum: float) -> None:
-    finite(0, momentum=momentum)
-    if momentum >= 1:
-        raise ValueError(f"momentum is {momentum}; allowed is a number from 0 to below 1")

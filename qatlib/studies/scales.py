@@ -9,7 +9,7 @@ import pandas as pd
 
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, FULL_PRECISION, Precision
-from qatlib.qa.evaluate import calibrate, set_static_range
+from qatlib.qa.calibration import calibrate, set_static_range
 from qatlib.qa.parts import spread
 from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
 from qatlib.studies.study import Study

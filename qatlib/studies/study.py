@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.arguments import TrainingArguments
-from qatlib.layers import LoraSpec
+from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained, version_of

@@ -14,12 +14,12 @@ import torch
 
 from qatlib.arguments import ObjectiveArguments, QuantizerArguments
 from qatlib.attacks.embedding import attack_embeddings
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.params.experiments import Method
 from qatlib.params.sections import Switchable
 from qatlib.precision import FULL, LayerInfo, Precision, widest_first
-from qatlib.qa.evaluate import calibrate_clips
+from qatlib.qa.calibration import calibrate_clips
 from qatlib.qa.parts import spread
 from qatlib.schedule import Schedule, at_passes, make_schedule
 from qatlib.scheduling import ScheduleArguments

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qatlib.attacks.defence import every, per_layer, per_token, static
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 

@@ -25,7 +25,7 @@ from qatlib.attacks.embedding import (
     random_search,
     window_loss,
 )
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.qa.loss import Batch, collate

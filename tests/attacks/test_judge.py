@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from qatlib.attacks.judge import answers_at, judged
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 from qatlib.qa.evaluate import evaluate_spans

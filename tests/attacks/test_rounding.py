@@ -7,7 +7,7 @@ import torch
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.attacks.rounding import noisy_rounding
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
 

@@ -9,7 +9,7 @@ import torch
 from qatlib.attacks import words as module
 from qatlib.attacks.text import free_words
 from qatlib.attacks.words import WordAttack
-from qatlib.layers import SHARED, LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.qa.spans import featurize

@@ -1,4 +1,4 @@
-"""Scores a question, perplexity a paragraph, calibration a layer."""
+"""Scores a question, perplexity a paragraph."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from qatlib.arguments import QuantizerArguments
 from qatlib.model import SwitchableModel
-from qatlib.qa.evaluate import calibrate, calibrate_clips, evaluate_perplexity, evaluate_spans, mean_span_loss, set_static_range
+from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.qa.spans import featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
-from qatlib.quantizer import fake_quantize, minmax_scale
 from qatlib.switching import Output
 
 TOKENIZER = build_tokenizer()
@@ -83,46 +81,7 @@ def test_correct_tokens_are_those_greedy_decoding_would_have_written(model):
     assert found["correct"].tolist() == said and sum(said) > 0
 
 
-def test_calibration_sees_what_every_layer_is_given_and_keeps_the_configuration(model):
-    model.set_quantizer(QuantizerArguments(activations="per_tensor_static"))
-    model.set_precision({"*": 8, "mlp": 4})
-    before = model.configuration
-    calibrate(model, FEATURES, momentum=0.0)
-    assert model.configuration == before and not any(layer.observing for layer in model.layers)
-    seen = {}
-    hook = model.layers[0].register_forward_pre_hook(lambda layer, x: seen.update(last=float(x[0].abs().max())))
-    calibrate(model, FEATURES, momentum=0.0)
-    hook.remove()
-    assert float(model.layers[0].observer.absmax) == pytest.approx(seen["last"])
-    evaluate_spans(model, QUESTIONS, FEATURES, **HOW, max_answer_tokens=10)
-
-
-def test_a_static_range_is_the_same_everywhere(model):
-    set_static_range(model, 2.5)
-    assert {float(layer.observer.absmax) for layer in model.layers} == {2.5}
-    set_static_range(model, None)
-    assert {layer.observer.absmax for layer in model.layers} == {None}
-
-
 def test_evaluation_leaves_random_states_alone(model):
     state = torch.get_rng_state()
     evaluate_spans(model, QUESTIONS, FEATURES, **HOW, max_answer_tokens=10)
     assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("rotation", ["none", "hadamard"])
-def test_calibrated_clips_lower_the_error_of_what_layers_are_given(model, rotation):
-    model.set_quantizer(QuantizerArguments(clipping="mse", rotation=rotation, grid="midrise"))
-    seen: dict[int, torch.Tensor] = {}
-    for i, layer in enumerate(model.layers):
-        layer.register_forward_pre_hook(lambda layer, x, i=i: seen.__setitem__(i, layer.rotation.apply(x[0])))
-    calibrate_clips(model, FEATURES[:3], [3, 8])
-    observers = [type(layer.observer).__name__ for layer in model.layers]
-    assert set(observers) == {"EMAObserver"} and not any(layer.observing for layer in model.layers)
-    with torch.no_grad():
-        model(torch.tensor([FEATURES[0].input_ids]))
-    for i, layer in enumerate(model.layers):
-        clip = layer.clips["3"].exp()
-        assert 0.1 < clip < 1 and not layer.clips["3"].requires_grad and layer.clips["8"] > layer.clips["3"]
-        clipped, whole = (fake_quantize(seen[i], minmax_scale(seen[i], 3, -1) * c, 3) for c in (clip, 1))
-        assert (clipped - seen[i]).square().sum() < (whole - seen[i]).square().sum()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from qatlib.layers import SHARED
+from qatlib.lora import SHARED
 from qatlib.precision import Precision
 from qatlib.studies.cyclic import Cyclic
 from qatlib.studies.study import Study

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qatlib.layers import SHARED
+from qatlib.lora import SHARED
 from qatlib.precision import Precision
 from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings
