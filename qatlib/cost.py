@@ -7,15 +7,22 @@ from typing import Any
 
 import pandas as pd
 
+from qatlib.checks import filled, one_of
 from qatlib.model import SwitchableModel
 from qatlib.named import NAMED
-from qatlib.precision import FULL, FULL_PRECISION, Configuration, LayerInfo
+from qatlib.precision import BIT_WIDTHS, FULL, FULL_PRECISION, Configuration, LayerInfo
 
 
 def named_table(layers: Sequence[LayerInfo], names: Iterable[str] = NAMED) -> pd.DataFrame:
-    """The named configurations on a model: `configuration`, `study`, `meaning`, and `w_bits`, `layer_bits` as in `cost_table`."""
+    """The named configurations on a model: `configuration`, `study`, `meaning`, and `w_bits`, `layer_bits` as in `cost_table`.
+
+    Raises:
+        ValueError: there are no layers, or a name is unknown.
+    """
+    filled(layers=layers)
     rows = []
     for name in names:
+        one_of(NAMED, names=name)
         known, configuration = NAMED[name], Configuration.resolve(name, layers)
         row = {"configuration": name, "study": known.study, "meaning": known.meaning}
         rows.append(row | {"w_bits": configuration.average_bits(layers)[0], "layer_bits": _layer_bits(configuration)})
@@ -34,7 +41,11 @@ def cost_table(model: SwitchableModel, configurations: Mapping[str, Any]) -> pd.
             `rest_bytes`, embeddings, norms, biases and the language model's head in fp32 (a tied head is counted once); `bytes`,
             their sum; `switchable_compression` and `compression`, the ratios of the fp32 size to this size. Adapters and span
             head are left out.
+
+    Raises:
+        ValueError: there are no configurations, or as `Configuration.resolve`.
     """
+    filled(configurations=configurations)
     layers = model.infos
     weights = sum(info.weights for info in layers)
     inside = tuple(f"{info.name}." for info in layers)
@@ -73,7 +84,14 @@ def training_bitops(configuration: Configuration, layers: Sequence[LayerInfo], g
     nevertheless, to be comparable with CPT's. Nothing here is measured.
 
     Source: the training code of Fu et al. 2021, where w = a.
+
+    Raises:
+        ValueError: there are no layers, a layer has no precision, or the gradients have no such bit-width.
     """
+    filled(layers=layers)
+    one_of(BIT_WIDTHS, gradient_bits=gradient_bits)
+    for info in layers:
+        one_of(configuration, layers=info.name)
     total = sum(info.weights + info.fixed for info in layers)
     products = 0.0
     for info in layers:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.checks import filled, one_of
 from qatlib.kernels import CodeMatrix, FloatCodes, exact_kernel
 from qatlib.layers import SwitchableLinear
 from qatlib.precision import BIT_WIDTHS, FULL, Precision
@@ -60,8 +61,11 @@ class IntegerLinear(nn.Module):
         """A layer with the codes of the widest of `widths`, and with scales and adapters of all widths.
 
         Raises:
-            ValueError: a width has no adapter while others have one.
+            ValueError: there are no widths, a width is no bit-width, or it has no adapter while others have one.
         """
+        filled(widths=widths)
+        for w in widths:
+            one_of(BIT_WIDTHS, widths=w)
         adapters = {}
         for w in widths:
             if (lora := layer.adapter(w)) is not None:
@@ -109,10 +113,15 @@ class IntegerLinear(nn.Module):
         )
 
     def codes(self, w_bits: int) -> Tensor:
-        """Codes (out, in) of one of the stored widths. Narrower codes are derived from the widest ones."""
+        """Codes (out, in) of one of the stored widths. Narrower codes are derived from the widest ones.
+
+        Raises:
+            ValueError: there is no such width.
+        """
         wide = self._wide.codes if isinstance(self._wide, CodeMatrix) else self._wide
         if w_bits == self.bits:
             return wide
+        one_of(self.scales, w_bits=w_bits)
         return narrowed(wide, self.scales[self.bits], self.scales[w_bits], w_bits, self.quantizer.grid)
 
     def has(self, w_bits: int) -> bool:

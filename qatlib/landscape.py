@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from qatlib.checks import filled, finite, whole
 from qatlib.model import SwitchableModel
 from qatlib.qa.evaluate import evaluate_spans
 from qatlib.qa.spans import Feature
@@ -56,7 +57,14 @@ def sharpness(
     Returns:
         One row per direction, radius and question: `draw`, `radius`, `id`, `paragraph`, `loss_change` (nats), `f1_change`
         (points), against the unperturbed model.
+
+    Raises:
+        ValueError: as `evaluate_spans`; there are no radii, a radius is negative, or `draws` is not positive.
     """
+    filled(radii=radii)
+    for radius in radii:
+        finite(0, radii=radius)
+    whole(1, draws=draws)
     weights = list(weights_in_use(model))
     before = [w.clone() for w in weights]
     base = evaluate_spans(model, questions, features, **answering)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
+from qatlib.checks import filled, finite, whole
 from qatlib.deployed import deploy
 from qatlib.integer import IntegerLinear
 from qatlib.model import SwitchableModel
@@ -33,8 +34,10 @@ def group_latencies(model: SwitchableModel, precisions: Sequence[Precision], tok
     Source: HAWQ-V3 (Yao et al. 2021), whose integer program uses latencies of layers measured alone.
 
     Raises:
-        ValueError: a width has no adapter while others have one.
+        ValueError: there are no precisions, `tokens` is not positive, or a width has no adapter while others have one.
     """
+    filled(precisions=precisions)
+    whole(1, tokens=tokens)
     timed: dict[tuple[Any, ...], list[float]] = {}
     groups: dict[Group, NDArray[np.float64]] = {}
     for info, layer in zip(model.infos, model.layers, strict=True):
@@ -58,8 +61,10 @@ def pass_latencies(model: SwitchableModel, configurations: Mapping[str, Any], ba
     """Milliseconds of a pass of the span model at each configuration, deployed: `batch` windows of `tokens` each.
 
     Raises:
-        ValueError: as `qatlib.deployed.deploy`.
+        ValueError: there are no configurations, a number is not positive, or as `qatlib.deployed.deploy`.
     """
+    filled(configurations=configurations)
+    whole(1, batch=batch, tokens=tokens)
     ids = torch.randint(1, model.lm.config.vocab_size, (batch, tokens), device=device_of(model))
     return {name: _milliseconds(deploy(model, spec), ids) for name, spec in configurations.items()}
 
@@ -82,7 +87,14 @@ def in_turn(
 
     Returns:
         Seconds of each round, by name.
+
+    Raises:
+        ValueError: there is no work, or a number is not allowed.
     """
+    filled(works=works)
+    finite(0, seconds=seconds)
+    whole(1, least=least)
+    whole(least, most=most)
     names = list(works)
     times: dict[str, list[float]] = {name: [] for name in names}
     end = float("inf")

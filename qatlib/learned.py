@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qatlib.checks import filled, finite, whole
 from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
-from qatlib.precision import Precision
+from qatlib.precision import Precision, names_by_group
 from qatlib.qa.evaluate import device_of
 from qatlib.qa.loss import collate, span_nll
 from qatlib.qa.spans import Feature
@@ -61,9 +62,18 @@ def learn_allocation(
     Args:
         features: training windows; those without an answer are skipped.
         problem: gives groups, precisions and costs; its losses are not used.
+
+    Raises:
+        ValueError: no window holds an answer, the problem has other groups than the model, or a number is not allowed.
     """
-    model.eval()
+    whole(1, steps=steps, batch_size=batch_size)
+    finite(0, above=True, budget=budget, learning_rate=learning_rate)
+    finite(0, penalty=penalty)
     with_answer = [f for f in features if f.start >= 0]
+    filled(**{"features with an answer": with_answer})
+    if set(problem.groups) != set(groups := names_by_group(model.infos)):
+        raise ValueError(f"the problem has the groups {list(problem.groups)}; allowed are those of the model, {list(groups)}")
+    model.eval()
     device = device_of(model)
     logits = torch.zeros(problem.cost.shape, device=device, requires_grad=True)
     cost = torch.tensor(problem.cost, dtype=torch.float32, device=device)

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from qatlib.arguments import STRICT, PrecisionField
+from qatlib.checks import whole
 from qatlib.precision import Precision
 
 
@@ -128,7 +129,12 @@ class ScheduleArguments:
         return value
 
     def passes_a_step(self, precisions: int) -> int:
-        """Forward-backward passes of one step over so many precisions."""
+        """Forward-backward passes of one step over so many precisions.
+
+        Raises:
+            ValueError: the number of precisions is not positive.
+        """
+        whole(1, precisions=precisions)
         if self.name == "random_per_layer":
             return self.passes or 1
         if self.name == "all":

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, isotonic_regression, milp
 
+from qatlib.checks import filled, finite, whole
 from qatlib.precision import FULL, Configuration, Group, LayerInfo, Precision, names_by_group
 from qatlib.seeds import stream
 
@@ -34,7 +35,7 @@ class Allocation:
         cost: (groups, precisions), the part of the budget that it uses; any unit.
 
     Raises:
-        ValueError: an array has another shape, or a number that is not finite.
+        ValueError: there are no groups or no precisions; an array has another shape, or a number that is not finite.
     """
 
     groups: tuple[Group, ...]
@@ -43,11 +44,13 @@ class Allocation:
     cost: NDArray[np.float64]
 
     def __post_init__(self) -> None:
+        filled(groups=self.groups, precisions=self.precisions)
         shape = len(self.groups), len(self.precisions)
         for name in ("loss", "cost"):
-            array = getattr(self, name)
+            array = np.asarray(getattr(self, name))
             if array.shape != shape or not np.isfinite(array).all():
                 raise ValueError(f"{name} is of shape {array.shape}; allowed are finite numbers of shape {shape}")
+            object.__setattr__(self, name, array)
 
     def predicted(self, choice: Choice) -> float:
         """The loss that a choice adds, if losses are additive."""
@@ -91,14 +94,16 @@ class Allocation:
     def check(self, budget: float) -> None:
         """
         Raises:
-            ValueError: the budget is below the cost of the cheapest choice.
+            ValueError: the budget is no number, or below the cost of the cheapest choice.
         """
+        finite(budget=budget)
         if budget * (1 + _ROUNDING) < (least := self.cost.min(1).sum()):
             raise ValueError(f"the budget is {budget:g}; allowed is at least {least:g}, which {self._names} take")
 
 
 def weight_bits(layers: Sequence[LayerInfo], precisions: Sequence[Precision]) -> NDArray[np.float64]:
     """(groups, precisions): each group's part of the average weight bits. A choice's costs add up to that average."""
+    filled(layers=layers, precisions=precisions)
     total = sum(layer.weights + layer.fixed for layer in layers)
     return _summed(layers, lambda layer: [(layer.weights * p.w_bits + layer.fixed * FULL) / total for p in precisions])
 
@@ -107,6 +112,7 @@ def weight_bytes(
     layers: Sequence[LayerInfo], precisions: Sequence[Precision], scale_group: int | None = None
 ) -> NDArray[np.float64]:
     """(groups, precisions): bytes by formula, including scales (`Configuration.storage_bytes`)."""
+    filled(layers=layers, precisions=precisions)
     sizes = {p: Configuration.uniform(p, layers) for p in precisions}
     return _summed(layers, lambda layer: [sizes[p].storage_bytes([layer], scale_group) for p in precisions])
 
@@ -126,7 +132,12 @@ def monotone(loss: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Args:
         loss: (groups, precisions), the base first and then the widest first.
+
+    Raises:
+        ValueError: the losses have another shape, or are not finite.
     """
+    if np.ndim(loss) != 2 or len(loss) < 1 or loss.shape[1] < 2 or not np.isfinite(loss).all():
+        raise ValueError(f"loss is of shape {np.shape(loss)}; allowed are finite numbers of groups and two or more precisions")
     rising = [isotonic_regression(row).x for row in np.maximum(loss[:, 1:], 0)]
     return np.hstack([np.zeros((len(loss), 1)), rising])
 
@@ -209,8 +220,9 @@ def random_choices(problem: Allocation, budget: float, n: int, seed: int) -> Ite
     """`n` random choices near a budget: all groups start most expensive, and groups drawn at random go down until it is met.
 
     Raises:
-        ValueError: a budget that no choice keeps.
+        ValueError: a budget that no choice keeps, or a negative number of choices.
     """
+    whole(0, n=n)
     problem.check(budget)
     rng = np.random.default_rng(stream(seed, "random choices"))
     dearest_first = np.argsort(-problem.cost, axis=1, kind="stable")
@@ -247,8 +259,13 @@ def exchange(problem: Allocation, interactions: Interactions, budget: float, sta
     It stops if no change lowers the loss. With interactions, a linear program can't find the least loss.
 
     Raises:
-        ValueError: the start is beyond the budget.
+        ValueError: the start is beyond the budget, or no choice; or the interactions are of other groups or precisions.
     """
+    groups, widths = problem.loss.shape
+    shapes = np.shape(interactions.extra), np.shape(interactions.amplitude), np.shape(start)
+    if shapes != (allowed := ((groups, groups), (groups, widths), (groups,))):
+        raise ValueError(f"extra, amplitude and start are of shapes {shapes}; allowed is {allowed}")
+    finite(budget=budget)
     if not problem.keeps(start, budget):
         raise ValueError(f"the start takes {problem.spent(start):g}; allowed is the budget, {budget:g}, at most")
 
@@ -285,6 +302,12 @@ def _steps(table: NDArray[np.float64], choice: Choice) -> NDArray[np.float64]:
 
 
 def pareto(cost: Sequence[float], loss: Sequence[float]) -> list[bool]:
-    """The Pareto points. No other point has at most their cost and loss, with one of the two lower."""
+    """The Pareto points. No other point has at most their cost and loss, with one of the two lower.
+
+    Raises:
+        ValueError: the points do not have one cost and one loss each.
+    """
+    if len(cost) != len(loss):
+        raise ValueError(f"{len(cost)} costs and {len(loss)} losses are given; allowed is one of each for every point")
     points = list(zip(cost, loss, strict=True))
     return [not any(a <= c and b <= d and (a, b) != (c, d) for a, b in points) for c, d in points]

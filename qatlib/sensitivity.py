@@ -17,13 +17,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from qatlib.checks import filled
 from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision, names_by_group
-from qatlib.qa.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.qa.evaluate import SpanFigures, answers, check_answering, device_of, over_batches, span_figures
 from qatlib.qa.loss import Batch
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
+
+KEPT_BYTES = 4 * 2**30
+"""At most so many bytes of hidden states are kept from one call for the next. Other batches start from the first block."""
 
 Reached = dict[bytes, tuple[int, Any]]
 """By the tokens of a batch: the number of blocks computed so far, and the last one's output, one hidden state per window."""
@@ -55,19 +59,24 @@ def evaluate_changes(
         One row per change and question: `change`, and the columns of `evaluate_spans` except `prediction`.
 
     Raises:
-        ValueError: there is no such block, or a changed layer is before it.
+        ValueError: as `evaluate_spans`; there is no such block, no change, no such layer, or a changed layer is before the block.
     """
     model.eval()
     if not 0 <= block < len(model.blocks):
         raise ValueError(f"block is {block}; allowed is an integer from 0 to {len(model.blocks) - 1}")
     layers = {info.name: layer for info, layer in zip(model.infos, model.layers, strict=True)}
+    check_answering(questions, features, max_answer_tokens)
+    filled(changes=changes)
     passed = {info.name for info in model.infos if info.block < block}
+    if unknown := sorted({name for change in changes.values() for name in change} - layers.keys()):
+        raise ValueError(f"a change of {unknown[0]}; allowed are the names in the model's infos, such as {model.infos[0].name}")
     if early := [name for change in changes.values() for name in change if name in passed]:
         raise ValueError(f"a change of {early[0]}, which is before block {block}")
     behind = {module for later in model.blocks[block + 1 :] for module in later.modules()}
     before = [*model.blocks[:block], *(module for module in model.blocks[block].modules() if module not in behind)]
 
     known: Reached = {} if reached is None else reached
+    states = model.qa_outputs.in_features * 4 // 8  # bytes of fp32 hidden states for each byte of token ids
 
     def lower(batch: Batch) -> list[SpanFigures]:
         tokens = batch.input_ids.cpu().numpy().tobytes()
@@ -76,7 +85,7 @@ def evaluate_changes(
         past = _replayed(dict.fromkeys(model.blocks[:through], output))
         with past, _recorded(before) as outputs, _ended_after(model.blocks[block]):
             model(batch.input_ids)
-        if block:
+        if block and (tokens in known or sum(map(len, known)) * states < KEPT_BYTES):
             known[tokens] = block, outputs[model.blocks[block - 1]]
         found = []
         for change in changes.values():
@@ -109,6 +118,7 @@ def sweep_block(
         One row per role, precision and question: `block`, `role`, `precision`, and the columns of `evaluate_spans` except
         `prediction`.
     """
+    filled(precisions=precisions)
     roles = names_by_group(model.infos)
     cells = {f"{role} {p.name}": (role, p) for at, role in roles if at == block for p in precisions}
     changes = {name: dict.fromkeys(roles[block, role], p) for name, (role, p) in cells.items()}
@@ -126,7 +136,11 @@ def output_noise(model: SwitchableModel, features: Sequence[Feature], precisions
 
     Returns:
         One row per block, role and precision: `block`, `role`, `precision`, `sqnr_db` (of the role's layers together).
+
+    Raises:
+        ValueError: there are no windows or no precisions.
     """
+    filled(features=features, precisions=precisions)
     model.eval()
     places = {layer: (info.block, info.role) for info, layer in zip(model.infos, model.layers, strict=True)}
     powers: dict[tuple[int, str, str], Tensor] = {}

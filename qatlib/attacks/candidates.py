@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.attacks.text import Span
+from qatlib.checks import whole
 from qatlib.qa.squad import DataError, Question
 from qatlib.seeds import stream
 
@@ -104,7 +105,14 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
     Args:
         count: number of tokens requested; those that do not fit are dropped.
         window: number of context characters on each side that the model reads.
+
+    Raises:
+        ValueError: `count` is not positive, `window` is negative, or the tokenizer has no mask.
     """
+    whole(1, count=count)
+    whole(0, window=window)
+    if tokenizer.mask_token is None:
+        raise ValueError(f"the tokenizer of {type(lm).__name__} has no mask; allowed is that of a masked language model")
 
     @torch.no_grad()
     def candidates(question: Question, span: Span) -> list[str]:
@@ -117,7 +125,8 @@ def masked_lm(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: in
         places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
         if not len(places):
             return []
-        best = lm(**encoded).logits[0, places[0]].topk(count).indices.tolist()
+        scores = lm(**encoded).logits[0, places[0]]
+        best = scores.topk(min(count, len(scores))).indices.tolist()
         words = [str(tokenizer.decode([i])).strip() for i in best]  # byte-level tokens include the space before them
         tags = {tag for _, tag in _forms(word)}
         fits = [w for w in words if w.isalpha() and w not in _stop_words() and tags & {t for _, t in _forms(w)}]
@@ -130,7 +139,11 @@ def vocabulary(kinds: Sequence[Sequence[str]], count: int, seed: int) -> Candida
     """`count` other words of the same kind, drawn anew for each word; none for a word without a kind.
 
     For the embedded data. Its sentences are too simple for a language model.
+
+    Raises:
+        ValueError: `count` is not positive.
     """
+    whole(1, count=count)
     kind_of = {word: words for words in kinds for word in words}
 
     def candidates(question: Question, span: Span) -> list[str]:

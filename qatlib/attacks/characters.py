@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from qatlib.attacks.text import free_words, with_changes
+from qatlib.checks import filled, finite, one_of
 from qatlib.qa.squad import Question
 from qatlib.seeds import stream
 
@@ -41,7 +42,16 @@ def character_noise(question: Question, rate: float, seed: int, kinds: tuple[Kin
     Args:
         rate: probability that a word is changed.
         seed: together with the question's id it determines all changes.
+
+    Raises:
+        ValueError: the rate is no probability, or there is no such kind.
     """
+    finite(0, rate=rate)
+    filled(kinds=kinds)
+    if rate > 1:
+        raise ValueError(f"rate is {rate}; allowed is a number from 0 to 1")
+    for kind in kinds:
+        one_of(KINDS, kinds=kind)
     rng = np.random.default_rng(stream(seed, "character noise", question.id))
     changes = {}
     for start, end in free_words(question):

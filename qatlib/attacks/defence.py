@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from qatlib.checks import filled
 from qatlib.layers import SwitchableLinear, forwards_replaced
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration, Precision
@@ -28,13 +29,22 @@ def static(precision: Precision, model: SwitchableModel) -> Draws:
 
 
 def every(precisions: Sequence[Precision], model: SwitchableModel) -> Draws:
-    """All precisions at every query: the exact expectation over RPI with one precision for all layers."""
+    """All precisions at every query: the exact expectation over RPI with one precision for all layers.
+
+    Raises:
+        ValueError: there are no precisions.
+    """
+    filled(precisions=precisions)
     uniform = [Configuration.uniform(p, model.infos) for p in precisions]
     return lambda query: uniform
 
 
 def per_layer(precisions: Sequence[Precision], model: SwitchableModel, seed: int, draws: int = 1) -> Draws:
-    """`draws` configurations per query, in which every layer draws its own precision: a sampled expectation."""
+    """`draws` configurations per query, in which every layer draws its own precision: a sampled expectation.
+
+    Raises:
+        ValueError: there are no precisions, or `draws` is not positive.
+    """
     return random_per_layer(precisions, model.infos, seed, draws)
 
 
@@ -43,7 +53,11 @@ def per_token(precisions: Sequence[Precision], model: SwitchableModel, generator
     """Every token draws a new precision at every layer and pass.
 
     A layer computes at all K precisions, and each token takes one of the results. So a pass costs as much as K passes.
+
+    Raises:
+        ValueError: there are no precisions.
     """
+    filled(precisions=precisions)
     with (
         model.at(model.configuration),
         forwards_replaced({layer: partial(_token_by_token, layer, precisions, generator) for layer in model.layers}),

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import Draws
+from qatlib.checks import filled, finite, one_of
 from qatlib.model import SwitchableModel
 from qatlib.qa.loss import Batch
 from qatlib.seeds import stream
 from qatlib.switching import Output
+
+_AT_ONCE = 8192
+"""This many tokens of a vocabulary are embedded together: a table of 256,000 may not fit beside the model."""
 
 
 def own_seed(batch: Batch, seed: int, name: str, *of: int | str) -> int:
@@ -30,10 +34,17 @@ def own_seed(batch: Batch, seed: int, name: str, *of: int | str) -> int:
     return stream(seed, name, *of, hashlib.sha256(batch.input_ids.cpu().numpy().tobytes()).hexdigest())
 
 
+@torch.no_grad()
 def mean_embedding_norm(model: SwitchableModel) -> float:
-    """Mean L2 norm of the token embeddings over the vocabulary. It is the unit of epsilon."""
-    weight = model.lm.get_input_embeddings().weight.detach()
-    return float(weight.float().norm(dim=1).mean())
+    """Mean L2 norm over the vocabulary of the token embeddings that an attack moves, `model.embed`. It is the unit of epsilon."""
+    tokens = vocabulary(model).split(_AT_ONCE)
+    return float(torch.cat([model.embed(ids).float().norm(dim=1) for ids in tokens]).mean())
+
+
+def vocabulary(model: SwitchableModel) -> Tensor:
+    """All token ids of the model's embeddings (vocabulary,), on their device."""
+    weight = model.lm.get_input_embeddings().weight
+    return torch.arange(len(weight), device=weight.device)
 
 
 def attack_embeddings(
@@ -85,9 +96,13 @@ def expected_loss(
     """Each window's loss (batch,), mean over the drawn configurations, and, on request, its gradient with respect to `delta`.
 
     The loss of a window without an answer is 0, and so is its gradient.
+
+    Raises:
+        ValueError: the attacker draws no configuration, or there is no such loss.
     """
     # alternate the order: a layer caches values for its current width, so the next query can start with this cache
     configurations = list(draws(query))[:: -1 if query % 2 else 1]
+    filled(draws=configurations)
     losses, total = torch.zeros(len(clean), device=clean.device), torch.zeros_like(clean) if gradient else None
     for configuration in configurations:
         with model.at(configuration), _parameters_frozen(model), torch.set_grad_enabled(gradient):
@@ -121,7 +136,11 @@ def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
     margin does not flatten when the model is sure of an answer (Carlini & Wagner 2017). All answers count because F1 uses the
     closest given answer. An attacker who only moves the ends away from the first answer may reach another answer, or a span
     one token away, and gains little. The loss is 0 for a window without an answer.
+
+    Raises:
+        ValueError: there is no such loss.
     """
+    one_of(("cross_entropy", "margin"), loss=loss)
     answered = (batch.start >= 0)[:, None]
     right = torch.where(answered, batch.context & ~batch.free, batch.context)
     found = []
@@ -136,7 +155,13 @@ def window_loss(output: Output, batch: Batch, loss: str) -> Tensor:
 
 
 def project(delta: Tensor, radius: float, norm: str) -> Tensor:
-    """Project every token's delta onto its ball: clamp the coordinates (L∞), or shorten the token's vector (L2)."""
+    """Project every token's delta onto its ball: clamp the coordinates (`linf`), or shorten the token's vector (`l2`).
+
+    Raises:
+        ValueError: the norm is another, or the radius is negative.
+    """
+    one_of(("linf", "l2"), norm=norm)
+    finite(0, radius=radius)
     if norm == "linf":
         return delta.clamp(-radius, radius)
     length = delta.norm(dim=-1, keepdim=True)

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from qatlib.checks import filled, one_of
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
-from qatlib.qa.evaluate import SpanFigures, answers, device_of, over_batches, span_figures
+from qatlib.qa.evaluate import SpanFigures, answers, check_answering, device_of, over_batches, span_figures
 from qatlib.qa.loss import Batch
 from qatlib.qa.spans import Feature
 from qatlib.qa.squad import Question
@@ -51,7 +52,12 @@ def judged(
     Returns:
         The rows of `evaluate_spans` for each way of answering, named in `answered`: `answered`, `id`, `paragraph`, `em`, `f1`,
         `loss`, `prediction`.
+
+    Raises:
+        ValueError: as `evaluate_spans`, or there is no way of answering.
     """
+    check_answering(questions, features, max_answer_tokens)
+    filled(answering=answering)
     model.eval()
 
     def measure(batch: Batch) -> dict[str, SpanFigures]:
@@ -79,7 +85,14 @@ def _return_freed_memory() -> None:
 
 
 def averaged(frame: pd.DataFrame, answered: Sequence[str], name: str) -> pd.DataFrame:
-    """Each question's mean over some ways of answering, as one new way of answering with the given name."""
+    """Each question's mean over some ways of answering, as one new way of answering with the given name.
+
+    Raises:
+        ValueError: the table has no such way of answering, or none is named.
+    """
+    filled(answered=answered)
+    for way in answered:
+        one_of(frame["answered"].unique(), answered=way)
     chosen = frame[frame["answered"].isin(answered)]
     keys = [c for c in frame if c not in ("answered", "em", "f1", "loss")]
     return chosen.groupby(keys, sort=False, as_index=False)[["em", "f1", "loss"]].mean().assign(answered=name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from qatlib.attacks.defence import Draws
-from qatlib.attacks.embedding import expected_loss
+from qatlib.attacks.embedding import expected_loss, vocabulary
+from qatlib.checks import whole
 from qatlib.model import SwitchableModel
 from qatlib.qa.loss import Batch
 
@@ -24,15 +27,24 @@ def hotflip(
 
     Returns:
         Token ids (batch, tokens) with the highest loss that the attacker saw, and that loss (batch,).
+
+    Raises:
+        ValueError: `flips` is negative, or `allowed` does not say of every token whether it may be inserted, or allows none.
     """
+    whole(0, flips=flips)
     model.eval()
-    table = model.lm.get_input_embeddings().weight.detach()
+    with torch.no_grad():
+        table = model.embed(vocabulary(model))
+    if allowed.shape != table.shape[:1] or allowed.dtype != torch.bool or not allowed.any():
+        given = f"{int(allowed.sum())} of {tuple(allowed.shape)} tokens, as {allowed.dtype}"
+        raise ValueError(f"allowed has {given}; allowed is a bool for each of {len(table)} tokens, at least one of them true")
     ids, free = batch.input_ids.clone(), batch.attackable
     best, worst = ids.clone(), torch.full((len(ids),), -torch.inf, device=ids.device)
     for flip in range(flips + 1):
         with torch.no_grad():
             clean = model.embed(ids)
-        found, gradient = expected_loss(model, clean, torch.zeros_like(clean), batch, loss, draws, flip, flip < flips)
+        flipped = replace(batch, input_ids=ids)
+        found, gradient = expected_loss(model, clean, torch.zeros_like(clean), flipped, loss, draws, flip, flip < flips)
         better = found > worst
         worst, best = torch.where(better, found, worst), torch.where(better[:, None], ids, best)
         if gradient is None:

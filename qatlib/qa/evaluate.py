@@ -20,11 +20,12 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from qatlib.checks import filled, finite, one_of, whole
 from qatlib.grids import GRIDS
 from qatlib.model import SwitchableModel
-from qatlib.precision import FULL
+from qatlib.precision import BIT_WIDTHS, FULL
 from qatlib.qa.loss import Batch, collate, span_nll
-from qatlib.qa.spans import Feature, best_spans
+from qatlib.qa.spans import Feature, best_spans, check_windows
 from qatlib.qa.squad import Question, exact_match, f1
 from qatlib.quantizer import ClipObserver, EMAObserver
 
@@ -42,7 +43,11 @@ def over_batches(
     """Indices of the features of every batch, and the result of `measure` for the batch, on the CPU.
 
     Longest windows come first: there is little padding, and too little memory fails at once.
+
+    Raises:
+        ValueError: the batch size is no positive integer.
     """
+    whole(1, batch_size=batch_size)
     order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
     starts = range(0, len(order), batch_size)
     rank, processes = _processes(device)
@@ -85,14 +90,29 @@ def evaluate_spans(
         One row per question, in order: `id`, `paragraph` (the bootstrap's cluster), `em` and `f1` in percent,
         `loss` (span NLL in nats, mean over the windows that contain the answer; NaN if none does), `prediction`.
 
+    Raises:
+        ValueError: there are no questions or no windows, a window is of another question, or a number is not positive.
+
     Example:
         >>> with model.at(4):
         ...     scores = evaluate_spans(model, questions, features, pad_id=0, batch_size=16, max_answer_tokens=30)
         >>> f1 = scores["f1"].mean()
     """
+    check_answering(questions, features, max_answer_tokens)
     model.eval()
     found = over_batches(features, batch_size, pad_id, device_of(model), partial(span_figures, model), description)
     return answers(questions, features, found, max_answer_tokens)
+
+
+def check_answering(questions: Sequence[Question], features: Sequence[Feature], max_answer_tokens: int) -> None:
+    """Check what every way of answering gets, before any pass through a model.
+
+    Raises:
+        ValueError: there are no questions or no windows, a window is of another question, or the longest answer is not positive.
+    """
+    filled(questions=questions, features=features)
+    whole(1, max_answer_tokens=max_answer_tokens)
+    check_windows(features, len(questions))
 
 
 SpanFigures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -120,7 +140,7 @@ def answers(
             tokens = len(features[index].input_ids)
             start[index], end[index] = starts[row, :tokens], ends[row, :tokens]
     spans = best_spans(features, start, end, len(questions), max_answer_tokens)
-    by_question = pd.Series(loss).groupby([f.question for f in features]).mean()
+    by_question = pd.Series(loss).groupby([f.question for f in features]).mean().reindex(range(len(questions)))
     rows = []
     for i, (question, (a, b)) in enumerate(zip(questions, spans, strict=True)):
         prediction = question.context[a:b]
@@ -132,7 +152,13 @@ def answers(
 
 @torch.no_grad()
 def mean_span_loss(model: SwitchableModel, features: Sequence[Feature], *, pad_id: int, batch_size: int) -> float:
-    """Mean span NLL in nats over the windows that contain their answer. A quick check during training."""
+    """Mean span NLL in nats over the windows that contain their answer. A quick check during training.
+
+    Raises:
+        ValueError: no window contains an answer, or the batch size is not positive.
+    """
+    if all(f.start < 0 for f in features):
+        raise ValueError("no window contains an answer; allowed are windows of which at least one does")
     was_training = model.training
     model.eval()
     found = over_batches(features, batch_size, pad_id, device_of(model), lambda b: span_nll(model(b.input_ids), b).cpu())
@@ -154,13 +180,19 @@ def evaluate_perplexity(
     """Next-token loss of plain paragraphs at the model's current configuration.
 
     Each paragraph is a separate sequence, after the tokenizer's beginning-of-text token if there is one, cut at `max_length`
-    tokens. The first token of the sequence is not predicted.
+    tokens. The first token of the sequence is not predicted. A paragraph without a token to predict, such as an empty one, has 0
+    tokens and a loss of 0.
 
     Returns:
         One row per paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (number of predicted
         tokens), `correct` (number of tokens that the model found most probable). Perplexity is exp(Σ nll / Σ tokens), token
         accuracy Σ correct / Σ tokens.
+
+    Raises:
+        ValueError: there are no paragraphs, `max_length` is below 2, or the batch size is not positive.
     """
+    filled(paragraphs=paragraphs)
+    whole(2, max_length=max_length)
     model.eval()
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     features, keys = [], []
@@ -170,9 +202,11 @@ def evaluate_perplexity(
         keys.append(Question("", "", text, "", ()).paragraph)
     figures = np.zeros((len(features), 2))
     measure = partial(_next_token_figures, model)
-    for indices, sums in over_batches(features, batch_size, pad_id, device_of(model), measure, description):
-        figures[indices] = sums.numpy()
-    tokens = [len(f.input_ids) - 1 for f in features]
+    told = [i for i, f in enumerate(features) if len(f.input_ids) > 1]
+    within = [features[i] for i in told]
+    for indices, sums in over_batches(within, batch_size, pad_id, device_of(model), measure, description):
+        figures[[told[i] for i in indices]] = sums.numpy()
+    tokens = [max(0, len(f.input_ids) - 1) for f in features]
     return pd.DataFrame({"paragraph": keys, "nll": figures[:, 0], "tokens": tokens, "correct": figures[:, 1].astype(int)})
 
 
@@ -191,7 +225,12 @@ def calibrate(model: SwitchableModel, features: Sequence[Feature], *, momentum: 
 
     Every layer's EMA observer is reset and sees the windows one by one, in the given order, so it never sees padding. During
     the pass, weights are at their width but activations are not quantized, because their scales are not known yet.
+
+    Raises:
+        ValueError: there are no windows, or the momentum is not from 0 to below 1.
     """
+    filled(features=features)
+    _check_momentum(momentum)
     model.eval()
     set_static_range(model, None, momentum)
     for layer in model.layers:
@@ -212,7 +251,13 @@ def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits:
     The ratio is a share of each token's largest magnitude. Every layer sees the windows one by one at full precision. One ratio
     per layer serves all its tokens, so at run time a clipped scale costs the same as a min-max scale
     (`QuantizerArguments.clipping`).
+
+    Raises:
+        ValueError: there are no windows or no bit-widths, or a bit-width is not from 2 to 16.
     """
+    filled(features=features, a_bits=a_bits)
+    for bits in a_bits:
+        one_of(BIT_WIDTHS[:-1], a_bits=bits)
     model.eval()
     kept = [layer.observer for layer in model.layers]
     grid = GRIDS[model.quantizer.grid].activations
@@ -231,8 +276,21 @@ def calibrate_clips(model: SwitchableModel, features: Sequence[Feature], a_bits:
 
 
 def set_static_range(model: SwitchableModel, absmax: float | None, momentum: float = 0.9) -> None:
-    """Give every layer a new observer: empty (`absmax` None), or starting at one magnitude."""
+    """Give every layer a new observer: empty (`absmax` None), or starting at one magnitude.
+
+    Raises:
+        ValueError: the magnitude is not positive, or the momentum is not from 0 to below 1.
+    """
+    _check_momentum(momentum)
+    if absmax is not None:
+        finite(0, above=True, absmax=absmax)
     for layer in model.layers:
         layer.observer = EMAObserver(momentum)
         if absmax is not None:
             layer.observer.absmax = torch.tensor(absmax, device=layer.weight.device)
+
+
+def _check_momentum(momentum: float) -> None:
+    finite(0, momentum=momentum)
+    if momentum >= 1:
+        raise ValueError(f"momentum is {momentum}; allowed is a number from 0 to below 1")

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from qatlib.checks import filled, whole
 from qatlib.model import SwitchableModel
 from qatlib.qa.evaluate import device_of, over_batches
 from qatlib.qa.loss import Batch, next_token_nll
@@ -85,7 +86,12 @@ def greedy_answers(
 
     Returns:
         The answers, without the line end and the whitespace around them.
+
+    Raises:
+        ValueError: there are no prompts, or one is empty; or the longest answer is not positive.
     """
+    filled(batch=batch, **{f"prompt {i}": ids for i, ids in enumerate(batch)})
+    whole(1, max_answer_tokens=max_answer_tokens)
     model.eval()
     longest = max(len(ids) for ids in batch)
     device = device_of(model)
@@ -125,7 +131,13 @@ def evaluate_answers(
     Returns:
         One row per question, in order, with the columns of `evaluate_spans`: `id`, `paragraph`, `em` and `f1` in percent,
         `loss` (next-token NLL of the first annotated answer after the prompt, nats, mean over its tokens), `prediction`.
+
+    Raises:
+        DataError: `max_length` leaves no room for a question, its context and an answer.
+        ValueError: there are no questions, or a number is not positive.
     """
+    filled(questions=questions)
+    whole(1, batch_size=batch_size, max_answer_tokens=max_answer_tokens, max_length=max_length)
     model.eval()
     asked = prompts(questions, tokenizer, max_length - max_answer_tokens)
     predictions, loss = [""] * len(questions), np.zeros(len(questions))

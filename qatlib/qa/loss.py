@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qatlib import checks
 from qatlib.model import SwitchableModel
 from qatlib.qa.spans import Feature
 from qatlib.seeds import stream
@@ -53,11 +54,15 @@ def collate(
     Args:
         whole: the whole batch, if `features` are only a share of it.
 
+    Raises:
+        ValueError: there are no features.
+
     Example:
         >>> batch = collate(features[:8], pad_id=0)
         >>> batch.input_ids.shape == batch.real.shape
         True
     """
+    checks.filled(features=features)
     lengths = torch.tensor([len(f.input_ids) for f in features])
     position = torch.arange(int(lengths.max()))
     real = position < lengths[:, None]
@@ -122,7 +127,13 @@ def batch_plan(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -
 
     Returns:
         `steps` index arrays of length `batch_size` (or less, if there are fewer features).
+
+    Raises:
+        ValueError: there are no features, the batch size is not positive, or the number of steps is negative.
     """
+    checks.filled(lengths=lengths)
+    checks.whole(1, batch_size=batch_size)
+    checks.whole(0, steps=steps)
     rng = np.random.default_rng(stream(seed, "order of the data"))
     tokens = np.asarray(lengths)
     size = min(batch_size, len(tokens))

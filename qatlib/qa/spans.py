@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from qatlib.checks import filled, whole
 from qatlib.qa.squad import DataError, Question
 
 # The question comes first because in a causal model a context token attends only to earlier tokens. There is a line end after
@@ -47,12 +48,12 @@ def _strip(text: str, start: int, end: int) -> tuple[int, int]:
     return kept_start, max(kept_start, start + len(text[start:end].rstrip()))
 
 
-def _token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
+def token_at(offsets: Sequence[tuple[int, int]], character: int) -> int:
     """The first token that ends after a character."""
     return bisect_right(offsets, character, key=lambda span: span[1])
 
 
-def _last_before(offsets: Sequence[tuple[int, int]], character: int) -> int:
+def last_before(offsets: Sequence[tuple[int, int]], character: int) -> int:
     """The last token that starts before a character."""
     return bisect_left(offsets, character, key=lambda span: span[0]) - 1
 
@@ -103,7 +104,7 @@ def featurize(questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase,
         prefix = [*bos, *head[:question_room], *marker]
         ids, offsets = tokens[question.context]
         spans = [_strip(question.context, answer.start, answer.start + len(answer.text)) for answer in question.answers]
-        runs = [(_token_at(offsets, first_char), _last_before(offsets, past_char)) for first_char, past_char in spans]
+        runs = [(token_at(offsets, first_char), last_before(offsets, past_char)) for first_char, past_char in spans]
         first, last = runs[0]
 
         room = max_length - len(prefix)
@@ -143,8 +144,16 @@ def best_spans(
         n_questions: the length of the result. A question without a window gets the empty span (0, 0).
 
     Raises:
-        ValueError: logits have the wrong length or contain NaN.
+        ValueError: logits have the wrong length or contain NaN, or are not given for every window; a window is of no question;
+            the longest answer is not positive.
     """
+    whole(0, n_questions=n_questions)
+    whole(1, max_answer_tokens=max_answer_tokens)
+    if not len(features) == len(start_logits) == len(end_logits):
+        raise ValueError(
+            f"{len(start_logits)} start and {len(end_logits)} end logits; allowed are those of {len(features)} windows"
+        )
+    check_windows(features, n_questions)
     best = [(-torch.inf, (0, 0))] * n_questions
     for feature, starts, ends in zip(features, start_logits, end_logits, strict=True):
         start, end = (torch.as_tensor(logits).detach().float().cpu() for logits in (starts, ends))
@@ -169,8 +178,22 @@ def best_spans(
     return [span for _, span in best]
 
 
+def check_windows(features: Sequence[Feature], n_questions: int) -> None:
+    """
+    Raises:
+        ValueError: a window is of none of so many questions.
+    """
+    if other := [f.question for f in features if not 0 <= f.question < n_questions]:
+        raise ValueError(f"a window is of question {other[0]}; allowed are windows of the {n_questions} questions given")
+
+
 def sizes(questions: Sequence[Question], features: Sequence[Feature]) -> dict[str, float]:
-    """The numbers of `questions`, `paragraphs` and `windows`, and the windows' `mean tokens` and `longest`."""
+    """The numbers of `questions`, `paragraphs` and `windows`, and the windows' `mean tokens` and `longest`.
+
+    Raises:
+        ValueError: there are no windows.
+    """
+    filled(features=features)
     tokens = [len(f.input_ids) for f in features]
     found = {"questions": len(questions), "paragraphs": len({q.paragraph for q in questions}), "windows": len(features)}
     return found | {"mean tokens": sum(tokens) / len(tokens), "longest": max(tokens)}

@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from qatlib.checks import whole
 from qatlib.seeds import stream
 
 
@@ -221,6 +222,8 @@ def load_questions(source: str | Sequence[str | Path], split: str) -> list[Quest
 
 def sample(questions: Sequence[Question], n: int | None, seed: int) -> list[Question]:
     """At most `n` questions (None: all), drawn without replacement with `seed`, in their original order."""
+    if n is not None:
+        whole(0, n=n)
     if n is None or n >= len(questions):
         return list(questions)
     return [questions[i] for i in sorted(random.Random(stream(seed, "sample of the questions")).sample(range(len(questions)), n))]
@@ -251,4 +254,4 @@ def exact_match(prediction: str, answers: Sequence[Answer]) -> float:
 
 def f1(prediction: str, answers: Sequence[Answer]) -> float:
     """F1, in [0, 1], of the prediction's bag of tokens against an answer's, maximum over the answers (evaluate-v1.1.py)."""
-    return max(_token_f1(prediction, answer.text) for answer in answers)
+    return max((_token_f1(prediction, answer.text) for answer in answers), default=0.0)

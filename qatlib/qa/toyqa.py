@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from qatlib.checks import whole
 from qatlib.qa.spans import PREFIX
 from qatlib.qa.squad import Answer, Question
 from qatlib.seeds import stream
@@ -103,7 +104,11 @@ def generate(n: int, seed: int, part: str = "train") -> list[Question]:
 
     A paragraph states 4 or 5 facts out of 2 people x 3 relations or 3 people x 2 relations. Two seeds, or two parts, have no
     context in common, except with negligible probability. A smaller `n` gives the first of the same questions.
+
+    Raises:
+        ValueError: `n` is negative.
     """
+    whole(0, n=n)
     rng = random.Random(stream(seed, "embedded questions", part))
     questions: list[Question] = []
     while len(questions) < n:
@@ -152,7 +157,13 @@ def build_model(n_layer: int, n_head: int, n_embd: int, seed: int) -> GPT2LMHead
     each head's keys equal its queries, so a token attends to equal tokens from the start (in the spirit of "mimetic
     initialization", Trockman and Kolter 2023). So the names in the context attend to those in the question. With GPT-2's own
     initialisation, the model only guesses among the people during a whole two-minute training.
+
+    Raises:
+        ValueError: a size is not positive, or `n_head` does not divide `n_embd`.
     """
+    whole(1, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    if n_embd % n_head:
+        raise ValueError(f"n_embd is {n_embd}; allowed is a multiple of n_head, {n_head}")
     tokenizer = build_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),

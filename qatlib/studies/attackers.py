@@ -12,13 +12,12 @@ import torch
 
 from qatlib.arguments import AttackArguments
 from qatlib.attacks.defence import Draws, Set, per_token, static
-from qatlib.attacks.embedding import attack_embeddings, own_seed, random_noise, random_search
+from qatlib.attacks.embedding import attack_embeddings, own_seed, random_noise, random_search, vocabulary
 from qatlib.attacks.judge import Craft
 from qatlib.attacks.rounding import noisy_rounding
 from qatlib.attacks.tokens import hotflip
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
-from qatlib.qa.evaluate import device_of
 from qatlib.qa.loss import Batch
 from qatlib.studies.study import Study
 
@@ -134,8 +133,7 @@ class Attackers:
 
     def flipped(self, draws: Draws) -> Craft:
         """HotFlip over all tokens except special ones."""
-        vocabulary = self.model.lm.get_input_embeddings().weight.shape[0]
-        allowed = torch.ones(vocabulary, dtype=torch.bool, device=device_of(self.model))
+        allowed = torch.ones_like(vocabulary(self.model), dtype=torch.bool)
         allowed[self.study.tokenizer.all_special_ids] = False
 
         def craft(batch: Batch) -> torch.Tensor:

@@ -32,7 +32,8 @@ from qatlib.qa.loss import Batch, collate
 from qatlib.qa.spans import featurize
 from qatlib.qa.squad import Answer
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
-from qatlib.switching import Output
+from qatlib.switching import Output, Switching
+from tests.test_switching import ODD, PLAIN, family
 
 WIDTH, TOKENS = 5, 6
 U, V = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(3))
@@ -40,11 +41,12 @@ NORMS = st.sampled_from(["linf", "l2"])
 
 
 class Linear(nn.Module):
-    """Logits linear in the embeddings; `gain` stands for a configuration."""
+    """Logits linear in the embeddings, which the embedding module scales; `gain` stands for a configuration."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         table = nn.Embedding(9, WIDTH)
+        table.register_forward_hook(lambda module, ids, embedded: scale * embedded)
         with torch.no_grad():
             table.weight.copy_(torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(4)))
         self.lm = SimpleNamespace(get_input_embeddings=lambda: table)
@@ -254,3 +256,22 @@ def test_a_search_without_gradients_finds_more_than_its_first_point(model):
     draws, tried = static(PRECISIONS[0], model), [AttackArguments(1.0, steps=n) for n in (1, 30)]
     short, long = (random_search(model, BATCH, attack, draws, 0)[1] for attack in tried)
     assert (long >= short).all() and long.mean() > short.mean()
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *ODD])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_noise_is_as_large_as_epsilon_says_in_every_family(kind, norm):
+    lm = family(kind)
+    model = Switching(lm, nn.Linear(32, 2), [])
+    clean = model.embed(BATCH.input_ids)
+    length = (random_noise(model, BATCH, AttackArguments(0.1, norm=norm), 0) - clean)[BATCH.attackable].norm(dim=-1)
+    unit = model.embed(torch.arange(len(lm.get_input_embeddings().weight))).norm(dim=-1).mean()
+    torch.testing.assert_close(length, (0.1 * unit).expand_as(length))
+
+
+@pytest.mark.parametrize("words", [8191, 8192, 8193, 20000])
+def test_the_unit_of_plain_embeddings_is_their_weights_mean_norm_to_the_last_bit(words):
+    model = Linear()
+    table = nn.Embedding(words, 64)
+    model.lm.get_input_embeddings = lambda: table
+    assert mean_embedding_norm(model) == float(table.weight.detach().norm(dim=1).mean())

@@ -44,8 +44,9 @@ def test_the_loss_is_that_of_the_tokens_returned(model):
         torch.testing.assert_close(window_loss(model(found), BATCH, "cross_entropy"), loss)
 
 
-def test_on_a_linear_model_the_first_order_estimate_is_exact_for_a_margin():
-    model, batch = Linear(), linear_batch()
+@pytest.mark.parametrize("scale", [1.0, 12.0])
+def test_on_a_linear_model_the_first_order_estimate_is_exact_for_a_margin(scale):
+    model, batch = Linear(scale), linear_batch()
     found, loss = hotflip(model, batch, 1, lambda query: [1.0], torch.ones(9, dtype=torch.bool), "margin")
     table = model.embed(torch.arange(9)).detach()
     x = table[batch.input_ids[0]]

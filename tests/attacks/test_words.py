@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from qatlib.attacks import words as module
 from qatlib.attacks.text import free_words
 from qatlib.attacks.words import WordAttack
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Configuration
 from qatlib.qa.spans import featurize
-from qatlib.qa.squad import read_squad, write_squad
+from qatlib.qa.squad import Answer, Question, read_squad, write_squad
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 
 TOKENIZER = build_tokenizer()
@@ -85,3 +86,50 @@ def test_an_attack_raises_the_loss_it_sees_and_touches_few_words(attacker, tmp_p
 
 def test_without_candidates_nothing_is_attacked(attacker):
     assert attacker(source=lambda q, span: []).attack(QUESTIONS, "both", 3) == QUESTIONS
+
+
+def long(words: int) -> Question:
+    """An answer in the middle of a paragraph of so many words."""
+    half = " ".join(q.context for q in generate(words, 1)).split()[: words // 2]
+    before = " ".join(half) + " "
+    return Question("long", "", f"{before}Dover {' '.join(half)}", "Where?", (Answer("Dover", len(before)),))
+
+
+def test_ranking_the_words_of_a_long_paragraph_passes_few_windows(attacker):
+    mine, question = attacker(), long(1500)
+    (ranked,) = mine.ranked([question], "removal")
+    assert max(abs(start - question.answers[0].start) for start, _ in ranked) < 1000  # characters of two windows
+    assert 20 < len(ranked) <= mine.passed <= 2 * len(ranked) < len(free_words(question)) / 2
+    assert sorted(mine.ranked([question], "attention")[0]) == sorted(ranked)
+
+
+def test_no_more_than_a_portion_of_all_texts_is_cut_into_windows_at_once(attacker, monkeypatch):
+    whole = attacker().attack(QUESTIONS, "both", 1)
+    mine, sizes = attacker(), []
+    cut = mine.featurize
+    mine.featurize = lambda questions: sizes.append(sum(len(q.context) for q in questions)) or cut(questions)
+    monkeypatch.setattr(module, "_AT_ONCE", 3000)
+    mine._attention = lambda questions, words: attacker()._attention(questions, words)
+    assert mine.attack(QUESTIONS, "both", 1) == whole
+    assert max(sizes) <= 3000 < sum(sizes)
+
+
+def test_no_pass_keeps_a_graph(attacker, model):
+    graphs = []
+    hook = model.register_forward_hook(lambda module, args, output: graphs.append(output.start.requires_grad))
+    attacker().attack(QUESTIONS[:2], "both", 1)
+    hook.remove()
+    assert graphs and not any(graphs)
+
+
+def test_a_text_longer_than_a_portion_is_one_of_its_own(monkeypatch):
+    monkeypatch.setattr(module, "_AT_ONCE", 10)
+    assert module._portions([4, 6, 1, 25, 3, 3]) == [[0, 1], [2], [3], [4, 5]]
+    assert module._portions([]) == []
+
+
+def test_windows_without_the_answer_are_not_passed_through_the_model(attacker):
+    mine, question = attacker(8, 4), long(600)
+    loss = mine.losses([question])
+    with_answer = [f for f in mine.featurize([question]) if f.start >= 0]
+    assert mine.passed == 2 * len(with_answer) < len(mine.featurize([question])) and np.isfinite(loss).all()
