@@ -5,8 +5,9 @@ Free of torch, so that a params file is checked before anything heavy is importe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +15,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -27,6 +29,7 @@ RotationName = Literal["none", "hadamard"]
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """How every section is read: nothing unknown, nothing converted."""
+T = TypeVar("T")
 _BIT_WIDTH = f"a bit-width from 2 to 16 or {FULL}"
 PRECISION = "a bit-width from 2 to 16 or 32, or weights and activations as 'w4a8'"
 
@@ -56,6 +59,33 @@ def _bit_width(value: int) -> int:
 BitWidth = Annotated[int, AfterValidator(_bit_width), WithJsonSchema({"description": _BIT_WIDTH})]
 
 
+def sentence(error: ValidationError) -> str:
+    """The first error of pydantic in one sentence: the key, what is given, and what is expected."""
+    found = error.errors(include_url=False)[0]
+    key = ".".join(map(str, found["loc"]))
+    if found["type"] == "json_invalid":
+        return found["msg"]
+    if found["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing"
+    return f"{key or 'the whole'} is {found['input']!r:.80}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+
+
+def in_a_sentence(cls: type[T]) -> type[T]:
+    """Let a dataclass of pydantic refuse arguments by a `ValueError` of one sentence, where it is made in Python."""
+    make: Any = cls.__init__
+
+    @functools.wraps(make)
+    def refusing(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            make(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ValueError(f"{cls.__name__}: {sentence(error)}") from error
+
+    cls.__init__ = refusing  # type: ignore[method-assign]
+    return cls
+
+
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class QuantizerArguments:
     """How numbers are put on a grid; the bit-widths are chosen elsewhere.
@@ -89,6 +119,7 @@ class QuantizerArguments:
         return {"per_group": self.group_size, "per_tensor": 0, "per_channel": None}[self.weights]
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class TrainingArguments:
     """One training loop: AdamW, linear warm-up, then linear decay to 0.
@@ -129,6 +160,7 @@ class TrainingArguments:
         return value
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class AttackArguments:
     """What an attacker on embeddings does; `qatlib.attacks.embedding` has the equations.
@@ -195,6 +227,7 @@ OBJECTIVES: Mapping[str, Objective] = {
 }
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class ObjectiveArguments:
     """What a training step minimises; `qatlib.objectives` says what each objective adds and whose it is."""

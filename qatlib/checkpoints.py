@@ -14,9 +14,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qatlib.files import replacing
-from qatlib.saving import ModelError, save_file, whole
+from qatlib.saving import ModelError, intact, save_file
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_ADAMW = ("step", "exp_avg", "exp_avg_sq")
+"""The optimizer's state of one parameter."""
 
 
 def save(
@@ -70,7 +72,7 @@ def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.O
     """
     if not path.is_file():
         return 0, []
-    with whole(path), safe_open(path, "pt") as file:
+    with intact(path), safe_open(path, "pt") as file:
         done, rows = _about(path, file.metadata())
         keys = file.keys()
         parts = {key: file.get_slice(key) for key in keys}
@@ -113,15 +115,19 @@ def _check(path: Path, found: Mapping[str, tuple[tuple[int, ...], str]], trainab
         what = f"a checkpoint of another training, whose {other[0][0].removeprefix('weight/')} is not this one's"
         raise ModelError(f"{path}: {what}; remove it or name another")
     random_bytes = len(torch.get_rng_state())
-    fields = {key.rpartition("/")[2] for key in found if key.startswith("optimizer/")}
     for key, (shape, dtype) in found.items():
         kind, _, rest = key.partition("/")
         name, _, field = rest.rpartition("/")
         if kind == "random":
             right = dtype == "U8" and len(shape) == 2 and (rest == "cuda" or (rest == "cpu" and shape[1] == random_bytes))
         elif kind == "optimizer":
-            whole_state = name in trainable and all(f"optimizer/{name}/{other}" in found for other in fields)
-            right = whole_state and shape == (() if field == "step" else tuple(trainable[name].shape)) and dtype in _FLOATS
+            complete = name in trainable and all(f"optimizer/{name}/{other}" in found for other in _ADAMW)
+            right = (
+                complete
+                and field in _ADAMW
+                and shape == (() if field == "step" else tuple(trainable[name].shape))
+                and dtype in _FLOATS
+            )
         else:
             right = kind == "weight" and dtype in _FLOATS
         if not right:

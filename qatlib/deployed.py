@@ -144,7 +144,7 @@ class DeployedModel(Switching[IntegerLinear]):
         path = Path(path)
         check_files(path, (_WEIGHTS_FILE, _REST_FILE, _ABOUT_FILE), "deployed model")
         check_directory(path, weights=False)
-        saved = read_json(path / _ABOUT_FILE, _Saved)
+        saved = read_json(path / _ABOUT_FILE, _Saved, "quantizer")
         weights, rest = (read_tensors(path / name, str(device)) for name in (_WEIGHTS_FILE, _REST_FILE))
         with one_sentence(str(path / "config.json")):
             lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).to(device)

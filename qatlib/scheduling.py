@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from qatlib.arguments import STRICT, PrecisionField
+from qatlib.arguments import STRICT, PrecisionField, in_a_sentence
 from qatlib.checks import whole
 from qatlib.precision import Precision
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class CosineArguments:
     """The cosine of cyclic precision training; `qatlib.schedule.cosine_bits` has the equation."""
@@ -42,6 +43,7 @@ class CosineArguments:
         return value
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class PhaseArguments:
     """A second phase of a training at one precision for all layers (S2's two-phase CPT)."""
@@ -52,6 +54,7 @@ class PhaseArguments:
     """Share of the training's steps, the last ones."""
 
 
+@in_a_sentence
 @dataclass(frozen=True, config=STRICT)
 class ScheduleArguments:
     """Which configurations a training step sees; `qatlib.schedule` says what each schedule does and whose it is.

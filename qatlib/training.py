@@ -53,6 +53,8 @@ def learning_rate_factor(configurations: Sequence[Configuration], factors: Mappi
     """Mean of the factors of all layers' precisions over the configurations of a step; 1 without factors (S2)."""
     if factors is None:
         return 1.0
+    if missing := {p.name for configuration in configurations for p in configuration.values() if p not in factors}:
+        raise ValueError(f"learning_rate_factors has none for the precision {min(missing)}")
     return float(np.mean([factors[p] for configuration in configurations for p in configuration.values()]))
 
 
@@ -107,10 +109,9 @@ def fit(
         `span_loss@<precision>` for uniform configurations, and `grad_norm`. Row 0 holds the first probe.
 
     Raises:
-        ValueError: no feature holds an answer; the batch is smaller than the number of processes; the objective needs a teacher
-            and there is none; the model has no blocks for gradient checkpointing; no parameter requires a gradient; the schedule
-            gives a step no configuration; `mixed_precision` or `trackers` is not allowed; the checkpoint is damaged, of another
-            training, or of more steps.
+        ValueError: no feature holds an answer; no parameter requires a gradient; the batch is smaller than the number of
+            processes; a teacher, a factor or blocks for gradient checkpointing are needed and missing; the schedule gives a step
+            no configuration; the checkpoint is damaged or of another training; an argument is not one of those above.
         OSError: the checkpoint can't be written where it is named.
         ModuleNotFoundError: a tracker is not installed.
 
@@ -278,11 +279,7 @@ def _quantized_gradients(model: SwitchableModel, bits: int) -> Iterator[None]:
 
 @contextmanager
 def reduced_precision(model: SwitchableModel, mixed_precision: str) -> Iterator[None]:
-    """Run forward and backward passes in bf16 if `mixed_precision` says so; otherwise change nothing.
-
-    Raises:
-        ValueError: `mixed_precision` is neither `no` nor `bf16`.
-    """
+    """Run forward and backward passes in bf16 if `mixed_precision` is `bf16`; change nothing if it is `no`."""
     with _autocast(model, mixed_precision), _quick_attention(model, mixed_precision):
         yield
 

@@ -135,6 +135,32 @@ def test_settings_that_contradict_themselves_are_refused_with_a_reason(kind, val
     assert str(found["ctx"]["error"]) == reason
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: QuantizerArguments(weights="channel"),
+            "QuantizerArguments: weights is 'channel': input should be 'per_channel', 'per_",
+        ),
+        (
+            lambda: QuantizerArguments(group_size=4),
+            "QuantizerArguments: group_size is 4: input should be greater than or equal to 8",
+        ),
+        (lambda: QuantizerArguments(nested="yes"), "QuantizerArguments: nested is 'yes': input should be a valid boolean"),
+        (lambda: QuantizerArguments(bits=4), "QuantizerArguments: bits is 4: unexpected keyword argument"),
+        (lambda: TrainingArguments(5, 4), "TrainingArguments: learning_rate is missing"),
+        (lambda: TrainingArguments(5, 4, float("nan")), "TrainingArguments: 2 is nan: input should be a finite number"),
+        (lambda: AttackArguments(-1), "AttackArguments: 0 is -1: input should be greater than or equal to 0"),
+        (lambda: ScheduleArguments("fast"), "ScheduleArguments: 0 is 'fast': input should be"),
+        (lambda: ObjectiveArguments("average", weight=2.0), "ObjectiveArguments: weight is 2.0: value error, 1.0 or nothing"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert len(str(caught.value).splitlines()) == 1
+
+
 _precision = st.builds(Precision, st.sampled_from(BIT_WIDTHS), st.sampled_from(BIT_WIDTHS))
 _count = st.integers(1, 99)
 SETTINGS = st.one_of(

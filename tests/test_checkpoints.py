@@ -1,12 +1,17 @@
 """A state that is saved and read back is the same to the last bit, and a file that is there is whole."""
 
+import json
+
 import pytest
 import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from qatlib import checkpoints
+from tests.damage import check_refused, damages
 
 
 def state(seed: int):
@@ -72,7 +77,66 @@ def test_a_failed_save_leaves_the_file_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match="no space"):
         checkpoints.save(path, 2, [], weights, optimizer, accelerator)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == whole and [*tmp_path.iterdir()] == [path]
+
+
+def damaged_headers(path):
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    for name, other in {
+        "no header": None,
+        "no rows": {"done": about["done"]},
+        "steps in words": about | {"done": "two"},
+        "fewer than no steps": about | {"done": "-1"},
+        "rows cut": about | {"rows": about["rows"][:-2]},
+        "rows of another form": about | {"rows": json.dumps({"step": 1})},
+    }.items():
+        yield name, written(path, {}, other)
+
+
+def damaged_states(path):
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    key = "optimizer/layer.1.weight"
+    for changed in (
+        {"random/cpu": None},
+        {"random/cpu": torch.zeros(1, 7, dtype=torch.uint8)},
+        {"random/cpu": torch.zeros(1, 5056)},
+        {"random/tpu": torch.zeros(1, 7, dtype=torch.uint8)},
+        {f"{key}/exp_avg": None},
+        {f"{key}/exp_avg": torch.zeros(3)},
+        {f"{key}/step": torch.zeros(3)},
+        {"optimizer/other/step": torch.zeros(())},
+        {"weight/layer.0.weight": torch.zeros(1, 3, dtype=torch.int64)},
+        {"other": torch.zeros(1)},
+    ):
+        yield str({name: None if t is None else t.shape for name, t in changed.items()}), written(path, changed, about)
+
+
+def written(path, changed, about) -> bytes:
+    tensors = {name: tensor for name, tensor in (load_file(path) | changed).items() if tensor is not None}
+    save_file(tensors, path.with_suffix(".other"), about)
+    return path.with_suffix(".other").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [damages, damaged_headers, damaged_states])
+def test_a_damaged_file_is_refused_before_anything_changes(kind, tmp_path):
+    path, (weights, optimizer) = tmp_path / "c.safetensors", state(0)
+    checkpoints.save(path, 1, [{"step": 1}], weights, optimizer, Accelerator(cpu=True))
+    other, fresh = state(1)
+    before, random = {n: p.clone() for n, p in other.items()}, torch.get_rng_state()
+    check_refused(path, kind(path), lambda: checkpoints.resume(path, other, fresh, rank=0))
+    assert all(torch.equal(other[n], before[n]) for n in other) and torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_place_where_no_file_can_be_is_said_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    checkpoints.check_writable(tmp_path / "new" / "c")
+    assert not any((tmp_path / "new").iterdir())
+    with pytest.raises(IsADirectoryError, match="new is a directory; the name of a file is needed for a checkpoint"):
+        checkpoints.check_writable(tmp_path / "new")
+    with pytest.raises(OSError, match="file"):
+        checkpoints.check_writable(tmp_path / "file" / "c")
 
 
 def test_a_process_that_did_not_write_keeps_its_own_random_state(tmp_path):

@@ -13,6 +13,7 @@ from qatlib.pretrained import ModelError
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans
 from qatlib.qa.spans import featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
+from tests.damage import check_refused, damages, emptied
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 MIXED = [{"attn_bits": 3, "mlp_bits": 12}, {"attn_bits": 32, "mlp_bits": 5}]
@@ -128,6 +129,8 @@ def test_a_width_that_was_not_deployed_is_refused_and_nothing_switched(model):
         deploy_nested(model, [32, 8])
     with pytest.raises(ValueError, match="weights of 4, 6 bits: codes of several widths are one store only under"):
         deploy_nested(model, [6, 4])
+    with pytest.raises(ValueError, match="no precision is given to deploy"):
+        deploy_nested(model, [])
     model.set_quantizer(QuantizerArguments())
     with pytest.raises(ValueError, match="weights of 4, 8 bits: codes of several widths"):
         deploy_nested(model, [8, 4])
@@ -137,6 +140,58 @@ def test_nothing_is_trained_and_nothing_is_pickled(model):
     deployed = deploy(model, 8)
     assert not any(p.requires_grad for p in deployed.parameters())
     assert not any("c_attn" in name or "lora" in name for name in deployed.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("own", [True, False])
+def test_an_own_head_and_a_tied_one_come_back_whatever_their_name(own, kind, tokens, tmp_path, byte_level_tokenizer, tiny_lm):
+    lm = tiny_lm(kind, tie_word_embeddings=True)
+    if own:
+        lm.get_output_embeddings().weight = torch.nn.Parameter(torch.randn_like(lm.get_input_embeddings().weight))
+    deployed = deploy(SwitchableModel(lm), 8)
+    deployed.save(tmp_path, byte_level_tokenizer)
+    again, _ = DeployedModel.load(tmp_path)
+    assert torch.equal(again.lm(tokens).logits, deployed.lm(tokens).logits)
+    assert (again.lm.get_output_embeddings().weight is again.lm.get_input_embeddings().weight) != own
+
+
+def test_generation_config_and_mode_come_back(model, tmp_path, byte_level_tokenizer):
+    model.lm.generation_config.eos_token_id, model.lm.generation_config.temperature = [0, 5], 0.6
+    deploy(model, 8).save(tmp_path, byte_level_tokenizer)
+    again = DeployedModel.load(tmp_path)[0]
+    assert (again.lm.generation_config.eos_token_id, again.lm.generation_config.temperature) == ([0, 5], 0.6)
+    assert not any(m.training for m in again.modules())
+
+
+def test_a_save_that_fails_leaves_what_was_there(model, tmp_path, byte_level_tokenizer, monkeypatch):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    deploy(model, 8).save(tmp_path / "m", byte_level_tokenizer)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}
+    assert before["notes.txt"] == b"mine"
+
+    def failing(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("qatlib.deployed.save_file", failing)
+    for path in (tmp_path / "m", tmp_path / "new"):
+        with pytest.raises(OSError, match="no space"):
+            deploy(model, 4).save(path, byte_level_tokenizer)
+    with pytest.raises(ValueError, match="saved with its tokenizer"):
+        deploy(model, 4).save(tmp_path / "m", None)  # type: ignore[arg-type]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()} == before and [*tmp_path.iterdir()] == [tmp_path / "m"]
+
+
+@pytest.mark.parametrize("bits", [4, 32])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "deployed.json", "weights.safetensors", "rest.safetensors"],
+)
+def test_a_damaged_file_is_named_in_one_sentence(name, bits, tmp_path, byte_level_tokenizer, model):
+    deploy(model, bits).save(tmp_path, byte_level_tokenizer)
+    contents = [*damages(tmp_path / name), *(emptied(tmp_path / name) if name == "deployed.json" else [])]
+    check_refused(tmp_path / name, iter(contents), lambda: DeployedModel.load(tmp_path), str(tmp_path))
 
 
 def test_other_directories_are_refused_in_one_sentence(model, tmp_path, byte_level_tokenizer):

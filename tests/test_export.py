@@ -15,6 +15,7 @@ from qatlib.export import adapter_folder, load_adapter, read_spec
 from qatlib.layers import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import Precision
+from qatlib.pretrained import ModelError
 
 SPECS = {3: LoraSpec(2, 4.0), 8: LoraSpec(3, 5.0, 0.1), 32: LoraSpec(4, 4.0)}
 
@@ -99,6 +100,106 @@ def test_what_peft_writes_is_read(saved, tiny_lm, tokens, tmp_path):
     assert torch.allclose(model.lm(tokens).logits, theirs(tokens).logits, atol=1e-5)
     ours, peft = (json.loads((p / "adapter_config.json").read_text()) for p in (tmp_path / "adapters/w8", tmp_path / "theirs"))
     assert set(ours) <= set(peft)
+
+
+@pytest.fixture
+def by_peft(tiny_lm, tmp_path):
+    """Saves an adapter of PEFT with something to say in it, of every layer that is switched here."""
+
+    def make(names, **options):
+        torch.manual_seed(2)
+        config = LoraConfig(r=4, lora_alpha=6, target_modules=names, fan_in_fan_out=True, **options)
+        theirs = get_peft_model(tiny_lm(), config).eval()
+        for name, p in theirs.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.2)
+        theirs.save_pretrained(tmp_path / "theirs")
+        return theirs, tmp_path / "theirs"
+
+    return make
+
+
+def plain(tiny_lm) -> tuple[SwitchableModel, dict]:
+    model = SwitchableModel(tiny_lm())
+    return model, {info.name: layer for info, layer in zip(model.infos, model.layers, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True},
+        {"use_rslora": True, "lora_dropout": 0.2},
+        {"init_lora_weights": False},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"layers_to_transform": [0, 1], "layers_pattern": "h"},
+        {"exclude_modules": ["nothing"]},
+    ],
+    ids=str,
+)
+def test_an_adapter_that_peft_scaled_or_started_otherwise_gives_its_outputs(options, by_peft, tiny_lm, tokens):
+    model, layers = plain(tiny_lm)
+    short = ["c_attn", "c_proj", "c_fc"] if "layers_to_transform" in options else [*layers]
+    theirs, folder = by_peft(short, **options)
+    model.add_adapters({32: read_spec(folder)})
+    load_adapter(folder, layers, 32)
+    with torch.no_grad():
+        ours = model.lm(tokens).logits
+        assert torch.allclose(ours, theirs(tokens).logits, atol=1e-5)
+        assert not torch.allclose(ours, tiny_lm()(tokens).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"alpha_pattern": {"c_fc": 32}},
+        {"rank_pattern": {"c_fc": 2}},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1, 2]},
+        {"target_parameters": ["transformer.wpe.weight"]},
+        {"layer_replication": [[0, 2], [0, 1]]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"},
+        {"peft_type": "IA3"},
+        {"r": 0},
+        {"lora_alpha": "much"},
+        {"lora_dropout": 2},
+        {"of_a_later_version": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_what_is_no_plain_lora_is_refused_by_its_name(options, by_peft, tiny_lm):
+    """As PEFT writes it: options that it can't make of this model are written into its file."""
+    _, folder = by_peft([*plain(tiny_lm)[1]])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | options))
+    (key,) = options
+    said = "rank" if key == "r" else key.removeprefix("lora_")
+    with pytest.raises(ModelError, match=f"adapter_config.json: .*{said}") as caught:
+        read_spec(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_settings_that_peft_writes_by_default_are_known(by_peft, tiny_lm):
+    """A new setting of a later version is refused unless it is empty, so this fails when one needs a look."""
+    _, folder = by_peft([*plain(tiny_lm)[1]])
+    assert read_spec(folder) == LoraSpec(4, 6, 0.0)
+
+
+def test_an_adapter_of_another_scale_is_refused_and_nothing_is_read(by_peft, tiny_lm):
+    model, layers = plain(tiny_lm)
+    _, folder = by_peft([*layers], use_rslora=True)
+    model.add_adapters({32: LoraSpec(4, 6)})
+    with pytest.raises(ModelError, match=r"adapter_config.json: scales by 3, and the adapter of .*c_attn by 1.5"):
+        load_adapter(folder, layers, 32)
+    assert not any(layer.adapters["32"].lora_B.any() for layer in model.layers)
+    with pytest.raises(ValueError, match="no adapter for 8-bit weights; there is one for 32 bits"):
+        load_adapter(folder, layers, 8)
 
 
 @pytest.mark.parametrize(

@@ -46,3 +46,8 @@ def test_codes_are_their_own_nearest_and_min_max_reaches_over_all_of_them(grid, 
 def test_bit_widths_without_a_grid_are_refused(bits):
     with pytest.raises(ValueError, match=f"2 to 16 bits, not {bits}"):
         codes_of(bits, "narrow")
+
+
+def test_an_unknown_grid_is_refused_with_what_is_allowed():
+    with pytest.raises(ValueError, match="the grid is 'wide'; allowed are narrow, full, midrise"):
+        codes_of(4, "wide")  # type: ignore[arg-type]

@@ -142,6 +142,41 @@ def test_a_layer_is_restored_from_what_it_stores():
         assert torch.equal(again(X), deployed(X))
 
 
+@pytest.mark.parametrize("option", [{}, {"weights": "per_tensor"}, EVERY_OPTION | {"group_size": 12}], ids=str)
+def test_what_it_stores_under_any_quantizer_is_accepted(option):
+    layer = switchable(**option)
+    for bits in (8, 32):
+        deployed = IntegerLinear.of(layer, [bits])
+        again = IntegerLinear.restore(deployed.stored(), bits, deployed.quantizer)
+        again.precision = deployed.precision = Precision(bits, 8)
+        assert torch.equal(again(X), deployed(X))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"scale.8": None}, "codes of 8 bits, without a scale for them"),
+        ({"scale.8": torch.ones(1)}, r"scale.8 has shape \(1,\), expected is \(20, 1\)"),
+        ({"scale.x": torch.ones(20, 1)}, "scale.x is not known"),
+        ({"scale.1": torch.ones(20, 1)}, "scale.1 is not known"),
+        ({"bias": torch.ones(12)}, r"bias has shape \(12,\), expected is \(20,\)"),
+        ({"bias": torch.ones(20, dtype=torch.int8)}, "bias is of type torch.int8"),
+        ({"codes": torch.ones(20, 12)}, "codes is of type torch.float32"),
+        ({"lora_A.8": torch.ones(3, 11)}, r"lora_A.8 has shape \(3, 11\), expected is \(3, 12\)"),
+        ({"lora_B.8": torch.ones(20, 4)}, r"lora_B.8 has shape \(20, 4\), expected is \(20, 3\)"),
+        ({"lora_B.8": None}, "the adapter for 8 bits has one factor, expected are two"),
+        ({"clip.8": torch.ones(1)}, "clip.8 has shape"),
+        ({"input_absmax": torch.ones(1)}, "input_absmax has shape"),
+        ({"other": torch.ones(1)}, "other has shape"),
+    ],
+    ids=str,
+)
+def test_what_it_never_stores_is_refused(changed, message):
+    stored = IntegerLinear.of(switchable(), [8]).stored() | changed
+    with pytest.raises(ValueError, match=message):
+        IntegerLinear.restore({name: value for name, value in stored.items() if value is not None}, 8, QuantizerArguments())
+
+
 def test_casting_the_model_around_it_leaves_the_layer_as_it_is():
     deployed = IntegerLinear.of(switchable(), [8])
     deployed.precision = Precision(8, 8)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qatlib import export, model, saving
 from qatlib.arguments import QuantizerArguments
-from qatlib.layers import LoraSpec, SwitchableLinear
+from qatlib.layers import SHARED, LoraSpec, SwitchableLinear
 from qatlib.model import SwitchableModel
 from qatlib.precision import ROLES, Precision
 from qatlib.pretrained import ModelError, load_pretrained
+from qatlib.qa.evaluate import set_static_range
+from tests.damage import check_refused, damages, emptied
 
 SPECS = {4: LoraSpec(2, 4), 8: LoraSpec(3, 6), 32: LoraSpec(4, 4)}
 FAMILIES = {
@@ -128,6 +133,173 @@ def test_a_model_saved_over_another_leaves_none_of_its_adapters(tmp_path, byte_l
     (tmp_path / "adapters" / "w8").rename(tmp_path / "adapters" / "w7")
     with pytest.raises(ModelError, match="w8: no such directory"):
         SwitchableModel.load(tmp_path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("module", [model, export, saving], ids=["weights", "adapters", "rest"])
+def test_a_save_that_fails_leaves_what_was_there(module, error, tmp_path, byte_level_tokenizer, switchable, monkeypatch):
+    def failing(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise error
+
+    made = switchable()
+    made.save(tmp_path / "m", byte_level_tokenizer)
+    before = contents(tmp_path)
+    made.add_adapters({4: SPECS[4]})
+    monkeypatch.setattr("qatlib.rest.save_file" if module is saving else f"{module.__name__}.save_file", failing)
+    for path in (tmp_path / "m", tmp_path / "new"):
+        with pytest.raises(type(error)):
+            made.save(path, byte_level_tokenizer)
+    with pytest.raises(ValueError, match="saved with its tokenizer, a transformers tokenizer, and not with None"):
+        made.save(tmp_path / "m", None)  # type: ignore[arg-type]
+    assert contents(tmp_path) == before and [*tmp_path.iterdir()] == [tmp_path / "m"]
+    assert set(SwitchableModel.load(tmp_path / "m")[0].lora) == set(SPECS)
+
+
+def test_a_save_keeps_the_users_own_files_and_removes_its_own(tmp_path, byte_level_tokenizer, switchable):
+    own = {"notes.txt": b"mine", "adapters/mine.bin": b"mine", "adapters/w4/README.md": b"mine", "adapters/w5/x": b"mine"}
+    for name, text in own.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(text)
+    made = switchable()
+    made.save(tmp_path, byte_level_tokenizer)
+    made.add_adapters({SHARED: SPECS[8]})
+    made.save(str(tmp_path), byte_level_tokenizer)  # type: ignore[arg-type]
+    after = contents(tmp_path)
+    assert own.items() <= after.items() and not any(b".saving" in text for text in after.values())
+    assert {n for n in after if n.startswith("adapters/")} - own.keys() == {
+        f"adapters/shared/adapter_{end}" for end in ("config.json", "model.safetensors")
+    }
+    (tmp_path / "switchable.json").write_text("cut")  # a damaged directory can be saved over, and nothing is guessed
+    made.save(tmp_path, byte_level_tokenizer)
+    assert set(SwitchableModel.load(tmp_path)[0].lora) == {SHARED}
+
+
+def test_a_model_is_saved_over_the_directory_that_it_was_loaded_from(tokens, tmp_path, byte_level_tokenizer, switchable):
+    switchable("llama").save(tmp_path, byte_level_tokenizer)
+    made, tokenizer = SwitchableModel.load(tmp_path)
+    for parameter in made.adapter_parameters(8):
+        torch.nn.init.normal_(parameter)
+    made.save(tmp_path, tokenizer)
+    again, _ = SwitchableModel.load(tmp_path)
+    with torch.no_grad(), made.at(8), again.at(8):
+        assert torch.equal(made.lm(tokens).logits, again.lm(tokens).logits)
+
+
+def test_mode_precision_scales_generation_config_and_head_come_back(tokens, tmp_path, byte_level_tokenizer, tiny_lm):
+    lm = tiny_lm()
+    lm.lm_head.weight = torch.nn.Parameter(torch.randn_like(lm.lm_head.weight))  # its own, under a config that says tied
+    lm.generation_config.temperature, lm.generation_config.eos_token_id = 0.6, [0, 5]
+    made = SwitchableModel(lm, QuantizerArguments(activations="per_tensor_static"))
+    made.add_adapters({4: LoraSpec(2, 4, 0.3), 8: LoraSpec(2, 4, 0.3)})
+    for parameter in made.adapter_parameters(8):
+        torch.nn.init.normal_(parameter)
+    set_static_range(made, 3.0)
+    made.set_precision({"attn": 8, "mlp": 4})
+    made.train().save(tmp_path, byte_level_tokenizer)
+    again, _ = SwitchableModel.load(tmp_path)
+    assert again.configuration == made.configuration and not any(m.training for m in again.modules())
+    assert (again.lm.generation_config.temperature, again.lm.generation_config.eos_token_id) == (0.6, [0, 5])
+    with torch.no_grad():
+        assert torch.equal(again.lm(tokens).logits, made.eval().lm(tokens).logits)
+        assert torch.equal(again(tokens).start, made(tokens).start)
+
+
+def test_what_is_injected_takes_the_mode_of_what_it_replaces(tiny_lm):
+    made = SwitchableModel(tiny_lm().eval())
+    made.add_adapters({8: LoraSpec(2, 4, 0.3)})
+    assert not any(module.training for module in made.modules())
+    lm = tiny_lm().train()
+    lm.transformer.h[0].mlp.eval()
+    made = SwitchableModel(lm)
+    made.add_adapters({8: LoraSpec(2, 4, 0.3)})
+    assert {info.name for info, layer in zip(made.infos, made.layers, strict=True) if not layer.training} == {
+        "transformer.h.0.mlp.c_fc",
+        "transformer.h.0.mlp.c_proj",
+    }
+    assert made.training and made.qa_outputs.training and made.layers[0].adapters["8"].training
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (lambda: {"w4a8": LoraSpec(2, 4)}, "the bit-width of an adapter is 'w4a8'; allowed are 2 to 16, 32, and 0"),
+        (lambda: {"8": LoraSpec(2, 4)}, "is '8'"),
+        (lambda: {True: LoraSpec(2, 4)}, "is True"),
+        (lambda: {8.0: LoraSpec(2, 4)}, "is 8.0"),
+        (lambda: {4: LoraSpec(2, 4), 1: LoraSpec(2, 4)}, "is 1;"),
+        (lambda: {17: LoraSpec(2, 4)}, "is 17;"),
+        (lambda: {Precision(8, 8): LoraSpec(2, 4)}, r"is Precision\(w_bits=8"),
+        (lambda: {4: (2, 4)}, r"the adapter for 4 bits is \(2, 4\); allowed is a LoraSpec"),
+        (lambda: [LoraSpec(2, 4)], "adapters are given as a mapping"),
+        (lambda: {4: LoraSpec(0, 16)}, "the rank of an adapter is 0; allowed is an integer of at least 1"),
+        (lambda: {4: LoraSpec(2.0, 16)}, "the rank of an adapter is 2.0;"),
+        (lambda: {4: LoraSpec(True, 16)}, "the rank of an adapter is True;"),
+        (lambda: {4: LoraSpec(2, float("nan"))}, "the alpha of an adapter is nan; allowed is a finite number"),
+        (lambda: {4: LoraSpec(2, "16")}, "the alpha of an adapter is '16'"),
+        (lambda: {4: LoraSpec(2, 16, 1.0)}, "the dropout of an adapter is 1.0; allowed is a number from 0 to below 1"),
+    ],
+)
+def test_wrong_adapters_are_refused_before_anything_changes(specs, message, tmp_path, byte_level_tokenizer, switchable):
+    made = switchable()
+    before = made.layers[-1].adapters
+    with pytest.raises(ValueError, match=message):
+        made.add_adapters(specs())
+    assert made.lora == SPECS and all({*map(int, layer.adapters)} == set(SPECS) for layer in made.layers)
+    assert made.layers[-1].adapters is before
+    made.save(tmp_path, byte_level_tokenizer)
+
+
+def test_other_odd_arguments_are_refused_in_one_sentence(switchable):
+    made = switchable()
+    with pytest.raises(ValueError, match="no adapter for 5-bit weights; there is one for 4, 8, 32 bits"):
+        made.adapter_parameters(5)
+    with pytest.raises(ValueError, match="'x' is no precision"):
+        made.learn_steps(["x"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="no adapter for 5-bit weights"):
+        made.layers[0].merge_adapter(5)
+
+
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "model.safetensors",
+    "switchable.json",
+    "switchable.safetensors",
+    "adapters/w8/adapter_config.json",
+    "adapters/w8/adapter_model.safetensors",
+]
+
+
+@pytest.fixture
+def saved(tmp_path, byte_level_tokenizer, tiny_lm):
+    """A directory with a saved model that has one adapter."""
+    made = SwitchableModel(tiny_lm())
+    made.add_adapters({8: LoraSpec(2, 4)})
+    made.save(tmp_path, byte_level_tokenizer)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named_in_one_sentence(name, saved):
+    check_refused(saved / name, damages(saved / name), lambda: SwitchableModel.load(saved), str(saved))
+    if name != "generation_config.json":
+        (saved / name).unlink()
+        with pytest.raises(ModelError, match=str(saved)):
+            SwitchableModel.load(saved)
+
+
+def test_settings_that_are_missing_or_of_another_model_are_named_in_one_sentence(saved):
+    without = (item for item in emptied(saved / "switchable.json") if item[0] != "configuration gone")  # an older version's
+    check_refused(saved / "switchable.json", without, lambda: SwitchableModel.load(saved))
+    shallow = (saved / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 1').encode()
+    fewer = iter([("a shallow model", shallow)])
+    check_refused(saved / "config.json", fewer, lambda: SwitchableModel.load(saved), "does not fit the config beside it")
 
 
 def test_the_state_at_a_width_is_what_the_layers_compute_with(tokens, switchable, tiny_lm):

@@ -201,3 +201,8 @@ def test_a_budget_of_passes_stretches_a_training():
 def test_a_budget_is_kept_and_less_than_a_step_of_it_is_left(args, count, passes):
     training, cost = at_passes(TRAINING, args, count, passes), args.passes_a_step(count)
     assert 0 <= passes - training.steps * cost < cost and training.warmup_steps <= training.steps
+
+
+def test_an_unknown_form_of_the_cosine_is_refused():
+    with pytest.raises(ValueError, match="form is 'saw'; allowed are 'restart' and 'continuous'"):
+        cosine_bits(1, 4, 3, 8, "saw")

@@ -30,7 +30,7 @@ from qatlib.qa.spans import Feature, featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from qatlib.schedule import every_precision, make_schedule, random_per_layer
 from qatlib.scheduling import CosineArguments, ScheduleArguments
-from qatlib.training import fit, learning_rate, learning_rate_factor
+from qatlib.training import fit, learning_rate, learning_rate_factor, reduced_precision
 
 ARGS = TrainingArguments(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, lm_weight=0.5, checkpoint_every=2)
 WIDTHS = [Precision(8, 8), Precision(4, 4)]
@@ -104,6 +104,46 @@ def test_training_learns_and_leaves_the_base_alone(features, tmp_path):
     rows = train(made, features[:8], tmp_path / "c.safetensors", args=args)
     assert rows["span_loss"].iloc[-1] < 0.8 * rows["span_loss"].iloc[1]  # 0.48 of it, and 0.29 to 0.45 with three other seeds
     assert all(torch.equal(p, before[n]) for n, p in made.named_parameters() if n in before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'; allowed are 'no' and 'bf16'"),
+        ({"mixed_precision": "BF16"}, "mixed_precision is 'BF16'"),
+        ({"mixed_precision": None}, "mixed_precision is None"),
+        ({"trackers": "tensorboard"}, "trackers is 'tensorboard'; allowed is a list of names"),
+        ({"learning_rate_factors": {WIDTHS[0]: 1.0}}, "learning_rate_factors has none for the precision 4"),
+    ],
+)
+def test_an_argument_that_is_not_known_is_refused_with_what_is_allowed(options, message, features, tmp_path):
+    made = model()
+    before = [p.clone() for p in made.parameters()]
+    with pytest.raises(ValueError, match=message) as caught:
+        train(made, features, tmp_path / "c", **options)
+    assert len(str(caught.value).splitlines()) == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
+
+
+def test_what_cannot_be_trained_is_refused_before_the_first_step(features, tmp_path):
+    made = model()
+    with pytest.raises(ValueError, match="the schedule gives no configuration for step 0"):
+        fit(made, features, ARGS, lambda step: [], pad_id=1, seed=0, checkpoint=tmp_path / "c")
+    with pytest.raises(IsADirectoryError, match="the name of a file is needed for a checkpoint"):
+        train(made, features, tmp_path)
+    train(made, features, str(tmp_path / "c"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="c: a checkpoint of 6 steps, and the training has 3; remove it or name another"):
+        train(made, features, tmp_path / "c", args=replace(ARGS, steps=3))
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        train(made.requires_grad_(False), features, tmp_path / "other")
+
+
+def test_reduced_precision_is_bf16_or_nothing_and_no_other_word():
+    with (
+        pytest.raises(ValueError, match="mixed_precision is 'bf-16'; allowed are 'no' and 'bf16'"),
+        reduced_precision(model(), "bf-16"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
