@@ -32,6 +32,7 @@ from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, OTHER, Configuration, Precision
 from qatlib.pretrained import ModelError
 from qatlib.search import weight_bits
+from tests.families import build
 
 WIDTH, INSIDE = 32, 48
 
@@ -285,8 +286,6 @@ def test_a_head_has_the_width_of_the_hidden_states(tokens, tmp_path, byte_level_
 
 
 def test_models_whose_config_has_no_width_of_its_own_have_a_head(tokens):
-    from tests.families import build
-
     lm = build("gemma3")
     assert not hasattr(lm.config, "hidden_size")
     assert SwitchableModel(lm)(tokens).start.shape == tokens.shape
