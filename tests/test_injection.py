@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertModel,
     MambaConfig,
@@ -25,7 +26,7 @@ from transformers.integrations.bitnet import AutoBitLinear
 
 from qatlib.arguments import QuantizerArguments
 from qatlib.cost import cost_table, training_bitops
-from qatlib.deployed import deploy
+from qatlib.deployed import DeployedModel, deploy
 from qatlib.injection import inject, planned
 from qatlib.layers import LoraSpec, SwitchableLinear
 from qatlib.model import SwitchableModel
@@ -293,8 +294,11 @@ def test_models_whose_config_has_no_width_of_its_own_have_a_head(tokens):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_base_of_half_precision_works_with_adapters_and_a_head_in_fp32(kind, dtype, tokens, tiny_lm):
-    lm = tiny_lm(kind).to(dtype)
+def test_a_base_of_half_precision_works_with_adapters_and_a_head_in_fp32(
+    kind, dtype, tokens, tiny_lm, tmp_path, byte_level_tokenizer
+):
+    tiny_lm(kind).save_pretrained(tmp_path / "plain")
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=dtype).eval()
     plain = lm(tokens).logits
     model = SwitchableModel(lm)
     assert torch.equal(model.lm(tokens).logits, plain) and plain.dtype == dtype
@@ -305,8 +309,15 @@ def test_a_base_of_half_precision_works_with_adapters_and_a_head_in_fp32(kind, d
     assert all(p.grad is not None and p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     for layer in model.layers:
         torch.nn.init.normal_(layer.adapters["8"].lora_B, std=0.1)
-    model.eval()
+    model.eval().save(tmp_path / "ours", byte_level_tokenizer)
+    again = SwitchableModel.load(tmp_path / "ours")[0]
+    assert again.lm.dtype == dtype
     with torch.no_grad():
+        for bits in (8, FULL):
+            with model.at(bits), again.at(bits):
+                assert torch.equal(again(tokens).start, model(tokens).start)
+        deploy(model, 8).save(tmp_path / "deployed", byte_level_tokenizer)
+        assert torch.equal(DeployedModel.load(tmp_path / "deployed")[0](tokens).start, deploy(model, 8)(tokens).start)
         for spec in (8, "w8a32", "w12a8"):
             with model.at(spec):
                 start, logits = model(tokens).start, model.lm(tokens).logits
