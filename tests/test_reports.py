@@ -58,11 +58,11 @@ def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(root: Path)
 
 
 def test_nothing_in_a_report_says_whose_machine_it_was(root: Path) -> None:
-    said = re.compile(
-        "|".join(map(re.escape, ["alice", str(root), sys.prefix, tempfile.gettempdir() + "/", socket.gethostname()]))
-    )
+    paths = "|".join(map(re.escape, ["alice", str(root), sys.prefix, f"{tempfile.gettempdir()}/"]))
+    said = re.compile(rf"{paths}|\b{re.escape(socket.gethostname())}\b")
     for path in (p for p in (root / "reports").rglob("*") if p.is_file()):
-        assert not said.search(path.read_text()), path.name
+        text = re.sub(r"base64,[\w+/=]+", "", path.read_text())
+        assert not said.search(text), path.name
 
 
 def test_the_ledger_is_rebuilt_from_the_result_files(root: Path, tmp_path: Path) -> None:
