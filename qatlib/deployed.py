@@ -158,7 +158,7 @@ class DeployedModel(Switching[IntegerLinear]):
                 own["codes"] = layer.codes(own, saved.quantizer, lm.get_submodule(name))
                 lm.set_submodule(name, IntegerLinear.restore(own, layer.bits, saved.quantizer))
         check_tensors(path / _WEIGHTS_FILE, weights, {})
-        width = rest[_HEAD].shape[-1] if _HEAD in rest else 0  # of an OPT with a projection, not the blocks' width
+        width = rest[_HEAD].shape[-1] if _HEAD in rest else 1  # of an OPT with a projection, not the blocks' width
         model = cls(lm, nn.Linear(width, 2), [layer.info for layer in saved.layers])
         for name, source in ties(lm).items():
             if f"lm.{name}" not in rest and f"lm.{source}" in rest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dis
 import inspect
-import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,7 +66,8 @@ def inject(lm: PreTrainedModel, quantizer: QuantizerArguments) -> Injection:
     for name, module in list(lm.named_modules(remove_duplicate=False)):  # one layer may stand in several places
         if module in switchable:
             lm.set_submodule(name, switchable[module])
-    if unclear := sorted({_anywhere(info.name) for info in plan.infos if info.role == OTHER}):
+    places = _places(dict(lm.named_modules()))
+    if unclear := sorted({places[info.name] for info in plan.infos if info.role == OTHER}):
         reason = "they neither write to the residual stream nor feed a layer that does"
         warnings.warn(f"{type(lm).__name__}: the role of {', '.join(unclear)} is {OTHER!r}, as {reason}", stacklevel=3)
     return plan
@@ -106,11 +106,13 @@ def planned(lm: PreTrainedModel) -> Injection:
         key = max(left, key=left.__getitem__)
         owner = key.rpartition(".")[0]
         reason = faults.get(owner, f"of {type(modules[owner]).__name__}" if _inside(owner, [blocks]) else f"outside {blocks}")
+        if isinstance(modules[owner], (nn.Linear, Conv1D)) and owner not in layers:
+            reason += " with hooks or with a forward of its own"
         raise ModelError(
             f"{kind}: {share:.1%} of the weights in its blocks are not in linear layers that can be switched, such as {key}, "
             f"{reason}; allowed are {MOST_LEFT:.0%}"
         )
-    return Injection(blocks, trace.width, tuple(_infos(blocks, good, left, _roles(trace, good))))
+    return Injection(blocks, trace.width, tuple(_infos(blocks, good, left, _roles(modules, good, trace))))
 
 
 def _check_unchanged(lm: nn.Module, kind: str) -> None:
@@ -168,19 +170,26 @@ def _is_matrix(parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) > 1
 
 
-def _anywhere(name: str) -> str:
-    """A module's name without the numbers of its block and its expert."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+def _places(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The names of modules with a star for their number in a list: likes in all blocks, and all experts, have one place."""
+    found = {"": ""}
+    for name in modules:
+        parent, _, child = name.rpartition(".")
+        if name:
+            child = "*" if isinstance(modules[parent], nn.ModuleList) else child
+            found[name] = f"{found[parent]}.{child}".removeprefix(".")
+    return found
 
 
 def _faults(modules: Mapping[str, nn.Module], layers: Layers, trace: Trace) -> dict[str, str]:
     """Why some layers can't be replaced, by their names."""
     found = dict.fromkeys(trace.unlike, "whose output is not that of nn.Linear")
-    called = {_anywhere(name) for name in trace.called}  # the tokens decide which of the experts are called
+    places = _places(modules)
+    called = {places[name] for name in trace.called}  # the tokens decide which of the experts are called
     for name in layers:
         *parents, child = name.split(".")
         around: list[Any] = [type(modules[".".join(parents[:i])]) for i in range(len(parents), -1, -1)]
-        if _anywhere(name) not in called:
+        if places[name] not in called:
             found[name] = "which is never called"
         elif reader := next((kind.__name__ for kind in around if child in _weights_read(kind)), None):
             found[name] = f"which {reader} reads without calling the layer"
@@ -205,7 +214,7 @@ def _weights_read(kind: Any) -> set[str]:
     return found
 
 
-def _roles(trace: Trace, layers: Layers) -> dict[str, str]:
+def _roles(modules: Mapping[str, nn.Module], layers: Layers, trace: Trace) -> dict[str, str]:
     """The role of every layer. One that was not called has that of its likes in other places."""
     found: dict[str, set[str]] = defaultdict(set)
     for writer in trace.writers:
@@ -215,8 +224,9 @@ def _roles(trace: Trace, layers: Layers) -> dict[str, str]:
         for name in between:
             found[name].add(reads)
     roles = {name: found[name].pop() if len(found[name]) == 1 else OTHER for name in layers if name in trace.called}
-    likes = {_anywhere(name): role for name, role in roles.items()}
-    return {name: roles.get(name, likes[_anywhere(name)]) for name in layers}
+    places = _places(modules)
+    likes = {places[name]: role for name, role in roles.items()}
+    return {name: roles.get(name, likes[places[name]]) for name in layers}
 
 
 def _infos(blocks: str, layers: Layers, left: Mapping[str, int], roles: Mapping[str, str]) -> Iterator[LayerInfo]:

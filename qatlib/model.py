@@ -223,7 +223,7 @@ class SwitchableModel(Switching[SwitchableLinear]):
             ModelError: the directory was not written by `save`, or a file of it is missing, damaged or of another model.
         """
         path = Path(path)
-        lm, tokenizer = load_pretrained(f"dir:{path}")
+        lm, tokenizer = load_pretrained(f"dir:{path}", dtype="auto")
         check_files(path, (_OWN_FILE, _SWITCH_FILE), "switchable model")
         if unknown := sorted(tensor_types(path / _BASE_FILE).keys() - lm.state_dict().keys()):
             raise ModelError(f"{path / _BASE_FILE}: does not fit the config beside it, whose model has no {unknown[0]}")

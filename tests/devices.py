@@ -1,6 +1,7 @@
-"""Runs every path of the library with one quantizer, on the CPU and on the device of `tests.elsewhere`: `python -m tests.devices`.
+"""Runs every path of the library with one quantizer, on the CPU and on the device of `tests.elsewhere`.
 
-In a process of its own, since torch then knows of an accelerator until the process ends. Prints what each path found on each.
+`python -m tests.devices OPTIONS` is a process of its own, since torch then knows of an accelerator until the process ends. It
+prints what each path found on each device.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def trained(objective: str, **options: Any) -> Path_:
         schedule = make_schedule(ScheduleArguments("all"), WIDTHS, model.infos, seed=0, steps=2)
         teacher = made(model.quantizer, model.qa_outputs.weight.device) if objective == "distillation" else None
         with tempfile.TemporaryDirectory() as folder:
-            where: Any = {"checkpoint": Path(folder, "fit.safetensors"), "objective": ObjectiveArguments(objective)}  # type: ignore[arg-type]
+            where: Any = {"checkpoint": Path(folder, "fit.safetensors"), "objective": ObjectiveArguments(objective)}
             return [
                 fit(model, FEATURES, args, schedule, pad_id=1, seed=0, teacher=teacher, **where)["span_loss"].tolist()
                 for _ in range(2)  # the second time from the last checkpoint
@@ -87,7 +88,10 @@ def saved(model: SwitchableModel) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder), TOKENIZER)
         again, _ = SwitchableModel.load(Path(folder))
-        return spans(again.to(model.qa_outputs.weight.device))
+    again.to(model.qa_outputs.weight.device)
+    if model.quantizer.activations == "per_tensor_static":
+        calibrate(again, FEATURES[:2])
+    return spans(again)
 
 
 def deployed(model: SwitchableModel) -> Any:
@@ -188,10 +192,10 @@ def masked_words(model: SwitchableModel) -> Any:
     lm = BertForMaskedLM(config).eval().to(model.qa_outputs.weight.device)
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"mask_token": TOKENIZER.eos_token})
-    source = candidates.masked_lm(lm, tokenizer, 3)
+    source = candidates.masked_lm(lm, tokenizer, len(TOKENIZER))
     text = QUESTIONS[0].context
     spots = [(text.index(word), text.index(word) + len(word)) for word in text.split()[:12]]
-    return [source(QUESTIONS[0], spot) for spot in spots]
+    return [len(source(QUESTIONS[0], spot)) for spot in spots]
 
 
 def defended(model: SwitchableModel) -> Any:
@@ -225,7 +229,8 @@ def costs(model: SwitchableModel) -> Any:
 
 def timed(model: SwitchableModel) -> Any:
     def once(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
-        return summed(layer(x))
+        y = layer(x)
+        return summed(y if isinstance(y, torch.Tensor) else y.start)
 
     latency._milliseconds = once  # torch's timer waits for streams, which this device has none of
     with torch.no_grad():  # not in inference mode, which does not know tensors of a class of their own
@@ -258,15 +263,16 @@ def summed(values: torch.Tensor) -> float:
     return float(values.detach().double().abs().sum())
 
 
-PATHS: dict[str, Path_] = {path.__name__: path for path in (
-    spans, perplexity, answers, saved, deployed, deployed_nested, unfrozen, pgd, other_attacks, hotflip, word_attack, masked_words,
-    defended, swept, learned, costs, timed, flattened, normed, ranged, in_bf16, merged, requantized,
-)}  # fmt: skip
-PATHS |= {f"trained: {name}": trained(name) for name in ("average", "joint", "cascaded", "consistency", "distillation")}
-PATHS |= {
-    "trained: gradients": trained("average", gradient_bits=8),
-    "trained: recomputed": trained("average", gradient_checkpointing=True),
+PATHS: dict[str, Path_] = {
+    path.__name__: path
+    for path in (
+        *(spans, perplexity, answers, saved, deployed, deployed_nested, unfrozen, pgd, other_attacks, hotflip, word_attack),
+        *(masked_words, defended, swept, learned, costs, timed, flattened, normed, ranged, in_bf16, merged, requantized),
+    )
 }
+PATHS |= {f"trained: {name}": trained(name) for name in ("average", "joint", "cascaded", "consistency", "distillation")}
+PATHS |= {"trained: gradients of 8 bits": trained("average", gradient_bits=8)}
+PATHS |= {"trained: recomputed": trained("average", gradient_checkpointing=True)}
 
 
 def main(options: str, misplaced: str) -> None:
@@ -282,10 +288,7 @@ def main(options: str, misplaced: str) -> None:
                 if misplaced and device == elsewhere.DEVICE:
                     owner, _, leaf = misplaced.rpartition(".")
                     module = model.get_submodule(owner)
-                    value = getattr(module, leaf)
-                    setattr(
-                        module, leaf, type(value)(value.detach().cpu()) if isinstance(value, torch.nn.Parameter) else value.cpu()
-                    )
+                    setattr(module, leaf, torch.nn.Parameter(getattr(module, leaf).detach().cpu()))
                 torch.manual_seed(1)
                 each[device.type] = path(model)
             found[name] = each

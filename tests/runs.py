@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+ALICE = {"HOME": "/proc/alice", "LOGNAME": "alice"}
+"""A user whose home can't be written."""
 
 
 def copy(root: Path) -> Path:
@@ -22,7 +24,7 @@ def copy(root: Path) -> Path:
 
 def start(root: Path, target: str) -> subprocess.Popen[bytes]:
     command = ["make", target, "PROFILE=smoke", "-o", f"{sys.prefix}/ready", f"VENV={sys.prefix}"]
-    env = os.environ | {"PYTHONPATH": str(root)}  # which kernels prefer to their own directory
+    env = os.environ | {"PYTHONPATH": str(root), **ALICE}  # kernels prefer that path to their own directory
     return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 

@@ -127,3 +127,19 @@ def test_a_file_that_would_hang_or_is_none_is_one_sentence(tmp_path, name, text,
     with pytest.raises(ValueError, match=message) as error:
         Configuration.resolve(tmp_path / name, LAYERS)
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_weights_that_no_layer_switches_count_at_32_bits():
+    layers = [LayerInfo("h.0.a", 0, "qkv", 60, 6, 20), LayerInfo("h.0.b", 0, "other", 20, 2)]
+    assert Configuration.resolve({"qkv": "w4a8", "other": 8}, layers).average_bits(layers) == pytest.approx(
+        ((60 * 4 + 20 * 8 + 20 * 32) / 100, (80 * 8 + 20 * 32) / 100)
+    )
+    assert Configuration.uniform(32, layers).average_bits(layers) == (32, 32)
+
+
+def test_a_layer_of_no_known_role_gets_the_widest_precision_of_its_block():
+    layers = [*LAYERS, LayerInfo("h.2.odd", 2, "other", 5, 1)]
+    blocks = [{"attn_bits": 4, "mlp_bits": 8}] * 2 + [{"attn_bits": "w6a8", "mlp_bits": 5}]
+    for spec, name in (("C7", "8"), ("C2", "4"), (blocks, "w6a8")):
+        assert Configuration.resolve(spec, layers)["h.2.odd"].name == name
+    assert Configuration.resolve({"attn": 2, "mlp": 2}, layers)["h.2.odd"].name == "32"

@@ -7,7 +7,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,6 +55,14 @@ def test_the_report_has_a_page_a_notebook_with_figures_and_headlines(root: Path)
     for stage in STAGES[:2]:
         page = (report / f"{stage}.html").read_text()
         assert page.count("<img ") >= 2 and page.count("<table") >= 3 and str(root) not in page
+
+
+def test_nothing_in_a_report_says_whose_machine_it_was(root: Path) -> None:
+    paths = "|".join(map(re.escape, ["alice", str(root), sys.prefix, f"{tempfile.gettempdir()}/"]))
+    said = re.compile(rf"{paths}|\b{re.escape(socket.gethostname())}\b")
+    for path in (p for p in (root / "reports").rglob("*") if p.is_file()):
+        text = re.sub(r"base64,[\w+/=]+", "", path.read_text())
+        assert not said.search(text), path.name
 
 
 def test_the_ledger_is_rebuilt_from_the_result_files(root: Path, tmp_path: Path) -> None:

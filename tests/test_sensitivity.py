@@ -90,3 +90,26 @@ def test_noise_of_an_output_falls_with_the_bits(model):
     assert len(found) == 2 * 4 * 3
     table = found.pivot_table(index=["block", "role"], columns="precision", values="sqnr_db")
     assert (table["32"] == math.inf).all() and (table["8"] > table["3"] + 10).all()
+
+
+class _WithALoneLayer(torch.nn.Module):
+    def __init__(self, mlp: torch.nn.Module) -> None:
+        super().__init__()
+        self.mlp, self.lone = mlp, torch.nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(x) + self.lone(x)
+
+
+def test_layers_of_the_role_other_are_swept_like_all(tiny_lm):
+    lm = tiny_lm("llama", vocab_size=len(TOKENIZER), max_position_embeddings=96)
+    lm.model.layers[1].mlp = _WithALoneLayer(lm.model.layers[1].mlp)
+    with pytest.warns(UserWarning, match=r"layers.\*.mlp.lone is 'other'"):
+        model = SwitchableModel(lm).eval()
+    swept = {b: sweep_block(model, QUESTIONS, FEATURES, b, [Precision(3, 3)], **HOW) for b in (0, 1)}
+    assert [*swept[0]["role"].unique(), "other"] == [*swept[1]["role"].unique()]
+    with model.at({"other": 3}):
+        whole = evaluate_spans(model, QUESTIONS, FEATURES, **HOW)
+    found = swept[1][swept[1]["role"] == "other"]
+    assert found["loss"].tolist() == pytest.approx(whole["loss"].tolist(), nan_ok=True, abs=0)
+    assert set(output_noise(model, FEATURES[:2], [Precision(3, 3)])["role"]) == {*swept[1]["role"]}

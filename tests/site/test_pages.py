@@ -220,6 +220,18 @@ class TestFiles:
         assert not stale.exists()
         assert [path.name for path in (tmp_path / "reports").iterdir()] == ["toy"]
 
+    def test_what_no_run_wrote_is_neither_replaced_nor_deleted(self, tmp_path, write_stage):
+        write_stage(tmp_path / "run", "01_build")
+        report = tmp_path / "reports" / "toy"
+        site.publish(tmp_path / "run", report)
+        (report / "notes.html").write_text("mine")
+        (report / "09_gone.html").write_text("of a stage that was removed")
+        site.render(report)
+        assert (report / "notes.html").read_text() == "mine" and not (report / "09_gone.html").exists()
+        with pytest.raises(site.ForeignFileError, match="reports/toy: notes.html was not written by a run"):
+            site.publish(tmp_path / "run", report)
+        assert (report / "notes.html").read_text() == "mine"
+
     def test_a_failed_publish_leaves_the_old_report(self, report, run, tmp_path):
         shutil.copytree(report, tmp_path / "toy")
         shutil.copytree(run, tmp_path / "run")

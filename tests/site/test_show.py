@@ -144,6 +144,14 @@ class TestTable:
         assert cells(pd.DataFrame({"a": [], "b": []})) == []
 
 
+def test_heatmaps_leave_out_roles_that_a_block_does_not_have():
+    rows = [(b, r, "both", 4, b + 1.0, b + 0.5, b + 2.0) for b, r in ((0, "qkv"), (0, "other"), (1, "qkv"))]
+    columns = ["block", "role", "lowered", "bits", "loss", "loss_low", "loss_high"]
+    fig = heatmaps(pd.DataFrame(rows, columns=columns), "loss", "nats")
+    texts = [text.get_text() for text in next(ax for ax in fig.axes if ax.get_title("left")).texts]
+    assert texts == ["1.00", "1.00", "2.00"]
+
+
 def test_heatmaps_mark_the_cells_that_may_be_nothing():
     rows = [(b, r, "both", bits, b + 1.0, b - 0.5, b + 2.0) for b in range(2) for r in ("qkv", "mlp_in") for bits in (4, 2)]
     columns = ["block", "role", "lowered", "bits", "loss", "loss_low", "loss_high"]

@@ -63,6 +63,11 @@ def test_every_part_that_a_claim_names_is_there():
     assert ends == {"first third": {0, 1, 2, 3}, "last quarter": {9, 10, 11}}
 
 
+def test_a_role_that_no_layer_has_is_an_empty_part():
+    parts = layers.parts([(0, "qkv"), (0, "attn_out"), (1, "other")])
+    assert parts["mlp"] == [] and parts["attn"] == [(0, "qkv"), (0, "attn_out")] and parts["other"] == [(1, "other")]
+
+
 def test_a_model_of_two_blocks_has_no_ends():
     parts = layers.parts(group for group in GROUPS if group[0] < 2)
     assert parts["first third"] == [] == parts["last quarter"] and len(parts["mlp"]) == 4
