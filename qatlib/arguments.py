@@ -252,11 +252,13 @@ class ObjectiveArguments:
     """Between distributions over context tokens, or between their centred logits (`mse`)."""
     temperature: Positive = 1.0
     """Softening of both distributions, in objectives that soften them."""
+    hidden_weight: NotNegative = 0.0
+    """Weight of the distance between last hidden states, beside `weight` for that between answers."""
 
-    @field_validator("weight", "divergence")
+    @field_validator("weight", "divergence", "hidden_weight")
     @classmethod
     def _added(cls, value: float | str, info: ValidationInfo) -> float | str:
-        default = {"weight": 1.0, "divergence": "kl"}[str(info.field_name)]
+        default = {"weight": 1.0, "divergence": "kl", "hidden_weight": 0.0}[str(info.field_name)]
         if value != default and (name := info.data.get("name")) and OBJECTIVES[name].learns_from is None:
             raise ValueError(f"{default!r} or nothing, because {name} adds no term to the task's loss")
         return value

@@ -10,8 +10,11 @@ minimises
     distillation  (1/K) Σ (L + weight · T² · D(teacher ‖ this) at temperature T)    Hinton et al. 2015
     consistency   (1/K) Σ (L + weight · D(widest of the step ‖ this))
 
-The left side of every D is detached. The widest configuration comes first. Each is backpropagated as soon as it is computed;
-only the logits of the earlier ones are kept.
+Wherever there is a D, `hidden_weight` · H may stand beside it, with H the distance of the last hidden states. At 2 bits, an
+adapter learns more from these than from few logits (RILQ, Lee et al. 2025).
+
+The left side of every D and H is detached. The widest configuration comes first. Each is backpropagated as soon as it is
+computed; only the outputs of the earlier ones are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import torch
 from torch import Tensor
 
 from qatlib.arguments import ObjectiveArguments
-from qatlib.qa.loss import Batch
+from qatlib.qa.loss import Batch, span_logits
+from qatlib.switching import Output
 
 
 def divergence(reference: Tensor, logits: Tensor, context: Tensor, args: ObjectiveArguments) -> Tensor:
@@ -56,19 +60,35 @@ def _log_softmax(logits: Tensor, context: Tensor) -> Tensor:
     return torch.log_softmax(logits.masked_fill(~context, -torch.inf), -1).masked_fill(~context, 0)
 
 
-def added_term(
-    args: ObjectiveArguments, logits: Tensor, wider: Sequence[Tensor], teacher: Tensor | None, batch: Batch
-) -> Tensor | None:
-    """The term that the objective adds to one configuration's task loss, before its weight; None if there is none.
+def hidden_distance(reference: Tensor, hidden: Tensor, real: Tensor) -> Tensor:
+    """‖h − h_ref‖² / ‖h_ref‖², the mean over the real tokens of each window: (batch,). Without a unit, so alike in all models.
 
     Args:
-        logits: `span_logits` of this configuration.
-        wider: logits of the step's wider configurations, widest first. For the widest itself it is empty, and the term is 0.
-        teacher: logits of the full-precision teacher, for an objective that needs one.
+        reference, hidden: (batch, tokens, width); the gradient flows into `hidden` alone.
+        real: (batch, tokens) bool; padding has no influence on the result.
+    """
+    reference = reference.detach().float()
+    size = reference.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    apart = (hidden.float() - reference).square().sum(-1) / size
+    return apart.masked_fill(~real, 0).sum(-1) / real.sum(-1)
+
+
+def added_terms(
+    args: ObjectiveArguments, output: Output, wider: Sequence[Output], teacher: Output | None, batch: Batch
+) -> dict[str, tuple[float, Tensor]]:
+    """The terms that the objective adds to one configuration's task loss: by name, the weight and the term before it.
+
+    Args:
+        output: of this configuration.
+        wider: of the step's wider configurations, widest first. For the widest itself it is empty, and the terms are 0.
+        teacher: of the full-precision teacher, for an objective that needs one.
+
+    Returns:
+        `divergence` if the objective learns from others, and `hidden_distance` if that has a weight.
     """
     match args.rule.learns_from:
         case None:
-            return None
+            return {}
         case "wider":
             references = wider
         case "widest":
@@ -76,5 +96,12 @@ def added_term(
         case "teacher":
             assert teacher is not None
             references = [teacher]
-    terms = [divergence(reference, logits, batch.context, args).sum() / batch.windows for reference in references]
-    return torch.stack(terms).mean() if terms else logits.new_zeros(())
+    logits = span_logits(output)
+    parts = {"divergence": (args.weight, [divergence(span_logits(r), logits, batch.context, args) for r in references])}
+    if args.hidden_weight:
+        apart = [hidden_distance(r.hidden, output.hidden, batch.real) for r in references]
+        parts["hidden_distance"] = args.hidden_weight, apart
+    return {
+        name: (weight, torch.stack([t.sum() / batch.windows for t in terms]).mean() if terms else logits.new_zeros(()))
+        for name, (weight, terms) in parts.items()
+    }

@@ -23,13 +23,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from qatlib import checkpoints
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
 from qatlib.model import SwitchableModel
-from qatlib.objectives import added_term
+from qatlib.objectives import added_terms
 from qatlib.precision import FULL, Configuration, Precision
 from qatlib.qa.evaluate import device_of
-from qatlib.qa.loss import Batch, batch_plan, collate, span_logits, task_loss
+from qatlib.qa.loss import Batch, batch_plan, collate, task_loss
 from qatlib.qa.spans import Feature
 from qatlib.schedule import Schedule
 from qatlib.seeds import stream
+from qatlib.switching import Output
 
 BF16 = "bf16"
 MIXED_PRECISIONS = ("no", BF16)
@@ -104,8 +105,8 @@ def fit(
     Returns:
         One row per step: `step` (from 1), `passes` (forward-backward passes of this step), `teacher_passes` (forward passes of
         the teacher, if there is one), `learning_rate`, `w_bits` and `a_bits` (average bits of the trained configurations),
-        `span_loss`, `lm_loss` (if it has a weight) and `divergence` (the objective's added term before its weight, if it has
-        one; 0 for the widest, which learns from no other), all three as means over the step's configurations,
+        `span_loss`, `lm_loss` (if it has a weight), `divergence` and `hidden_distance` (the objective's added terms before their
+        weights, if it has them; 0 for the widest, which learns from no other), all as means over the step's configurations,
         `span_loss@<precision>` for uniform configurations, and `grad_norm`. Row 0 holds the first probe.
 
     Raises:
@@ -213,28 +214,27 @@ def _passes(
     """Forward and backward passes of a step's configurations, widest first. Gradients add up in the parameters.
 
     Returns:
-        `span_loss`, and `lm_loss` and `divergence` if they are used: (configurations,) each.
+        `span_loss`, and `lm_loss`, `divergence` and `hidden_distance` if they are used: (configurations,) each.
     """
     taught = None
     if objective.rule.needs_teacher:
         assert teacher is not None
         with torch.no_grad(), autocast:
-            taught = span_logits(teacher.eval()(batch.input_ids))
+            taught = teacher.eval()(batch.input_ids)
     share = 1 if objective.rule.sums else len(configurations)
-    wider: list[Tensor] = []
+    wider: list[Output] = []
     figures: dict[str, list[Tensor]] = defaultdict(list)
     for configuration in configurations:
         model.set_precision(configuration)
         with autocast:
             output = model(batch.input_ids, inputs_embeds=adversary and adversary(batch, configuration))
             loss, parts = task_loss(model, output, batch, lm_weight)
-            logits = span_logits(output)
-            added = added_term(objective, logits, wider, taught, batch)
-        if added is not None:
-            loss = loss + objective.weight * added
-            parts["divergence"] = added.detach()
+            added = added_terms(objective, output, wider, taught, batch)
+        for name, (weight, term) in added.items():
+            loss = loss + weight * term
+            parts[name] = term.detach()
         (loss / share).backward()
-        wider.append(logits.detach())
+        wider.append(Output(output.hidden.detach(), output.start.detach(), output.end.detach()))
         for key, value in parts.items():
             figures[key].append(value)
     return {key: torch.stack(values) for key, values in figures.items()}

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qatlib.arguments import OBJECTIVES, ObjectiveArguments
-from qatlib.objectives import added_term, divergence
-from qatlib.qa.loss import collate
+from qatlib.objectives import added_terms, divergence, hidden_distance
+from qatlib.qa.loss import collate, span_logits
 from qatlib.qa.spans import Feature
+from qatlib.switching import Output
 
 FEATURES = [
     Feature(0, (5, 6, 7, 8, 9), 2, ((0, 1), (2, 3), (4, 5)), 3, 4),
@@ -87,19 +88,46 @@ def test_temperature_keeps_the_size_of_the_gradient():
     assert float(hot) == pytest.approx(float(mse) / 2, rel=0.02)  # what is left is of the order of 1 / T: 0.004
 
 
+def outputs(count):
+    hidden = torch.randn(count, 3, 5, 4, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(count, 2, 3, 5, generator=torch.Generator().manual_seed(0))
+    return [Output(h, *pair) for h, pair in zip(hidden, logits, strict=True)]
+
+
 def test_each_objective_learns_from_whom_it_says():
     batch = collate(FEATURES, pad_id=1)
-    logits, widest, wider, teacher = torch.randn(4, 2, 3, 5, generator=torch.Generator().manual_seed(0))
+    own, widest, wider, teacher = outputs(4)
+
+    def terms(name, before, hidden_weight=0.0):
+        return added_terms(ObjectiveArguments(name, hidden_weight=hidden_weight), own, before, teacher, batch)
 
     def term(name, before):
-        return added_term(ObjectiveArguments(name), logits, before, teacher, batch)
+        ((weight, value),) = terms(name, before).values()
+        assert weight == 1
+        return value
 
     def apart(reference):
-        return divergence(reference, logits, batch.context, ObjectiveArguments("cascaded")).mean()
+        return divergence(span_logits(reference), span_logits(own), batch.context, ObjectiveArguments("cascaded")).mean()
 
     assert set(OBJECTIVES) == set(get_args(get_type_hints(ObjectiveArguments)["name"]))
-    assert term("average", [widest]) is None and term("joint", [widest]) is None
+    assert terms("average", [widest]) == terms("joint", [widest]) == {}
     assert torch.allclose(term("cascaded", [widest, wider]), (apart(widest) + apart(wider)) / 2)
     assert torch.allclose(term("consistency", [widest, wider]), apart(widest))
     assert torch.allclose(term("distillation", [widest, wider]), apart(teacher))
     assert float(term("cascaded", [])) == float(term("consistency", [])) == 0
+    weight, distance = terms("distillation", [widest], hidden_weight=3)["hidden_distance"]
+    assert weight == 3 and torch.allclose(distance, hidden_distance(teacher.hidden, own.hidden, batch.real).mean())
+
+
+def test_the_distance_of_hidden_states_is_that_of_real_tokens_in_the_size_of_the_reference():
+    batch = collate(FEATURES, pad_id=1)
+    reference, own = (output.hidden for output in outputs(2))
+    own.requires_grad_()
+    found = hidden_distance(reference, own, batch.real)
+    for row, f in enumerate(FEATURES):
+        ours, theirs = own[row, : len(f.input_ids)], reference[row, : len(f.input_ids)]
+        assert torch.allclose(found[row], ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).square().mean())
+    assert torch.allclose(hidden_distance(10 * reference, 10 * own, batch.real), found)
+    found.sum().backward()
+    assert not own.grad[~batch.real].any() and own.grad[batch.real].any(-1).all()
+    assert not hidden_distance(reference, reference, batch.real).any()
