@@ -1,4 +1,4 @@
-"""What a few training windows show before training: ranges and clips of activations, and compensated codes of weights."""
+"""What a few training windows show before training: ranges, clips, compensated codes, and where adapters start."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from qatlib.checks import filled, finite, one_of
-from qatlib.compensation import GramObserver, compensated
+from qatlib.compensation import GramObserver, compensated, low_rank_correction
 from qatlib.grids import GRIDS
 from qatlib.layers import SwitchableLinear
+from qatlib.lora import SHARED
 from qatlib.model import SwitchableModel
 from qatlib.precision import BIT_WIDTHS, FULL
 from qatlib.qa.evaluate import device_of
@@ -104,18 +106,52 @@ def compensate(
         one_of(BIT_WIDTHS[:-1], w_bits=bits)
     one_of(["compensated"], rounding=model.quantizer.rounding)
     model.eval()
+    for layer, gram in _grams(model, features, description):
+        quantizer, weight = layer.weight_quantizer, layer.oriented_weight.detach()
+        scales = {bits: quantizer.scale(weight, bits) for bits in sorted(set(w_bits)) if quantizer.compensates(bits)}
+        if scales:
+            layer.give_codes(compensated(layer.rotation.apply(weight), gram, scales, layer.quantizer.grid))
+
+
+@torch.no_grad()
+def start_adapters(model: SwitchableModel, features: Sequence[Feature], description: str | None = None) -> None:
+    """Start every adapter of a quantized width at the best correction of its layer's output error on the windows.
+
+    The correction is in closed form (`compensation.low_rank_correction`). Adapters at 32 bits and shared ones have no error of
+    their own, and keep their start. A rank above a side of the weight is used as far as there is something to correct.
+
+    Args:
+        description: as in `compensate`.
+
+    Raises:
+        ValueError: there are no windows.
+        RuntimeError: codes are to be compensated and have not been computed.
+    """
+    filled(features=features)
+    widths = [bits for bits in model.lora if bits not in (SHARED, FULL)]
+    model.eval()
+    for layer, gram in _grams(model, features, description) if widths else ():
+        weight = layer.rotation.apply(layer.oriented_weight.detach())
+        for bits in widths:
+            adapter, error = layer.own_adapter(bits), weight - layer.weight_quantizer.floats(layer.oriented_weight, bits)
+            rank = min(len(adapter.lora_A), *error.shape)
+            down, up = low_rank_correction(error, gram, rank)
+            adapter.lora_A[:rank] = down / adapter.scaling**0.5
+            adapter.lora_B[:, :rank] = up / adapter.scaling**0.5
+
+
+def _grams(
+    model: SwitchableModel, features: Sequence[Feature], description: str | None
+) -> Iterator[tuple[SwitchableLinear, Tensor]]:
+    """Every layer with the Gram matrix of its inputs at full precision, in the quantizer's basis."""
     with tqdm(total=len(model.layers), desc=description, disable=description is None, mininterval=5) as bar:
         for layers in _portions(model.layers):
             observers = [GramObserver() for _ in layers]
             with _observing(layers, observers), model.at(FULL):
                 _pass(model, features)
             for layer, observer in zip(layers, observers, strict=True):
-                quantizer, weight = layer.weight_quantizer, layer.oriented_weight.detach()
-                scales = {bits: quantizer.scale(weight, bits) for bits in sorted(set(w_bits)) if quantizer.compensates(bits)}
-                if scales:
-                    assert observer.gram is not None
-                    codes = compensated(layer.rotation.apply(weight), observer.gram, scales, layer.quantizer.grid)
-                    layer.give_codes(codes)
+                assert observer.gram is not None
+                yield layer, observer.gram
                 bar.update()
 
 

@@ -10,10 +10,10 @@ import torch
 from qatlib.arguments import QuantizerArguments
 from qatlib.compensation import output_error
 from qatlib.deployed import deploy
-from qatlib.lora import LoraSpec
+from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.qa import calibration
-from qatlib.qa.calibration import calibrate, calibrate_clips, compensate, set_static_range
+from qatlib.qa.calibration import calibrate, calibrate_clips, compensate, set_static_range, start_adapters
 from qatlib.qa.evaluate import evaluate_spans
 from qatlib.qa.spans import featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
@@ -140,3 +140,31 @@ def test_codes_of_another_weight_are_never_used(model):
 def test_only_a_compensating_quantizer_is_compensated(model):
     with pytest.raises(ValueError, match="rounding is 'nearest'; allowed is one of 'compensated'"):
         compensate(model, FEATURES[:2], [4])
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_adapters_start_where_they_leave_the_least_output_error(model, rounding):
+    model.set_quantizer(QuantizerArguments(rounding=rounding, rotation="hadamard"))
+    model.add_adapters({32: LoraSpec(4, 8), 2: LoraSpec(4, 8), 8: LoraSpec(40, 8)})
+    with model.at(32):
+        before = model(IDS).start
+    if rounding == "compensated":
+        compensate(model, FEATURES[:2], [2, 8])
+    grams = {id(layer): gram for layer, gram in calibration._grams(model, FEATURES[:2], None)}
+    left = {}
+    for started in (False, True):
+        if started:
+            start_adapters(model, FEATURES[:2])
+        for layer in model.layers:
+            weight, adapter = layer.rotation.apply(layer.oriented_weight.detach()), layer.own_adapter(2)
+            other = layer.weight_quantizer.floats(layer.oriented_weight, 2) + adapter.scaling * adapter.lora_B @ adapter.lora_A
+            left[started, id(layer)] = float(output_error(weight, other.detach(), grams[id(layer)]).sum())
+    assert all(left[True, key] < 0.8 * left[False, key] for key in grams)
+    with model.at(32):
+        assert torch.equal(model(IDS).start, before)
+
+
+def test_a_shared_adapter_keeps_its_start(model):
+    model.add_adapters({SHARED: LoraSpec(4, 8)})
+    start_adapters(model, FEATURES[:2])
+    assert not any(layer.own_adapter(SHARED).lora_B.any() for layer in model.layers)
