@@ -112,7 +112,7 @@ class Params(Section):
     def _one_a_precision(cls, lora: LoraSettings, info: Info) -> LoraSettings:
         count = len(info.data.get("precisions", ()))
         for key, values in lora:
-            if count and len(values) != count:
+            if count and isinstance(values, tuple) and len(values) != count:
                 allowed = f"a list of {count} values, one for each of precisions"
                 raise PydanticCustomError("inner", "{key}", {"key": key, "given": list(values), "allowed": allowed})
         return lora

@@ -190,6 +190,9 @@ class LoraSettings(Section):
     """Each adapter's output is scaled by alpha / rank."""
     dropouts: tuple[Share, ...]
     """Dropout of each adapter's input during training."""
+    start: Literal["zero", "output_error"] = "zero"
+    """Adapters start at zero, or at the best correction of what quantizing took from their layer's output on calibration windows
+    (QERA, Zhang et al. 2024). Adapters at 32 bits and shared ones always start at zero."""
 
 
 class Teacher(Section):

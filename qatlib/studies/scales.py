@@ -14,8 +14,8 @@ from qatlib.qa.parts import spread
 from qatlib.quantizer import fake_quantize_dynamic, sqnr_db
 from qatlib.studies.study import Study
 
-CALIBRATION_WINDOWS = 64
-"""Number of training windows in a calibration pass."""
+RANGE_WINDOWS = 64
+"""Number of training windows in a calibration pass for static ranges."""
 
 Found = tuple[pd.DataFrame, pd.DataFrame]
 """Scores and perplexities, in the schema of `qatlib.judging.results`."""
@@ -25,9 +25,9 @@ def weight_scales(study: Study, model: SwitchableModel) -> Found:
     """Only weights quantized: `per_channel` (one scale per output channel) against `per_tensor` (one scale per matrix)."""
     widths = [Precision(b, FULL) for b in study.params.post_training.comparison.bits]
     found = []
-    model.set_quantizer(replace(study.params.quantizer, weights="per_channel"))
+    study.quantize(model, replace(study.params.quantizer, weights="per_channel"), widths)
     found.append(_measure(study, model, "per_channel", [FULL_PRECISION, *widths]))
-    model.set_quantizer(replace(study.params.quantizer, weights="per_tensor"))
+    study.quantize(model, replace(study.params.quantizer, weights="per_tensor"), widths)
     found.append(_measure(study, model, "per_tensor", widths))
     model.set_quantizer(study.params.quantizer)
     return _stack(found)
@@ -40,9 +40,10 @@ def activation_scales(study: Study, model: SwitchableModel) -> Found:
     `carried_over` to the other widths from a pass at the first, `uncalibrated` with a range of ±1.
     """
     widths = [Precision(b, b) for b in study.params.post_training.comparison.bits]
-    windows = spread(study.train_features, CALIBRATION_WINDOWS)
+    study.quantize(model, study.params.quantizer, widths)
+    windows = spread(study.train_features, RANGE_WINDOWS)
     found = [_measure(study, model, "per_token", [FULL_PRECISION, *widths])]
-    model.set_quantizer(replace(study.params.quantizer, activations="per_tensor_static"))
+    study.quantize(model, replace(study.params.quantizer, activations="per_tensor_static"), widths)
     carried: list[Found] = []
     for p in widths:
         with model.at(p):

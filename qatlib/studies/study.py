@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qatlib.arguments import TrainingArguments
+from qatlib.arguments import QuantizerArguments, TrainingArguments
 from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained, version_of
 from qatlib.qa import toyqa
+from qatlib.qa.calibration import calibrate_clips, compensate
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
 from qatlib.qa.generate import evaluate_answers
 from qatlib.qa.parts import load_parts, spread
@@ -31,6 +32,9 @@ from qatlib.training import fit
 
 PROBE_WINDOWS = 32
 """Number of validation windows on which the loss at every bit-width is measured during training."""
+
+CALIBRATION_WINDOWS = 16
+"""Number of training windows on which codes, clips and the start of adapters are calibrated."""
 
 
 class Study:
@@ -120,6 +124,15 @@ class Study:
         torch.manual_seed(stream(self.params.seed, "span head"))
         return self._placed(SwitchableModel(lm, self.params.quantizer))
 
+    def quantize(self, model: SwitchableModel, quantizer: QuantizerArguments, precisions: Sequence[Precision]) -> None:
+        """Set a model's quantizer, and find what it takes at some precisions from training windows: codes and clips."""
+        model.set_quantizer(quantizer)
+        w_bits, a_bits = (sorted({p[i] for p in precisions} - {FULL}) for i in (0, 1))
+        if quantizer.rounding == "compensated" and w_bits:
+            compensate(model, self.calibration_features, w_bits, "compensating rounding errors")
+        if quantizer.clipping == "mse" and a_bits:
+            calibrate_clips(model, self.calibration_features, a_bits)
+
     def saved_model(self, path: Path) -> SwitchableModel:
         """A model from a directory that `SwitchableModel.save` wrote, at full precision."""
         model = self._placed(SwitchableModel.load(path)[0])
@@ -145,6 +158,11 @@ class Study:
     def validation_features(self) -> list[Feature]:
         """Validation windows."""
         return self.featurize(self.validation)
+
+    @property
+    def calibration_features(self) -> list[Feature]:
+        """The training windows that quantizers and adapters are calibrated on."""
+        return spread(self.train_features, CALIBRATION_WINDOWS)
 
     def featurize(self, questions: Sequence[Question]) -> list[Feature]:
         """Windows of any questions, cut as the params specify."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from qatlib.arguments import ObjectiveArguments, QuantizerArguments
 from qatlib.attacks.embedding import attack_embeddings
@@ -19,16 +20,13 @@ from qatlib.model import SwitchableModel
 from qatlib.params.experiments import Method
 from qatlib.params.sections import Switchable
 from qatlib.precision import FULL, LayerInfo, Precision, widest_first
-from qatlib.qa.calibration import calibrate_clips
+from qatlib.qa.calibration import start_adapters
 from qatlib.qa.parts import spread
 from qatlib.schedule import Schedule, at_passes, make_schedule
 from qatlib.scheduling import ScheduleArguments
 from qatlib.seeds import stream
 from qatlib.studies.study import Study
 from qatlib.training import Adversary
-
-CALIBRATION_WINDOWS = 16
-"""Number of training windows for finding the clipping ratios of activations."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class Trainings:
     def __init__(self, study: Study, base: Path) -> None:
         self.study, self.params, self.base = study, study.params, base
         self._last: tuple[QuantizerArguments, tuple[Precision, ...], SwitchableModel] | None = None
+        self._started: tuple[Any, dict[str, Tensor]] | None = None
 
     @property
     def own(self) -> Recipe:
@@ -95,6 +94,8 @@ class Trainings:
         An adapter has the rank, alpha and dropout of its precision in the params. Other precisions use those of the first.
         """
         lora, quantizer = self.params.lora, self.quantizer(recipe.settings)
+        if recipe.settings.adapters == "none":  # codes that compensate are those of a frozen weight
+            quantizer = replace(quantizer, rounding="nearest")
         model = self._quantized(quantizer, tuple(dict.fromkeys((*recipe.precisions, *recipe.judged))))
         columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
         specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
@@ -107,6 +108,8 @@ class Trainings:
                 model.add_adapters({SHARED: first})
             case "separate":
                 model.add_adapters({p.w_bits: specs.get(p, first) for p in recipe.precisions})
+        if lora.start == "output_error":
+            self._start(model)
         if quantizer.learned_steps:
             model.learn_steps(recipe.precisions)
         return model
@@ -115,15 +118,24 @@ class Trainings:
         """The teacher with a quantizer, codes and clips. They take minutes for SmolLM2, so the last model is kept to copy."""
         if self._last is None or self._last[:2] != (quantizer, precisions):
             model = self.study.saved_model(self.base)
-            model.set_quantizer(quantizer)
+            self.study.quantize(model, quantizer, precisions)
             for layer in model.layers:
                 for w_bits in {p.w_bits for p in precisions} - {FULL}:
                     layer.codes(w_bits)
-            if quantizer.clipping == "mse":
-                clipped = sorted({p.a_bits for p in precisions} - {FULL})
-                calibrate_clips(model, spread(self.study.train_features, CALIBRATION_WINDOWS), clipped)
             self._last = quantizer, precisions, model
         return copy.deepcopy(self._last[2])
+
+    def _start(self, model: SwitchableModel) -> None:
+        """Start adapters at the correction of their layer's error. It takes minutes too, so the last one is kept as well."""
+        assert self._last is not None
+        widths = tuple(f".adapters.{w_bits}." for w_bits in model.lora if w_bits not in (SHARED, FULL))
+        key = (*self._last[:2], tuple(model.lora.items()))
+        own = {name: p.data for name, p in model.named_parameters() if any(width in name for width in widths)}
+        if self._started is None or self._started[0] != key:
+            start_adapters(model, self.study.calibration_features, "starting adapters")
+            self._started = key, {name: value.clone() for name, value in own.items()}
+        for name, value in self._started[1].items():
+            own[name].copy_(value)
 
     @staticmethod
     def schedule(recipe: Recipe, layers: Sequence[LayerInfo]) -> Schedule:

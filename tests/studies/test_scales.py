@@ -25,6 +25,9 @@ class Watcher:
         self.params, self.train_features, self.seen = load_params("smoke"), [], []
         monkeypatch.setattr(comparisons, "calibrate", lambda model, *a, **k: comparisons.set_static_range(model, 7.0))
 
+    def quantize(self, model, quantizer, precisions):
+        model.set_quantizer(quantizer)
+
     def scores(self, model, label, precisions, questions):
         for p in precisions:
             self.seen.append((label, p.name, model.quantizer, model.layers[0].observer.absmax))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from qatlib.lora import SHARED
 from qatlib.precision import Precision
+from qatlib.studies import study as study_module
+from qatlib.studies import trainings as trainings_module
 from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings
 
@@ -104,3 +108,28 @@ def test_compared_models_answer_the_same_questions_at_their_precisions(trainings
     assert set(alone.lora) == {2} and mine.specialists()[0].precisions == (Precision(2, 2),)
     by_seed = [group["loss"].tolist() for _, group in scores[scores["precision"] == "2"].groupby(["model", "seed"])]
     assert len({tuple(losses) for losses in by_seed}) == 4
+
+
+def test_a_compensating_quantizer_is_calibrated_once_and_adapters_start_from_its_error(trainings, monkeypatch):
+    calls = []
+    for name in ("compensate", "start_adapters"):
+        owner = trainings_module if name == "start_adapters" else study_module
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, real=real, name=name: (calls.append(name), real(*a)))
+    mine = trainings("switchable.quantizer={rounding: compensated, rotation: hadamard}", "lora.start=output_error")
+    first = mine.prepared(mine.own)
+    for recipe in (mine.own, replace(mine.own, seed=5)):
+        again = mine.prepared(recipe)
+        for layer, other in zip(first.layers, again.layers, strict=True):
+            assert layer.compensated.keys() == {"8", "4", "2"}
+            assert all(torch.equal(layer.codes(bits)[0], other.codes(bits)[0]) for bits in (8, 4, 2))
+            assert torch.equal(layer.own_adapter(4).lora_B, other.own_adapter(4).lora_B) and layer.own_adapter(4).lora_B.any()
+            assert not layer.own_adapter(32).lora_B.any()
+    assert calls == ["compensate", "start_adapters"]
+    assert not torch.equal(again.layers[0].own_adapter(32).lora_A, first.layers[0].own_adapter(32).lora_A)
+
+
+def test_all_weights_are_trained_with_codes_rounded_to_nearest(trainings):
+    mine = trainings("switchable.quantizer={rounding: compensated}", "switchable.adapters=none")
+    model = mine.prepared(mine.own)
+    assert model.quantizer.rounding == "nearest" and not model.layers[0].compensated
