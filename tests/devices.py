@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
-import qatlib.deployed as deploying
 from qatlib import latency
 from qatlib.arguments import AttackArguments, ObjectiveArguments, QuantizerArguments, TrainingArguments
 from qatlib.attacks import candidates, defence, embedding, judge, rounding, tokens, words
@@ -47,6 +46,7 @@ TOKENIZER, QUESTIONS = build_tokenizer(), generate(6, 0)
 FEATURES = featurize(QUESTIONS, TOKENIZER, 128, 32)
 WIDTHS = [Precision(8, 8), Precision(4, 4)]
 ANSWERING: Any = {"pad_id": 1, "batch_size": 4, "max_answer_tokens": 5}
+load_file = safetensors.torch.load_file
 Path_ = Callable[[SwitchableModel], Any]
 
 
@@ -88,10 +88,7 @@ def saved(model: SwitchableModel) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder), TOKENIZER)
         again, _ = SwitchableModel.load(Path(folder))
-    again.to(model.qa_outputs.weight.device)
-    if model.quantizer.activations == "per_tensor_static":
-        calibrate(again, FEATURES[:2])
-    return spans(again)
+    return spans(again.to(model.qa_outputs.weight.device))
 
 
 def deployed(model: SwitchableModel) -> Any:
@@ -103,7 +100,7 @@ def deployed(model: SwitchableModel) -> Any:
     return [summed(found(ids).start), summed(again(ids).start), list(found.memory().values())]
 
 
-def loaded(path: Path, device: str) -> dict[str, torch.Tensor]:
+def loaded(path: Path, device: Any = "cpu") -> dict[str, torch.Tensor]:
     """Safetensors' own reader knows torch's own devices only."""
     return {name: value.to(device) for name, value in load_file(path).items()}
 
@@ -278,7 +275,7 @@ PATHS |= {"trained: recomputed": trained("average", gradient_checkpointing=True)
 def main(options: str, misplaced: str) -> None:
     """Print what every path found as JSON, by path and device."""
     elsewhere.install()
-    deploying.load_file = loaded  # type: ignore[assignment]
+    safetensors.torch.load_file = loaded
     quantizer, found = QuantizerArguments(**json.loads(options)), {}
     with elsewhere.use():
         for name, path in PATHS.items():
