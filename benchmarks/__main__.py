@@ -21,6 +21,7 @@ from benchmarks.inference import inference
 from benchmarks.measure import Row
 from benchmarks.memory import memory
 from benchmarks.models import QUICK, Settings
+from benchmarks.rotating import rotating
 from benchmarks.switching import switching
 from benchmarks.training import cyclic_training, training_step
 from qatlib.run.surroundings import alone
@@ -28,6 +29,7 @@ from qatlib.run.surroundings import alone
 COMPARISONS: tuple[Callable[[Settings, torch.device], Iterator[Row]], ...] = (
     training_step,
     cyclic_training,
+    rotating,
     attack,
     switching,
     inference,

@@ -14,7 +14,7 @@ from qatlib.deployed import deploy
 from qatlib.latency import Work, in_turn
 
 
-def _forward(lm: PreTrainedModel, input_ids: Tensor) -> Work:
+def forward_of(lm: PreTrainedModel, input_ids: Tensor) -> Work:
     @torch.inference_mode()
     def forward() -> Tensor:
         hidden: Tensor = lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
@@ -43,7 +43,7 @@ def inference(settings: Settings, device: torch.device) -> Iterator[Row]:
     del model
     for batch, tokens in settings.inference_batches:
         input_ids = torch.randint(1000, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
-        works = {name: _forward(lm, input_ids) for name, lm in models.items()}
+        works = {name: forward_of(lm, input_ids) for name, lm in models.items()}
         times = in_turn(works, settings.seconds, device)
         *ours, fp32, bf16 = models
         case = f"GPT-2, {settings.inference_blocks} blocks, {batch} × {tokens}"

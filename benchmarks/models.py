@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
 
+from qatlib.arguments import QuantizerArguments
 from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 
@@ -61,9 +62,14 @@ def plain(config: PretrainedConfig, device: torch.device, dtype: torch.dtype = t
     return AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
 
 
-def switchable(config: PretrainedConfig, device: torch.device, widths: tuple[int, ...] = WIDTHS) -> SwitchableModel:
-    """Our model with an adapter a width."""
-    model = SwitchableModel(plain(config, device)).to(device)
+def switchable(
+    config: PretrainedConfig,
+    device: torch.device,
+    widths: tuple[int, ...] = WIDTHS,
+    quantizer: QuantizerArguments | None = None,
+) -> SwitchableModel:
+    """Our model with one adapter per width."""
+    model = SwitchableModel(plain(config, device), quantizer).to(device)
     model.add_adapters(dict.fromkeys(widths, LORA))
     return model
 

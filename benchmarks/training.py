@@ -21,7 +21,7 @@ from qatlib.scheduling import CosineArguments
 _TARGETS = {"w4a32": "≤ 1.05"} | dict.fromkeys(("w4a4", "w4a8", "8, 4"), "≤ 1.10, on a GPU ≤ 1.25")
 
 
-def _step(lm: PreTrainedModel, settings: Settings, device: torch.device) -> Work:
+def step_of(lm: PreTrainedModel, settings: Settings, device: torch.device) -> Work:
     """Forward, backward and optimizer of a batch of windows with a span each; all but adapters and head is frozen."""
     shape = settings.training_batch
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ def _ours(config: PretrainedConfig, precisions: str, settings: Settings, device:
     """At one precision, or at several in turn, one a step: then the weights of another width are read back every time."""
     parsed = [Precision.parse(p) for p in precisions.split(", ")]
     model = switchable(config, device, tuple(p.w_bits for p in parsed))
-    step, following = _step(model.lm, settings, device), cycle(parsed)
+    step, following = step_of(model.lm, settings, device), cycle(parsed)
 
     def switch_and_step() -> None:
         model.set_precision(next(following))
@@ -60,11 +60,11 @@ def training_step(settings: Settings, device: torch.device) -> Iterator[Row]:
         config = shape(settings.training_blocks, settings.width)
         peer = "PEFT LoRA"
         works = {p: _ours(config, p, settings, device) for p in precisions}
-        works[peer] = _step(peft_lora(config, device)[1], settings, device)
+        works[peer] = step_of(peft_lora(config, device)[1], settings, device)
         pairs = [(p, peer) for p in precisions]
         if family == "SmolLM2" and find_spec("torchao"):  # it knows nn.Linear only, so not GPT-2
             for name, a_bits in (("torchao w4a32", 32), ("torchao w4a8", 8)):
-                works[name] = _step(torchao_qat(config, device, a_bits), settings, device)
+                works[name] = step_of(torchao_qat(config, device, a_bits), settings, device)
                 pairs += [(name, peer), (name.removeprefix("torchao "), name)]
         batch, tokens = settings.training_batch
         case = f"{family}, {settings.training_blocks} blocks, {batch} × {tokens}"
@@ -87,11 +87,11 @@ def cyclic_training(settings: Settings, device: torch.device) -> Iterator[Row]:
     widths = tuple(p.w_bits for p in CYCLED)
     model = switchable(config, device, widths)
     schedule = cosine_cycles(CosineArguments(cycles=1), CYCLED, model.infos, seed=0, steps=CYCLE)
-    cycling, resting = _step(model.lm, settings, device), {}
+    cycling, resting = step_of(model.lm, settings, device), {}
     for p in CYCLED:
         still = switchable(config, device, (p.w_bits,))
         still.set_precision(p)
-        resting[p] = _step(still.lm, settings, device)
+        resting[p] = step_of(still.lm, settings, device)
 
     def cyclic() -> None:
         for step in range(CYCLE):
