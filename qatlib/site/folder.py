@@ -28,6 +28,4 @@ def check_folder(report: Path) -> None:
     for path in sorted(report.rglob("*")):
         name = path.relative_to(report).as_posix()
         if not _WRITTEN.fullmatch(name) and (path.is_symlink() or not path.is_dir()):
-            raise ForeignFileError(
-                f"{shown}: {name} was not written by a run, and a report replaces its folder; move it away"
-            )
+            raise ForeignFileError(f"{shown}: {name} was not written by a run, and a report replaces its folder; move it away")
