@@ -6,7 +6,8 @@ Free of torch, so that a params file is checked before anything heavy is importe
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
@@ -66,27 +67,36 @@ def _bit_width(value: int) -> int:
 BitWidth = Annotated[int, AfterValidator(_bit_width), WithJsonSchema({"description": _BIT_WIDTH})]
 
 
-def sentence(error: ValidationError) -> str:
-    """The first error of pydantic in one sentence: the key, what is given, and what is expected."""
+def sentence(error: ValidationError, names: Sequence[str] = ()) -> str:
+    """The first error of pydantic in one sentence: the key, what is given, and what is allowed.
+
+    Args:
+        names: of arguments that are given by position.
+    """
     found = error.errors(include_url=False)[0]
-    key = ".".join(map(str, found["loc"]))
+    first, *inner = found["loc"] or ("the whole",)
+    key = ".".join(map(str, (names[first] if isinstance(first, int) and names else first, *inner)))
     if found["type"] == "json_invalid":
         return found["msg"]
     if found["type"] in ("missing", "missing_argument"):
         return f"{key} is missing"
-    return f"{key or 'the whole'} is {found['input']!r:.80}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+    if found["type"] == "value_error":
+        return f"{key} is {found['input']!r:.80}; allowed is {found['ctx']['error']}"
+    said = found["msg"].replace("Input should be ", "allowed is ")
+    return f"{key} is {found['input']!r:.80}; {said[:1].lower()}{said[1:]}"
 
 
 def in_a_sentence(cls: type[T]) -> type[T]:
     """Let a dataclass of pydantic refuse arguments by a `ValueError` of one sentence, where it is made in Python."""
     make: Any = cls.__init__
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
 
     @functools.wraps(make)
     def refusing(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             make(self, *args, **kwargs)
         except ValidationError as error:
-            raise ValueError(f"{cls.__name__}: {sentence(error)}") from error
+            raise ValueError(f"{cls.__name__}: {sentence(error, names)}") from error
 
     cls.__init__ = refusing  # type: ignore[method-assign]
     return cls

@@ -140,19 +140,19 @@ def test_settings_that_contradict_themselves_are_refused_with_a_reason(kind, val
     [
         (
             lambda: QuantizerArguments(weights="channel"),
-            "QuantizerArguments: weights is 'channel': input should be 'per_channel', 'per_",
+            "QuantizerArguments: weights is 'channel'; allowed is 'per_channel', 'per_",
         ),
         (
             lambda: QuantizerArguments(group_size=4),
-            "QuantizerArguments: group_size is 4: input should be greater than or equal to 8",
+            "QuantizerArguments: group_size is 4; allowed is greater than or equal to 8",
         ),
-        (lambda: QuantizerArguments(nested="yes"), "QuantizerArguments: nested is 'yes': input should be a valid boolean"),
-        (lambda: QuantizerArguments(bits=4), "QuantizerArguments: bits is 4: unexpected keyword argument"),
+        (lambda: QuantizerArguments(nested="yes"), "QuantizerArguments: nested is 'yes'; allowed is a valid boolean"),
+        (lambda: QuantizerArguments(bits=4), "QuantizerArguments: bits is 4; unexpected keyword argument"),
         (lambda: TrainingArguments(5, 4), "TrainingArguments: learning_rate is missing"),
-        (lambda: TrainingArguments(5, 4, float("nan")), "TrainingArguments: 2 is nan: input should be a finite number"),
-        (lambda: AttackArguments(-1), "AttackArguments: 0 is -1: input should be greater than or equal to 0"),
-        (lambda: ScheduleArguments("fast"), "ScheduleArguments: 0 is 'fast': input should be"),
-        (lambda: ObjectiveArguments("average", weight=2.0), "ObjectiveArguments: weight is 2.0: value error, 1.0 or nothing"),
+        (lambda: TrainingArguments(5, 4, float("nan")), "TrainingArguments: learning_rate is nan; allowed is a finite number"),
+        (lambda: AttackArguments(-1), "AttackArguments: epsilon is -1; allowed is greater than or equal to 0"),
+        (lambda: ScheduleArguments("fast"), "ScheduleArguments: name is 'fast'; allowed is"),
+        (lambda: ObjectiveArguments("average", weight=2.0), "ObjectiveArguments: weight is 2.0; allowed is 1.0 or nothing"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_sentence(make, message):

@@ -28,12 +28,12 @@ WHOLE = '{"number": 1, "quantizer": {"weights": "per_tensor"}, "words": ["a"]}'
     [
         (WHOLE[:-9].encode(), "Invalid JSON: EOF"),
         (b"\xff" + WHOLE.encode(), "Invalid JSON"),
-        (b"[1]", r"the whole is \[1\]: input should be an object"),
-        (WHOLE.replace("1", '"1"').encode(), "number is '1': input should be a valid integer"),
+        (b"[1]", r"the whole is \[1\]; allowed is an object"),
+        (WHOLE.replace("1", '"1"').encode(), "number is '1'; allowed is a valid integer"),
         (WHOLE.replace("number", "no").encode(), "number is missing"),
-        (WHOLE.replace("per_tensor", "all").encode(), "quantizer.weights is 'all': input should be 'per_channel', "),
-        (WHOLE.replace("weights", "weight").encode(), "quantizer.weight is 'per_tensor': unexpected keyword argument"),
-        (WHOLE.replace('"a"', "{}").encode(), r"words.0 is \{\}: input should be a valid string"),
+        (WHOLE.replace("per_tensor", "all").encode(), "quantizer.weights is 'all'; allowed is 'per_channel', "),
+        (WHOLE.replace("weights", "weight").encode(), "quantizer.weight is 'per_tensor'; unexpected keyword argument"),
+        (WHOLE.replace('"a"', "{}").encode(), r"words.0 is \{\}; allowed is a valid string"),
     ],
 )
 def test_a_json_file_that_does_not_hold_its_form_is_refused_in_one_sentence(text, message, tmp_path):

@@ -1,4 +1,4 @@
-"""What the sections of notebooks 2 to 5 refuse by themselves."""
+"""What the sections of notebooks 2 and 3 refuse by themselves."""
 
 import pytest
 
@@ -36,24 +36,6 @@ WRONG = {
         "comparisons.seeds is [1, 1]; allowed is a list with each value once, which 1 is not",
     ),
     "configuration unknown": ("configurations.names=[C99]", 'which "C99" is not one of'),
-    "methods twice": ("cpt.methods=[static, static]", 'allowed is a list with each value once, which "static" is not'),
-    "dear method that is not trained": (
-        "cpt.equal_bitops=[cpt reversed]",
-        'cpt.equal_bitops is ["cpt reversed"]; allowed is a list of some of methods, which "cpt reversed" is not',
-    ),
-    "fewer passes than cycles": ("cpt.passes=3", "cpt.passes is 3; allowed is an integer of at least 4, the number of cycles"),
-    "no masked language model": (
-        "adversarial.words.candidates=dir:no",
-        "adversarial.words.candidates is \"dir:no\"; allowed is a directory that exists after 'dir:'",
-    ),
-    "other candidates": (
-        "adversarial.words.candidates=bert",
-        "allowed is 'synonyms', 'vocabulary', or a masked language model as 'hub:ID' or 'dir:PATH'",
-    ),
-    "wide window": (
-        "cpt.range_test={steps: 4, window: 3, threshold: 1}",
-        "cpt.range_test.window is 3; allowed is an integer from 1 to half of steps (4)",
-    ),
 }
 
 
