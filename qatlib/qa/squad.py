@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import random
 import re
 import string
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from qatlib.checks import whole
+from qatlib.files import replacing
 from qatlib.qa.formats import DataError, Record, read_file, read_rows
 from qatlib.seeds import stream
 
@@ -146,11 +146,9 @@ def write_squad(questions: Sequence[Question], path: str | Path) -> None:
         for title, in_article in groupby(questions, key=lambda q: q.title)
     ]
     raw = json.dumps({"version": "1.1", "data": articles}).encode()
-    # The temporary file is in the same folder, because a rename is atomic only within one file system.
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(gzip.compress(raw, mtime=0) if path.name.endswith(".gz") else raw)
-    temporary.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_bytes(gzip.compress(raw, mtime=0) if path.name.endswith(".gz") else raw)
 
 
 def load(source: str | Sequence[str | Path], split: str, unanswerable: Unanswerable = "refuse") -> Loaded:
