@@ -4,7 +4,8 @@ Scores are kept per question and per paragraph, so any two models can be compare
 
     scores       model, precision, seed, id, paragraph, em, f1, loss        em and f1 in percent, loss in nats
     perplexity   model, precision, seed, paragraph, nll, tokens, correct    nll summed over the tokens, in nats; correct:
-                                                                            number of tokens predicted right
+                                                                            number of tokens predicted right;
+                                                                            divergence, where measured: nats, summed
 
 `w_bits` and `a_bits` accompany `precision`. Named configurations have no single width, and so lack these columns.
 """
@@ -91,7 +92,8 @@ def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **opt
     A training is paired with the training of the same seed, or with the only training of the other cell.
 
     Args:
-        metric: a column of `scores`, or `perplexity`. The difference of `perplexity` is in percent of the reference.
+        metric: a column of `scores`, or `perplexity` or `divergence`. The difference of `perplexity` is in percent of the
+            reference; that of `divergence` in nats per token.
 
     Raises:
         ValueError: the two were not measured on the same questions, or text.
@@ -99,12 +101,15 @@ def paired(scores: pd.DataFrame, cell: Cell, reference: Cell, metric: str, **opt
     mine, other = pick(scores, cell), pick(scores, reference)
     if mine["seed"].nunique() == 1:
         mine = pd.concat([mine.assign(seed=seed) for seed in other["seed"].unique()], ignore_index=True)
-    if metric == "perplexity":
-        nll, tokens = (_beside(mine, other, "paragraph", column) for column in ("nll", "tokens"))
-        if nll is None or tokens is None or not np.array_equal(mine["tokens"], tokens):
+    if metric in ("perplexity", "divergence"):
+        column = "nll" if metric == "perplexity" else metric
+        over, tokens = (_beside(mine, other, "paragraph", name) for name in (column, "tokens"))
+        if over is None or tokens is None or not np.array_equal(mine["tokens"], tokens):
             raise ValueError(f"{cell} and {reference} were measured on different text: no paired change")
         options |= {"seeds": mine["seed"]}
-        ratio = stats.perplexity_ratio(mine["nll"], nll, mine["tokens"], mine["paragraph"], **options)
+        if metric == "divergence":
+            return stats.ratio(mine[column] - over, mine["tokens"], mine["paragraph"], **options)
+        ratio = stats.perplexity_ratio(mine[column], over, mine["tokens"], mine["paragraph"], **options)
         return replace(ratio, **{side: 100 * (getattr(ratio, side) - 1) for side in ("value", "low", "high")})
     against = _beside(mine, other, "id", metric)
     if against is None:
@@ -186,7 +191,8 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
 
     Returns:
         One row per cell: `model`, `precision`, `perplexity`, `perplexity_change` (percent), `token_accuracy` (percent of tokens
-        that the model found most probable; each with `_low`, `_high`), `tokens`, `paragraphs`, `seeds`.
+        that the model found most probable), `divergence` (nats per token, where it was measured; each with `_low`, `_high`),
+        `tokens`, `paragraphs`, `seeds`.
     """
     rows = []
     for cell in cells(perplexities):
@@ -197,6 +203,8 @@ def perplexity_table(perplexities: pd.DataFrame, reference: Cell, **options: Any
             "perplexity_change": paired(perplexities, cell, reference, "perplexity", **options),
             "token_accuracy": stats.percentage(mine["correct"], mine["tokens"], mine["paragraph"], **of),
         }
+        if "divergence" in perplexities:
+            figures["divergence"] = stats.ratio(mine["divergence"], mine["tokens"], mine["paragraph"], **of)
         row = cell._asdict() | {key: x for name, found in figures.items() for key, x in interval(name, found).items()}
         seeds = mine["seed"].nunique()
         rows.append(row | {"tokens": int(mine["tokens"].sum()) // seeds, "paragraphs": len(mine) // seeds, "seeds": seeds})

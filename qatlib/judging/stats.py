@@ -178,6 +178,11 @@ def perplexity_ratio(nll: Column, reference: Column, tokens: Column, clusters: C
     return cluster_bootstrap([nll, reference, tokens], clusters, lambda a, b, n: np.exp((a - b) / n), null=1.0, **options)
 
 
+def ratio(part: Column, whole: Column, clusters: Column, **options: Any) -> Estimate:
+    """Σ part / Σ whole."""
+    return cluster_bootstrap([part, whole], clusters, lambda a, b: a / b, **options)
+
+
 def percentage(part: Column, whole: Column, clusters: Column, **options: Any) -> Estimate:
     """100 · Σ part / Σ whole."""
     return cluster_bootstrap([part, whole], clusters, lambda a, b: 100 * a / b, **options)

@@ -11,9 +11,54 @@ from pydantic import field_validator as check
 
 from qatlib.arguments import BitWidth, Count, ObjectiveArguments, Positive, PrecisionField, Size
 from qatlib.named import NAMED
-from qatlib.params.sections import Adapters, DynamicQuantizer, Questions, Section, Seeds, Switchable, once
+from qatlib.params.sections import Adapters, AdapterStart, DynamicQuantizer, Questions, Section, Seeds, Switchable, once
 from qatlib.params.yaml import given
+from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.scheduling import ScheduleArguments
+
+
+class Comparison(Section):
+    """Size of the comparison of quantizers."""
+
+    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(once)]
+    """Bit-widths at which quantizers are compared, each once."""
+    questions: Questions
+    """Validation questions, spread evenly over all of them."""
+    paragraphs: Annotated[int, Field(ge=2, le=1_000_000_000)]
+    """Paragraphs, of those that perplexity is measured on, spread evenly over all of them."""
+
+
+def _without_full(value: tuple[Precision, ...]) -> tuple[Precision, ...]:
+    if twice := [p.name for p in value if value.count(p) > 1 or p == FULL_PRECISION]:
+        raise ValueError(f"a list with each precision once and without 32, the teacher's own, unlike {given(twice[0])}")
+    return value
+
+
+Quantized = Annotated[tuple[PrecisionField, ...], Field(min_length=1), AfterValidator(_without_full)]
+
+
+class Ablation(Section):
+    """Size of the ablation of the quantizer, on the teacher. It measures about two schemes for each part of the quantizer."""
+
+    quantizer: DynamicQuantizer
+    """The best one. Its parts are the options in which it differs from the default: min-max, nearest, no rotation."""
+    precisions: Quantized
+    """Each once, without 32, which the others are compared with."""
+    questions: Questions
+    """Validation questions, spread evenly over all of them."""
+    paragraphs: Annotated[int, Field(ge=2, le=1_000_000_000)]
+    """Paragraphs, of those that perplexity is measured on, spread evenly over all of them."""
+
+
+class PostTraining(Section):
+    """Precisions at which the teacher is evaluated without further training."""
+
+    precisions: Quantized
+    """Each once, without 32, which is the teacher's own. All of the run's `precisions` but 32 must be among them."""
+    comparison: Comparison
+    """Size of the comparison of quantizers, which takes many evaluations."""
+    ablation: Ablation | None = None
+    """What each part of a quantizer is worth without training; null for no such comparison."""
 
 
 def _label(name: str) -> str:
@@ -35,10 +80,12 @@ class Method(Section):
     """Null for the adapters of `switchable`."""
     quantizer: DynamicQuantizer | None = None
     """Null for the quantizer of `switchable`."""
+    start: AdapterStart | None = None
+    """Null for `lora.start`."""
 
     def applied(self, switchable: Switchable) -> Switchable:
         """The settings of `switchable` with what this method changes."""
-        changes = {key: value for key, value in self if key != "name" and value is not None}
+        changes = {key: value for key, value in self if key in type(switchable).model_fields and value is not None}
         return switchable.model_copy(update=changes)
 
 

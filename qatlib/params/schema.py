@@ -14,7 +14,7 @@ from qatlib.arguments import OBJECTIVES, PrecisionField, QuantizerArguments
 from qatlib.named import NAMED
 from qatlib.params.attacks import Adversarial
 from qatlib.params.cyclic import Cpt
-from qatlib.params.experiments import Comparisons, Deployment, Generative, Named, Search, Sensitivity
+from qatlib.params.experiments import Comparisons, Deployment, Generative, Named, PostTraining, Search, Sensitivity
 from qatlib.params.sections import (
     Compute,
     Data,
@@ -22,7 +22,6 @@ from qatlib.params.sections import (
     Evaluation,
     LoraSettings,
     Model,
-    PostTraining,
     Section,
     Seed,
     Switchable,
@@ -71,6 +70,8 @@ class Params(Section):
         """Every quantizer that something is trained with, by its dotted key."""
         own = {"quantizer": self.quantizer, "switchable.quantizer": self.switchable.quantizer}
         methods = {"methods": self.comparisons.methods, "quantizers": self.comparisons.quantizers}
+        ablation = self.post_training.ablation
+        own["post_training.ablation.quantizer"] = ablation.quantizer if ablation else None
         tried = {f"comparisons.{key}[{i}].quantizer": m.quantizer for key, ms in methods.items() for i, m in enumerate(ms)}
         return {key: found for key, found in (own | tried).items() if found is not None}
 

@@ -17,14 +17,12 @@ from qatlib.arguments import (
     Count,
     ObjectiveArguments,
     Positive,
-    PrecisionField,
     QuantizerArguments,
     Size,
     TrainingArguments,
 )
 from qatlib.files import is_a
 from qatlib.params.yaml import given
-from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.qa.formats import SUFFIXES, content_hash
 from qatlib.scheduling import ScheduleArguments
 
@@ -181,6 +179,9 @@ class Data(Section):
         return value
 
 
+AdapterStart = Literal["zero", "output_error"]
+
+
 class LoraSettings(Section):
     """The adapter of each precision: rank, alpha and dropout, in the order of `precisions`."""
 
@@ -190,7 +191,7 @@ class LoraSettings(Section):
     """Each adapter's output is scaled by alpha / rank."""
     dropouts: tuple[Share, ...]
     """Dropout of each adapter's input during training."""
-    start: Literal["zero", "output_error"] = "zero"
+    start: AdapterStart = "zero"
     """Adapters start at zero, or at the best correction of what quantizing took from their layer's output on calibration windows
     (QERA, Zhang et al. 2024). Adapters at 32 bits and shared ones always start at zero."""
 
@@ -210,33 +211,6 @@ class Teacher(Section):
     """Its output is scaled by alpha / rank."""
     dropout: Share
     """Dropout of its input during training."""
-
-
-class Comparison(Section):
-    """Size of the comparison of quantizers."""
-
-    bits: Annotated[tuple[Annotated[int, Field(ge=2, le=16)], ...], Field(min_length=1), AfterValidator(once)]
-    """Bit-widths at which quantizers are compared, each once."""
-    questions: Questions
-    """Validation questions, spread evenly over all of them."""
-    paragraphs: Annotated[int, Field(ge=2, le=1_000_000_000)]
-    """Paragraphs, of those that perplexity is measured on, spread evenly over all of them."""
-
-
-class PostTraining(Section):
-    """Precisions at which the teacher is evaluated without further training."""
-
-    precisions: Annotated[tuple[PrecisionField, ...], Field(min_length=1)]
-    """Each once, without 32, which is the teacher's own. All of the run's `precisions` but 32 must be among them."""
-    comparison: Comparison
-    """Size of the comparison of quantizers, which takes many evaluations."""
-
-    @check("precisions")
-    @classmethod
-    def _once(cls, value: tuple[Precision, ...]) -> tuple[Precision, ...]:
-        if twice := [p.name for p in value if value.count(p) > 1 or p == FULL_PRECISION]:
-            raise ValueError(f"a list with each precision once and without 32, the teacher's own, unlike {given(twice[0])}")
-        return value
 
 
 def _dynamic(quantizer: QuantizerArguments | None) -> QuantizerArguments | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -172,6 +172,7 @@ def evaluate_perplexity(
     pad_id: int,
     max_length: int,
     batch_size: int,
+    against: Any | None = None,
     description: str | None = None,
 ) -> pd.DataFrame:
     """Next-token loss of plain paragraphs at the model's current configuration.
@@ -180,10 +181,14 @@ def evaluate_perplexity(
     tokens. The first token of the sequence is not predicted. A paragraph without a token to predict, such as an empty one, has 0
     tokens and a loss of 0.
 
+    Args:
+        against: another configuration of this model, as `Configuration.resolve` reads it.
+
     Returns:
         One row per paragraph: `paragraph` (same key as a question's), `nll` (nats, summed), `tokens` (number of predicted
         tokens), `correct` (number of tokens that the model found most probable). Perplexity is exp(Σ nll / Σ tokens), token
-        accuracy Σ correct / Σ tokens.
+        accuracy Σ correct / Σ tokens. With `against` also `divergence`: KL(p ‖ q) of the next token, in nats, summed, with p at
+        `against` and q at the current configuration.
 
     Raises:
         ValueError: there are no paragraphs, `max_length` is below 2, or the batch size is not positive.
@@ -197,20 +202,35 @@ def evaluate_perplexity(
         ids = bos + tokenizer(text, add_special_tokens=False)["input_ids"]
         features.append(Feature(0, tuple(ids[:max_length]), 0, (), -1, -1))
         keys.append(Question("", "", text, "", ()).paragraph)
-    figures = np.zeros((len(features), 2))
-    measure = partial(_next_token_figures, model)
+    figures = np.zeros((len(features), 3))
+    measure = partial(_next_token_figures, model, against)
     told = [i for i, f in enumerate(features) if len(f.input_ids) > 1]
     within = [features[i] for i in told]
     for indices, sums in over_batches(within, batch_size, pad_id, device_of(model), measure, description):
         figures[[told[i] for i in indices]] = sums.numpy()
     tokens = [max(0, len(f.input_ids) - 1) for f in features]
-    return pd.DataFrame({"paragraph": keys, "nll": figures[:, 0], "tokens": tokens, "correct": figures[:, 1].astype(int)})
+    found = pd.DataFrame({"paragraph": keys, "nll": figures[:, 0], "tokens": tokens, "correct": figures[:, 1].astype(int)})
+    return found if against is None else found.assign(divergence=figures[:, 2])
 
 
-def _next_token_figures(model: SwitchableModel, batch: Batch) -> torch.Tensor:
-    """(batch, 2) in fp64: sum of next-token NLL in nats, number of tokens predicted right; one pass through model and head."""
-    logits = model.next_token_logits(model(batch.input_ids).hidden[:, :-1]).float()
-    target, real = batch.input_ids[:, 1:], batch.real[:, 1:]
-    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape) * real
-    correct = (logits.argmax(-1) == target) & real
-    return torch.stack([nll.double().sum(1), correct.double().sum(1)], 1).cpu()
+def _next_token_figures(model: SwitchableModel, against: Any | None, batch: Batch) -> torch.Tensor:
+    """(batch, 3) in fp64: sum of next-token NLL in nats, number of tokens predicted right, sum of KL(`against` ‖ now) in nats.
+
+    Logits take far more memory than hidden states, so the head sees one sequence at a time.
+    """
+    hidden = model(batch.input_ids).hidden
+    reference = hidden
+    if against is not None:
+        with model.at(against):
+            reference = model(batch.input_ids).hidden
+    figures = []
+    for ids, real, own, other in zip(batch.input_ids, batch.real, hidden, reference, strict=True):
+        target, counted = ids[1:], real[1:].double()
+        logits = model.next_token_logits(own[None, :-1])[0].float()
+        nll = F.cross_entropy(logits, target, reduction="none")
+        apart = torch.zeros_like(nll)
+        if against is not None:
+            wanted = model.next_token_logits(other[None, :-1])[0].float().log_softmax(-1)
+            apart = F.kl_div(logits.log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
+        figures.append(torch.stack([nll * counted, (logits.argmax(-1) == target) * counted, apart * counted]).sum(1))
+    return torch.stack(figures).cpu()

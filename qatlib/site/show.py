@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Callable, Hashable, Mapping
 from html import escape
-from itertools import product
+from itertools import cycle, product
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,30 @@ def heatmaps(cells: pd.DataFrame, metric: str, label: str, digits: int = 2) -> F
         ax.set(title=f"{kind}, {bits} bits", xlabel="", ylabel="block" if j == 0 else "")
         ax.tick_params(axis="x", rotation=40)
     fig.set_visible(True)
+    return fig
+
+
+def forest(table: pd.DataFrame, metric: str, rows: str, hue: str, panels: str, xlabel: str) -> Figure:
+    """One point with its interval per row of a table, left and right of a line at 0: one panel for each value of `panels`.
+
+    Args:
+        table: columns `rows`, `hue`, `panels`, and the metric with `_low` and `_high`.
+        rows: what the lines of a panel are; `hue`: what its points differ in, by colour and marker.
+        xlabel: the metric in words, with its unit.
+    """
+    names, hues, shown = (table[column].unique() for column in (rows, hue, panels))
+    size = (1.6 + 2.9 * len(shown), 1.1 + 0.16 * len(names) * (len(hues) + 1))
+    fig, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False)
+    places = {name: -i for i, name in enumerate(names)}
+    for ax, panel in zip(axes[0], shown, strict=True):
+        for i, (one, marker) in enumerate(zip(hues, cycle(_MARKERS))):
+            found = table[(table[panels] == panel) & (table[hue] == one)]
+            y = found[rows].map(places) + 0.35 - 0.7 * (i + 0.5) / len(hues)
+            ends = [found[metric] - found[f"{metric}_low"], found[f"{metric}_high"] - found[metric]]
+            ax.errorbar(found[metric], y, xerr=ends, linestyle="", marker=marker, label=one)
+        ax.axvline(0, color="0.3", linewidth=1)
+        ax.set(title=panel, xlabel=xlabel, yticks=[*places.values()], yticklabels=names)
+    axes[0, -1].legend(title=hue, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 

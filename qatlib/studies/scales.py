@@ -30,7 +30,7 @@ def weight_scales(study: Study, model: SwitchableModel) -> Found:
     study.quantize(model, replace(study.params.quantizer, weights="per_tensor"), widths)
     found.append(_measure(study, model, "per_tensor", widths))
     model.set_quantizer(study.params.quantizer)
-    return _stack(found)
+    return stacked(found)
 
 
 def activation_scales(study: Study, model: SwitchableModel) -> Found:
@@ -56,7 +56,7 @@ def activation_scales(study: Study, model: SwitchableModel) -> Found:
     found.append(_measure(study, model, "uncalibrated", widths))
     set_static_range(model, None)
     model.set_quantizer(study.params.quantizer)
-    return _stack(found)
+    return stacked(found)
 
 
 def _measure(study: Study, model: SwitchableModel, label: str, precisions: Sequence[Precision]) -> Found:
@@ -65,7 +65,8 @@ def _measure(study: Study, model: SwitchableModel, label: str, precisions: Seque
     return scores, study.perplexities(model, label, precisions, size.paragraphs)
 
 
-def _stack(found: Sequence[Found]) -> Found:
+def stacked(found: Sequence[Found]) -> Found:
+    """All scores in one frame, and all perplexities."""
     scores, perplexities = zip(*found, strict=True)
     return pd.concat(scores, ignore_index=True), pd.concat(perplexities, ignore_index=True)
 

@@ -21,7 +21,6 @@ from qatlib.pretrained import ModelError, load_pretrained, version_of
 from qatlib.qa import toyqa
 from qatlib.qa.calibration import calibrate_clips, compensate
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
-from qatlib.qa.generate import evaluate_answers
 from qatlib.qa.parts import load_parts, spread
 from qatlib.qa.spans import Feature, featurize, sizes
 from qatlib.qa.squad import Question, digest
@@ -271,8 +270,8 @@ class Study:
 
         return at_each(self.stage, model, "scores", label, self.params.seed, at, measure, published)
 
-    def perplexity(self, model: SwitchableModel, texts: Sequence[str], description: str | None = None) -> pd.DataFrame:
-        """`evaluate_perplexity` of some texts with this run's options."""
+    def perplexity(self, model: SwitchableModel, texts: Sequence[str], **options: Any) -> pd.DataFrame:
+        """`evaluate_perplexity` of some texts with this run's options, and further ones."""
         return evaluate_perplexity(
             model,
             self.tokenizer,
@@ -280,39 +279,25 @@ class Study:
             pad_id=self.pad_id,
             max_length=self.params.data.max_length,
             batch_size=self.params.evaluation.batch_size,
-            description=description,
+            **options,
         )
 
     def perplexities(
-        self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any], paragraphs: int | None = None
+        self,
+        model: SwitchableModel,
+        label: str,
+        at: Sequence[Precision] | Mapping[str, Any],
+        paragraphs: int | None = None,
+        published: bool = True,
+        against: Any | None = None,
     ) -> pd.DataFrame:
         """Per-paragraph figures at each precision: `model`, `precision`, `seed`, `paragraph`, `nll`, `tokens`, `correct`.
 
-        `w_bits` and `a_bits` as in `scores`.
+        `w_bits`, `a_bits` and `published` as in `scores`; with `against` also `divergence`, as in `evaluate_perplexity`.
         """
 
         def measure(name: str) -> pd.DataFrame:
-            return self.perplexity(model, spread(self.paragraphs, paragraphs), f"perplexity of {label} at {name}")
+            texts, said = spread(self.paragraphs, paragraphs), f"perplexity of {label} at {name}"
+            return self.perplexity(model, texts, description=said, against=against)
 
-        return at_each(self.stage, model, "perplexity", label, self.params.seed, at, measure)
-
-    def answers(self, model: SwitchableModel, label: str, at: Sequence[Precision] | Mapping[str, Any]) -> pd.DataFrame:
-        """Scores of greedy answers to prompts, in the columns of `scores`. The params must have a `generative` section."""
-        asked = self.params.generative
-        assert asked is not None
-        questions = spread(self.validation, asked.questions)
-
-        def measure(name: str) -> pd.DataFrame:
-            frame = evaluate_answers(
-                model,
-                self.tokenizer,
-                questions,
-                pad_id=self.pad_id,
-                max_length=self.params.data.max_length,
-                batch_size=self.params.evaluation.batch_size,
-                max_answer_tokens=asked.max_answer_tokens,
-                description=f"answers of {label} at {name}",
-            )
-            return frame.drop(columns="prediction")
-
-        return at_each(self.stage, model, "answers", label, self.params.seed, at, measure)
+        return at_each(self.stage, model, "perplexity", label, self.params.seed, at, measure, published)

@@ -18,7 +18,7 @@ from qatlib.attacks.embedding import attack_embeddings
 from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.params.experiments import Method
-from qatlib.params.sections import Switchable
+from qatlib.params.sections import AdapterStart, Switchable
 from qatlib.precision import FULL, LayerInfo, Precision, widest_first
 from qatlib.qa.calibration import start_adapters
 from qatlib.qa.parts import spread
@@ -40,6 +40,8 @@ class Recipe:
     seed: int
     judged: tuple[Precision, ...] = ()
     """Further precisions that it is judged at, beside those it is trained at. Clipping is calibrated for them too."""
+    start: AdapterStart | None = None
+    """How its adapters start; None for `lora.start`."""
 
 
 class Trainings:
@@ -62,10 +64,9 @@ class Trainings:
     def variations(self, methods: Sequence[Method]) -> list[Recipe]:
         """One training per method and seed, with the number of passes in `comparisons`."""
         precisions = self.params.precisions
-        applied = [(m.name, m.applied(self.params.switchable)) for m in methods]
         return [
-            Recipe(name, precisions, at_budget(settings, len(precisions), self.params.comparisons.passes), seed)
-            for name, settings in applied
+            Recipe(m.name, precisions, at_budget(settings, len(precisions), self.params.comparisons.passes), seed, start=m.start)
+            for m, settings in [(m, m.applied(self.params.switchable)) for m in methods]
             for seed in self.params.comparisons.seeds
         ]
 
@@ -108,7 +109,7 @@ class Trainings:
                 model.add_adapters({SHARED: first})
             case "separate":
                 model.add_adapters({p.w_bits: specs.get(p, first) for p in recipe.precisions})
-        if lora.start == "output_error":
+        if (recipe.start or lora.start) == "output_error":
             self._start(model)
         if quantizer.learned_steps:
             model.learn_steps(recipe.precisions)

@@ -189,3 +189,8 @@ def test_holm_by_its_definition(p):
 
 def test_format():
     assert f"{stats.Estimate(1.234, 0.5, 2, 9, 3):.2f}" == "1.23 [0.50, 2.00]"
+
+
+def test_a_ratio_is_of_sums_and_not_a_mean_of_ratios():
+    found = stats.ratio([1.0, 6.0, 3.0], [1, 2, 2], ["a", "b", "c"], resamples=100)
+    assert found.value == pytest.approx(10 / 5) and found.low < 2 < found.high

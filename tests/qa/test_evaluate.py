@@ -81,6 +81,23 @@ def test_correct_tokens_are_those_greedy_decoding_would_have_written(model):
     assert found["correct"].tolist() == said and sum(said) > 0
 
 
+def test_divergence_is_none_from_itself_and_agrees_with_the_definition(model):
+    texts = [q.context for q in QUESTIONS[:5]]
+    same = evaluate_perplexity(model, TOKENIZER, texts, **HOW, max_length=30, against=32)
+    assert same["divergence"].eq(0).all()
+    with model.at(3):
+        found = evaluate_perplexity(model, TOKENIZER, texts, **HOW, max_length=30, against=32)
+        alone = evaluate_perplexity(model, TOKENIZER, texts, **HOW, max_length=30)
+        assert model.configuration == model.configuration.resolve(3, model.infos)  # as it was
+    assert found.drop(columns="divergence").equals(alone) and (found["divergence"] > 0).all()
+    ids = torch.tensor([[TOKENIZER.bos_token_id, *TOKENIZER(texts[0], add_special_tokens=False)["input_ids"]][:30]])
+    with torch.no_grad():
+        p = model.lm(ids).logits[0, :-1].double().softmax(-1)
+        with model.at(3):
+            q = model.lm(ids).logits[0, :-1].double().softmax(-1)
+    assert found["divergence"][0] == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-3)
+
+
 def test_evaluation_leaves_random_states_alone(model):
     state = torch.get_rng_state()
     evaluate_spans(model, QUESTIONS, FEATURES, **HOW, max_answer_tokens=10)

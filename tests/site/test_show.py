@@ -8,7 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
-from qatlib.site.show import figure_html, heatmaps, set_style, table_html
+from qatlib.site.show import figure_html, forest, heatmaps, set_style, table_html
 
 CSV = "results/01_build/table.csv"
 
@@ -161,3 +161,21 @@ def test_heatmaps_mark_the_cells_that_may_be_nothing():
     for ax in maps:
         assert [text.get_text() for text in ax.texts] == ["(1.00)", "(1.00)", "2.00", "2.00"]
         assert {patch.get_xy() for patch in ax.patches if patch.get_hatch()} == {(0, 0), (1, 0)}
+
+
+def test_a_forest_has_a_panel_for_each_change_and_a_point_for_each_row():
+    rows = [
+        (part, precision, change, x, x - 0.1, x + 0.2)
+        for change, x in (("added", 1.0), ("removed", -2.0))
+        for part in ("rotation", "clipping")
+        for precision in ("4", "w2a8")
+    ]
+    columns = ["part", "precision", "change", "saved", "saved_low", "saved_high"]
+    fig = forest(pd.DataFrame(rows, columns=columns), "saved", "part", "precision", "change", "nats")
+    assert [ax.get_title("left") for ax in fig.axes] == ["added", "removed"]
+    for ax, x in zip(fig.axes, (1.0, -2.0), strict=True):
+        points = [point for container in ax.containers for point in zip(*container.lines[0].get_data(), strict=True)]
+        assert len(points) == 4 and {value for value, _ in points} == {x}
+        assert len({y for _, y in points}) == 4  # none hides another
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["rotation", "clipping"]
+    plt.close(fig)
