@@ -61,7 +61,7 @@ class PostTraining(Section):
     """What each part of a quantizer is worth without training; null for no such comparison."""
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9 -]{0,39}", name) or name in ("switchable", "specialist"):
         raise ValueError("a name of up to 40 lower-case letters, digits, blanks and '-', but not switchable or specialist")
     return name
@@ -70,7 +70,7 @@ def _label(name: str) -> str:
 class Method(Section):
     """One line of a comparison: what differs from `switchable`. All else is the same."""
 
-    name: Annotated[str, AfterValidator(_label)]
+    name: Annotated[str, AfterValidator(label)]
     """Up to 40 lower-case letters, digits, blanks and '-'. Each name once in `methods` and `quantizers` together."""
     schedule: ScheduleArguments | None = None
     """Null for the schedule of `switchable`."""

@@ -83,6 +83,21 @@ def spread(items: Sequence[T], n: int | None) -> list[T]:
     return [items[i] for i in np.linspace(0, len(items) - 1, n).astype(int)]
 
 
+def aside(questions: Sequence[Question], n: int) -> tuple[list[Question], list[Question]]:
+    """Two parts without a common paragraph: about `n` questions, of paragraphs spread evenly over all, and the others.
+
+    Raises:
+        DataError: there are not twice as many questions, or all are of one paragraph.
+    """
+    paragraphs = list(dict.fromkeys(q.paragraph for q in questions))
+    if 2 * n > len(questions) or len(paragraphs) < 2:
+        allowed = f"allowed are at most {len(questions) // 2:,}, half of them, of two paragraphs at least"
+        raise DataError(f"{n:,} of {len(questions):,} training questions can't be held aside; {allowed}")
+    share = max(1, round(len(paragraphs) * n / len(questions)))
+    held = set(spread(paragraphs, share))
+    return [q for q in questions if q.paragraph in held], [q for q in questions if q.paragraph not in held]
+
+
 def halves(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
     """The questions of every other paragraph, and those of the paragraphs between. A search sees only the first half."""
     first = set(list(dict.fromkeys(q.paragraph for q in questions))[::2])

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qatlib.arguments import QuantizerArguments, TrainingArguments
 from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
+from qatlib.params.schema import Params
 from qatlib.precision import FULL, FULL_PRECISION, Configuration, Precision
 from qatlib.pretrained import ModelError, load_pretrained, version_of
 from qatlib.qa import toyqa
 from qatlib.qa.calibration import calibrate_clips, compensate
 from qatlib.qa.evaluate import evaluate_perplexity, evaluate_spans, mean_span_loss
-from qatlib.qa.parts import load_parts, spread
+from qatlib.qa.parts import aside, load_parts, spread
 from qatlib.qa.spans import Feature, featurize, sizes
 from qatlib.qa.squad import Question, digest
 from qatlib.schedule import Schedule
@@ -57,6 +58,19 @@ class Study:
         torch.use_deterministic_algorithms(self.device.type == "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code reads uninitialized memory
         self.train, self.validation, self.skipped = load_parts(self.params.data, self.params.seed)
+
+    def aside(self, questions: int, params: Params) -> Study:
+        """This study with other params, which answers training questions instead: it is trained on the other paragraphs only.
+
+        Raises:
+            DataError: as `qatlib.qa.parts.aside`.
+        """
+        study = copy.copy(self)
+        study.params = params
+        study.validation, study.train = aside(self.train, questions)
+        for name in ("train_features", "validation_features", "paragraphs"):
+            vars(study).pop(name, None)
+        return study
 
     @property
     def sizes(self) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qatlib.qa.formats import DataError
-from qatlib.qa.parts import check_apart, halves, load_parts, load_shifted, spread
+from qatlib.qa.parts import aside, check_apart, halves, load_parts, load_shifted, spread
 from qatlib.qa.squad import write_squad
 from qatlib.qa.toyqa import generate
 
@@ -51,3 +51,16 @@ def test_halves_have_no_paragraph_in_common(embedded):
     assert sorted([*first, *second], key=embedded.index) == embedded
     assert not {q.paragraph for q in first} & {q.paragraph for q in second}
     assert first[0] == embedded[0]
+
+
+def test_what_is_held_aside_shares_no_paragraph_and_is_about_as_much_as_asked(embedded):
+    held, rest = aside(embedded, 60)
+    assert sorted([*held, *rest], key=embedded.index) == embedded
+    assert not {q.paragraph for q in held} & {q.paragraph for q in rest}
+    assert len(held) == pytest.approx(60, abs=12)
+    assert held[0] in embedded[:12] and held[-1] in embedded[-12:]  # from all over
+
+
+def test_no_more_than_half_is_held_aside(embedded):
+    with pytest.raises(DataError, match=r"7 of 12 training questions can't be held aside; allowed are at most 6, half of them"):
+        aside(embedded[:12], 7)
