@@ -11,7 +11,8 @@ from pydantic import field_validator as check
 
 from qatlib.arguments import BitWidth, Count, ObjectiveArguments, Positive, PrecisionField, Size
 from qatlib.named import NAMED
-from qatlib.params.sections import Adapters, DynamicQuantizer, Questions, Section, Seeds, Switchable, once
+from qatlib.params.sections import DynamicQuantizer, Questions, Section, Seeds, once
+from qatlib.params.switchable import Adapters, Switchable
 from qatlib.params.yaml import given
 from qatlib.scheduling import ScheduleArguments
 
@@ -32,13 +33,17 @@ class Method(Section):
     objective: ObjectiveArguments | None = None
     """Null for the objective of `switchable`."""
     adapters: Adapters | None = None
-    """Null for the adapters of `switchable`."""
+    """Null for the adapters of `switchable`. `none` leaves its base training out as well: all weights are trained anyway."""
+    base_training: bool = True
+    """False leaves out the base training of `switchable`, if it has one; the adapters then get its passes."""
     quantizer: DynamicQuantizer | None = None
     """Null for the quantizer of `switchable`."""
 
     def applied(self, switchable: Switchable) -> Switchable:
         """The settings of `switchable` with what this method changes."""
-        changes = {key: value for key, value in self if key != "name" and value is not None}
+        changes = {key: value for key, value in self if key not in ("name", "base_training") and value is not None}
+        if not self.base_training or self.adapters == "none":
+            changes["base_training"] = None
         return switchable.model_copy(update=changes)
 
 
