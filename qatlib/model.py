@@ -156,9 +156,17 @@ class SwitchableModel(Switching[SwitchableLinear]):
         """Train adapters and the span head only."""
         self._base_requires_grad(False)
 
-    def unfreeze_base(self) -> None:
-        """Train all weights."""
+    def unfreeze_base(self, held: Sequence[Precision] = ()) -> None:
+        """Train all weights.
+
+        Args:
+            held: precisions at which weights keep the clipping that `mse` finds now, as `WeightQuantizer.hold` does, until the
+                base is frozen. At others every pass searches it anew.
+        """
         self._base_requires_grad(True)
+        for layer in self._layers:
+            for w_bits in sorted({p.w_bits for p in held} - {FULL}):
+                layer.weight_quantizer.hold(layer.oriented_weight, w_bits)
 
     def _base_requires_grad(self, value: bool) -> None:
         for name, parameter in self.lm.named_parameters():
@@ -168,6 +176,7 @@ class SwitchableModel(Switching[SwitchableLinear]):
             if value:
                 layer.compensated.clear()  # training changes the weight that these codes are of
             layer.weight_quantizer.forget()
+            layer.weight_quantizer.release()
 
     def base_state(self, spec: Any = FULL) -> dict[str, Tensor]:
         """The language model's own weights by name, without adapters, in the form that a plain model of its class loads.

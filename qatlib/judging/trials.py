@@ -30,7 +30,7 @@ def tried_table(scores: pd.DataFrame, **options: Any) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gains(scores: pd.DataFrame, **options: Any) -> str:
+def gains_in_words(scores: pd.DataFrame, **options: Any) -> str:
     """F1 points of each trial over the first, mean of all precisions, in words: `faster: +1.2 [−0.3, +2.7]; …`."""
     together = mean_over_precisions(scores)
     first, *others = together["model"].unique()

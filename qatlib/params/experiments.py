@@ -11,7 +11,8 @@ from pydantic import field_validator as check
 
 from qatlib.arguments import BitWidth, Count, ObjectiveArguments, Positive, PrecisionField, Size
 from qatlib.named import NAMED
-from qatlib.params.sections import Adapters, AdapterStart, DynamicQuantizer, Questions, Section, Seeds, Switchable, once
+from qatlib.params.sections import AdapterStart, DynamicQuantizer, Questions, Section, Seeds, once
+from qatlib.params.switchable import Adapters, Switchable
 from qatlib.params.yaml import given
 from qatlib.precision import FULL_PRECISION, Precision
 from qatlib.scheduling import ScheduleArguments
@@ -77,7 +78,9 @@ class Method(Section):
     objective: ObjectiveArguments | None = None
     """Null for the objective of `switchable`."""
     adapters: Adapters | None = None
-    """Null for the adapters of `switchable`."""
+    """Null for the adapters of `switchable`. `none` leaves its base training out as well: all weights are trained anyway."""
+    base_training: bool = True
+    """False leaves out the base training of `switchable`, if it has one; the adapters then get its passes."""
     quantizer: DynamicQuantizer | None = None
     """Null for the quantizer of `switchable`."""
     start: AdapterStart | None = None
@@ -85,7 +88,10 @@ class Method(Section):
 
     def applied(self, switchable: Switchable) -> Switchable:
         """The settings of `switchable` with what this method changes."""
-        changes = {key: value for key, value in self if key in type(switchable).model_fields and value is not None}
+        own = type(switchable).model_fields.keys() - {"base_training"}
+        changes = {key: value for key, value in self if key in own and value is not None}
+        if not self.base_training or self.adapters == "none":
+            changes["base_training"] = None
         return switchable.model_copy(update=changes)
 
 

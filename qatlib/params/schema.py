@@ -10,7 +10,7 @@ from pydantic import ValidationInfo as Info
 from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
-from qatlib.arguments import OBJECTIVES, PrecisionField, QuantizerArguments
+from qatlib.arguments import PrecisionField, QuantizerArguments
 from qatlib.named import NAMED
 from qatlib.params.attacks import Adversarial
 from qatlib.params.cyclic import Cpt
@@ -24,9 +24,10 @@ from qatlib.params.sections import (
     Model,
     Section,
     Seed,
-    Switchable,
     Teacher,
 )
+from qatlib.params.switchable import Switchable, misfit
+from qatlib.params.tuning import Tuning, unfit
 from qatlib.precision import FULL, FULL_PRECISION, Precision, widest_first
 
 
@@ -47,6 +48,8 @@ class Params(Section):
     post_training: PostTraining
     switchable: Switchable
     comparisons: Comparisons
+    tuning: Tuning | None = None
+    """Trials of the switchable training on training paragraphs held aside; null for none."""
     configurations: Named
     deployment: Deployment
     generative: Generative | None = None
@@ -69,9 +72,9 @@ class Params(Section):
     def quantizers(self) -> dict[str, QuantizerArguments]:
         """Every quantizer that something is trained with, by its dotted key."""
         own = {"quantizer": self.quantizer, "switchable.quantizer": self.switchable.quantizer}
+        if ablation := self.post_training.ablation:
+            own["post_training.ablation.quantizer"] = ablation.quantizer
         methods = {"methods": self.comparisons.methods, "quantizers": self.comparisons.quantizers}
-        ablation = self.post_training.ablation
-        own["post_training.ablation.quantizer"] = ablation.quantizer if ablation else None
         tried = {f"comparisons.{key}[{i}].quantizer": m.quantizer for key, ms in methods.items() for i, m in enumerate(ms)}
         return {key: found for key, found in (own | tried).items() if found is not None}
 
@@ -131,7 +134,7 @@ class Params(Section):
     @check("switchable")
     @classmethod
     def _fits_precisions(cls, switchable: Switchable, info: Info) -> Switchable:
-        _refuse(_misfit(switchable, info.data.get("precisions", ())))
+        _refuse(misfit(switchable, info.data.get("precisions", ())))
         return switchable
 
     @check("comparisons")
@@ -143,11 +146,19 @@ class Params(Section):
         for kind in ("methods", "quantizers"):
             for i, method in enumerate(getattr(comparisons, kind)):
                 settings = method.applied(switchable)
-                if wrong := _misfit(settings, precisions):
+                if wrong := misfit(settings, precisions):
                     _refuse((f"{kind}[{i}].{wrong[0]}", *wrong[1:]))
-                if (cost := settings.schedule.passes_a_step(len(precisions))) > comparisons.passes:
+                if (cost := settings.least_passes(len(precisions))) > comparisons.passes:
                     _refuse(("passes", comparisons.passes, f"an integer of at least {cost}, what a step of {method.name} costs"))
         return comparisons
+
+    @check("tuning")
+    @classmethod
+    def _trials_fit(cls, tuning: Tuning | None, info: Info) -> Tuning | None:
+        precisions, switchable = info.data.get("precisions", ()), info.data.get("switchable")
+        if tuning and precisions and switchable:
+            _refuse(unfit(tuning, switchable, precisions))
+        return tuning
 
     @check("configurations", "deployment")
     @classmethod
@@ -289,30 +300,3 @@ def _refuse(wrong: tuple[str, Any, str] | None) -> None:
     """Raise for a key inside a section, with what was given and what is allowed."""
     if wrong:
         raise PydanticCustomError("inner", "{key}", dict(zip(("key", "given", "allowed"), wrong, strict=True)))
-
-
-def _misfit(switchable: Switchable, precisions: Sequence[Precision]) -> tuple[str, Any, str] | None:
-    """The key, the value and what is allowed of the first setting that `precisions` rule out."""
-    schedule, objective, count = switchable.schedule, switchable.objective, len(precisions)
-    if not count:  # wrong themselves
-        return None
-    if schedule.name == "random_uniform" and (schedule.passes or 1) > count:
-        allowed = f"an integer from 1 to {count}, since random_uniform draws each of precisions once a step"
-        return "schedule.passes", schedule.passes, allowed
-    if unknown := [p.name for p in schedule.pattern or () if p not in precisions]:
-        return "schedule.pattern", [p.name for p in schedule.pattern or ()], f"a list of precisions, which {unknown[0]} is not of"
-    ends = [*(schedule.cosine and schedule.cosine.between or ())]
-    if not {*ends} <= {*precisions}:
-        return "schedule.cosine.between", [p.name for p in ends], "two of precisions"
-    if schedule.then and schedule.then.precision not in precisions:
-        return "schedule.then.precision", schedule.then.precision.name, "one of precisions"
-    if schedule.name == "progressive" and switchable.training.steps < count:
-        return "training.steps", switchable.training.steps, f"at least {count}, a step for each of precisions"
-    if objective.rule.needs_several and schedule.passes_a_step(count) < 2:
-        alone = [repr(name) for name, rule in OBJECTIVES.items() if not rule.needs_several]
-        allowed = f"{', '.join(alone[:-1])} or {alone[-1]}, because {schedule.name} trains one configuration a step here"
-        return "objective.name", objective.name, allowed
-    factors = switchable.learning_rate_factors
-    if factors is not None and len(factors) != count:
-        return "learning_rate_factors", list(factors), f"a list of {count} values, one for each of precisions, or null"
-    return None

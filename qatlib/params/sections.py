@@ -13,9 +13,7 @@ from pydantic import field_validator as check
 from pydantic_core import PydanticCustomError
 
 from qatlib.arguments import (
-    AttackArguments,
     Count,
-    ObjectiveArguments,
     Positive,
     QuantizerArguments,
     Size,
@@ -24,7 +22,6 @@ from qatlib.arguments import (
 from qatlib.files import is_a
 from qatlib.params.yaml import given
 from qatlib.qa.formats import SUFFIXES, content_hash
-from qatlib.scheduling import ScheduleArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository: relative paths in params files and overrides start here, whatever the working directory."""
@@ -221,27 +218,6 @@ def _dynamic(quantizer: QuantizerArguments | None) -> QuantizerArguments | None:
 
 
 DynamicQuantizer = Annotated[QuantizerArguments, AfterValidator(_dynamic)]
-
-
-Adapters = Literal["separate", "shared", "none"]
-
-
-class Switchable(Section):
-    """Training of the switchable model: which configurations a step sees, what it minimises, and how fast it learns."""
-
-    schedule: ScheduleArguments
-    objective: ObjectiveArguments
-    adapters: Adapters = "separate"
-    """`separate`: one adapter for each weight bit-width. `shared`: one for all of them, with the first rank, alpha and dropout of
-    `lora`. `none`: all weights are trained instead."""
-    quantizer: DynamicQuantizer | None = None
-    """Quantizer of the switchable model; null for the run's `quantizer`."""
-    learning_rate_factors: tuple[Positive, ...] | None = None
-    """Factors on the learning rate, one for each of `precisions`; null for none."""
-    adversary: AttackArguments | None = None
-    """Attack that perturbs every training batch, at the configuration that the batch is trained at; null for none."""
-    training: TrainingArguments
-    """Length, batches and learning rate of the training."""
 
 
 class Evaluation(Section):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from pydantic import field_validator as check
 
 from qatlib.arguments import Count, Positive, Size
 from qatlib.params.experiments import label
-from qatlib.params.sections import Questions, Section
+from qatlib.params.sections import LoraSettings, Questions, Section
+from qatlib.params.switchable import Switchable, misfit
 from qatlib.params.yaml import given
+from qatlib.precision import Precision
 from qatlib.scheduling import ScheduleArguments
-
-if TYPE_CHECKING:
-    from qatlib.params.schema import Params
 
 
 class Trial(Section):
@@ -32,17 +32,20 @@ class Trial(Section):
     ranks: tuple[Size, ...] | None = None
     """Rank of each precision's adapter, scaled by the same alpha / rank as in `lora`; null for the ranks there."""
 
-    def applied(self, params: Params) -> Params:
-        """The run's params with this trial's settings."""
-        switchable, lora = params.switchable, params.lora
-        settings = {key: getattr(self, key) for key in ("learning_rate_factors", "schedule") if getattr(self, key) is not None}
+    def settings(self, switchable: Switchable) -> Switchable:
+        """The settings of `switchable` with what this trial changes."""
+        changes = {key: value for key, value in self if key in ("learning_rate_factors", "schedule") and value is not None}
         if self.learning_rate is not None:
-            settings["training"] = replace(switchable.training, learning_rate=self.learning_rate)
-        if self.ranks is not None:
-            scales = (alpha / rank for alpha, rank in zip(lora.alphas, lora.ranks, strict=True))
-            alphas = tuple(scale * rank for scale, rank in zip(scales, self.ranks, strict=True))
-            lora = lora.model_copy(update={"ranks": self.ranks, "alphas": alphas})
-        return params.model_copy(update={"switchable": switchable.model_copy(update=settings), "lora": lora})
+            changes["training"] = replace(switchable.training, learning_rate=self.learning_rate)
+        return switchable.model_copy(update=changes)
+
+    def adapters(self, lora: LoraSettings) -> LoraSettings:
+        """The adapters of `lora` with the ranks of this trial."""
+        if self.ranks is None:
+            return lora
+        columns = zip(lora.alphas, lora.ranks, self.ranks, strict=True)
+        alphas = tuple(alpha / before * rank for alpha, before, rank in columns)
+        return lora.model_copy(update={"ranks": self.ranks, "alphas": alphas})
 
 
 class Tuning(Section):
@@ -62,3 +65,19 @@ class Tuning(Section):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"a list in which every name is another and none is own, unlike {given(twice[0])}")
         return value
+
+
+def unfit(tuning: Tuning, switchable: Switchable, precisions: Sequence[Precision]) -> tuple[str, Any, str] | None:
+    """The key, the value and what is allowed of the first setting that `precisions` or the number of passes rule out."""
+    count = len(precisions)
+    for i, trial in enumerate(tuning.trials):
+        for key in ("ranks", "learning_rate_factors"):
+            values = getattr(trial, key)
+            if values is not None and len(values) != count:
+                return f"trials[{i}].{key}", list(values), f"a list of {count} values, one for each of precisions, or null"
+        settings = trial.settings(switchable)
+        if wrong := misfit(settings, precisions):
+            return f"trials[{i}].{wrong[0]}", *wrong[1:]
+        if (cost := settings.least_passes(count)) > tuning.passes:
+            return "passes", tuning.passes, f"an integer of at least {cost}, what a step of {trial.name} costs"
+    return None

@@ -75,7 +75,8 @@ def ablation(trainings: Trainings, section: Ablation) -> Found:
 
 def _measured(trainings: Trainings, section: Ablation, variant: Variant) -> Found:
     study, params = trainings.study, trainings.params
-    settings = params.switchable.model_copy(update={"quantizer": variant.quantizer, "adapters": "separate"})
+    changes = {"quantizer": variant.quantizer, "adapters": "separate", "base_training": None}
+    settings = params.switchable.model_copy(update=changes)
     model = trainings.prepared(Recipe(variant.name, section.precisions, settings, params.seed, start=variant.start))
     at = [FULL_PRECISION, *section.precisions] if variant.name == PLAIN else section.precisions
     label = f"ablation_{variant.name}".replace(" ", "_")

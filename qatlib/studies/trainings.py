@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from qatlib.attacks.embedding import attack_embeddings
 from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.params.experiments import Method
-from qatlib.params.sections import AdapterStart, Switchable
+from qatlib.params.sections import AdapterStart
+from qatlib.params.switchable import BaseTraining, Switchable
 from qatlib.precision import FULL, LayerInfo, Precision, widest_first
 from qatlib.qa.calibration import start_adapters
 from qatlib.qa.parts import spread
@@ -53,7 +56,7 @@ class Trainings:
 
     def __init__(self, study: Study, base: Path) -> None:
         self.study, self.params, self.base = study, study.params, base
-        self._last: tuple[QuantizerArguments, tuple[Precision, ...], SwitchableModel] | None = None
+        self._last: tuple[Any, SwitchableModel] | None = None
         self._started: tuple[Any, dict[str, Tensor]] | None = None
 
     @property
@@ -62,27 +65,46 @@ class Trainings:
         return Recipe("switchable", self.params.precisions, self.params.switchable, self.params.seed)
 
     def variations(self, methods: Sequence[Method]) -> list[Recipe]:
-        """One training per method and seed, with the number of passes in `comparisons`."""
+        """One training per method and seed, with the number of passes in `comparisons`.
+
+        In every method, base training gets the same share of them as in the params' `switchable`. So methods with one quantizer
+        have one base.
+        """
         precisions = self.params.precisions
         return [
-            Recipe(m.name, precisions, at_budget(settings, len(precisions), self.params.comparisons.passes), seed, start=m.start)
-            for m, settings in [(m, m.applied(self.params.switchable)) for m in methods]
+            Recipe(m.name, precisions, self._within(m.applied(self.params.switchable), len(precisions)), seed, start=m.start)
+            for m in methods
             for seed in self.params.comparisons.seeds
         ]
 
     def specialists(self) -> list[Recipe]:
-        """Trainings of the first method at one precision only: for some precisions and each seed, with the whole budget."""
-        comparisons = self.params.comparisons
+        """Trainings of the first method at one precision only: for some precisions and each seed, with the whole budget.
+
+        A specialist has a base training if its precision is one of those of base training. It is for this precision alone too.
+        """
+        comparisons, always = self.params.comparisons, ScheduleArguments("all")
         first = comparisons.methods[0].applied(self.params.switchable)
-        alone = first.model_copy(update={"schedule": ScheduleArguments("all"), "learning_rate_factors": None})
-        settings = at_budget(alone, 1, comparisons.passes)
+        alone = first.model_copy(update={"schedule": always, "learning_rate_factors": None})
+
+        def settings(p: Precision) -> Switchable:
+            base = first.base_training if first.base_training and p in first.base_training.precisions else None
+            own = base and base.model_copy(update={"precisions": (p,), "schedule": always})
+            return self._within(alone.model_copy(update={"base_training": own}), 1)
+
         narrowest_first = widest_first(self.params.specialized)[::-1]
         chosen = widest_first(spread(narrowest_first, comparisons.specialists))
-        return [Recipe("specialist", (p,), settings, seed) for p in chosen for seed in comparisons.seeds]
+        return [Recipe("specialist", (p,), settings(p), seed) for p in chosen for seed in comparisons.seeds]
+
+    def _within(self, settings: Switchable, precisions: int) -> Switchable:
+        """Settings at the budget of `comparisons`."""
+        share = self.params.switchable.base_share(len(self.params.precisions))
+        return at_budget(settings, precisions, self.params.comparisons.passes, share)
 
     def plain(self, schedule: ScheduleArguments, precisions: int, passes: int, **changes: Any) -> Switchable:
-        """The settings of `switchable` with another schedule, the average loss and a single learning rate, at a budget."""
-        update = {"schedule": schedule, "objective": ObjectiveArguments("average"), "learning_rate_factors": None} | changes
+        """The settings of `switchable` at a budget, with another schedule and the average loss. There is a single learning rate
+        and no base training."""
+        update = {"schedule": schedule, "objective": ObjectiveArguments("average"), "learning_rate_factors": None}
+        update |= {"base_training": None, **changes}
         return at_budget(self.params.switchable.model_copy(update=update), precisions, passes)
 
     def quantizer(self, settings: Switchable) -> QuantizerArguments:
@@ -90,47 +112,85 @@ class Trainings:
         return settings.quantizer or self.params.quantizer
 
     def prepared(self, recipe: Recipe) -> SwitchableModel:
-        """The untrained model of a recipe: the teacher with its quantizer and fresh adapters, or with all weights trainable.
+        """The untrained model of a recipe: its frozen base with fresh adapters, or the teacher with all weights trainable.
 
         An adapter has the rank, alpha and dropout of its precision in the params. Other precisions use those of the first.
         """
-        lora, quantizer = self.params.lora, self.quantizer(recipe.settings)
-        if recipe.settings.adapters == "none":  # codes that compensate are those of a frozen weight
-            quantizer = replace(quantizer, rounding="nearest")
-        model = self._quantized(quantizer, tuple(dict.fromkeys((*recipe.precisions, *recipe.judged))))
+        lora, model = self.params.lora, self.frozen_base(recipe)
         columns = zip(self.params.precisions, lora.ranks, lora.alphas, lora.dropouts, strict=True)
         specs = {p: LoraSpec(rank, alpha, dropout) for p, rank, alpha, dropout in columns}
         first = next(iter(specs.values()))
         torch.manual_seed(stream(recipe.seed, "adapters"))
         match recipe.settings.adapters:
             case "none":
-                model.unfreeze_base()
+                model.unfreeze_base(held=recipe.precisions)
             case "shared":
                 model.add_adapters({SHARED: first})
             case "separate":
                 model.add_adapters({p.w_bits: specs.get(p, first) for p in recipe.precisions})
         if (recipe.start or lora.start) == "output_error":
             self._start(model)
-        if quantizer.learned_steps:
+        if model.quantizer.learned_steps:
             model.learn_steps(recipe.precisions)
         return model
 
-    def _quantized(self, quantizer: QuantizerArguments, precisions: tuple[Precision, ...]) -> SwitchableModel:
-        """The teacher with a quantizer, codes and clips. They take minutes for SmolLM2, so the last model is kept to copy."""
-        if self._last is None or self._last[:2] != (quantizer, precisions):
+    def frozen_base(self, recipe: Recipe) -> SwitchableModel:
+        """What adapters are trained on: the teacher, after its base training if there is one, with quantizer, codes and clips.
+
+        They take minutes for SmolLM2, so the last model is kept, and a copy is returned.
+        """
+        quantizer = self.quantizer(recipe.settings)
+        if recipe.settings.adapters == "none":  # codes that compensate are those of a frozen weight
+            quantizer = replace(quantizer, rounding="nearest")
+        precisions = tuple(dict.fromkeys((*recipe.precisions, *recipe.judged)))
+        name = base_name(recipe, quantizer)
+        key = name, quantizer, precisions
+        if self._last is None or self._last[0] != key:
             model = self.study.saved_model(self.base)
+            if recipe.settings.base_training:
+                self._train_base(model, recipe.settings.base_training, quantizer, name, recipe.seed)
             self.study.quantize(model, quantizer, precisions)
             for layer in model.layers:
                 for w_bits in {p.w_bits for p in precisions} - {FULL}:
                     layer.codes(w_bits)
-            self._last = quantizer, precisions, model
-        return copy.deepcopy(self._last[2])
+            self._last = key, model
+        return copy.deepcopy(self._last[1])
+
+    def bases(self, recipe: Recipe) -> Iterator[tuple[str, SwitchableModel]]:
+        """The frozen base before and after its base training, by name; nothing without base training. Both have the quantizer."""
+        if recipe.settings.base_training:
+            before = recipe.settings.model_copy(update={"base_training": None})
+            yield "teacher_base", self.frozen_base(replace(recipe, settings=before))
+            yield "trained_base", self.frozen_base(recipe)
+
+    def _train_base(
+        self, model: SwitchableModel, base: BaseTraining, quantizer: QuantizerArguments, name: str, seed: int
+    ) -> None:
+        """Train all weights of a teacher under `name`, or read them from a finished checkpoint. The windows come in an order of
+        their own; the loss is measured at all of the params' precisions."""
+        self.study.quantize(model, replace(quantizer, rounding="nearest"), self.params.precisions)
+        model.unfreeze_base(held=base.precisions)
+        own = stream(seed, "base training")
+        self.study.fit(
+            model,
+            base.training,
+            name,
+            make_schedule(base.schedule, base.precisions, model.infos, seed=own, steps=base.training.steps),
+            self.params.precisions,
+            seed=own,
+            objective=base.objective,
+            teacher=self._teacher(base.objective),
+        )
+        model.freeze_base()
+
+    def _teacher(self, objective: ObjectiveArguments) -> SwitchableModel | None:
+        return self.study.saved_model(self.base) if objective.rule.needs_teacher else None
 
     def _start(self, model: SwitchableModel) -> None:
         """Start adapters at the correction of their layer's error. It takes minutes too, so the last one is kept as well."""
         assert self._last is not None
         widths = tuple(f".adapters.{w_bits}." for w_bits in model.lora if w_bits not in (SHARED, FULL))
-        key = (*self._last[:2], tuple(model.lora.items()))
+        key = self._last[0], tuple(model.lora.items())
         own = {name: p.data for name, p in model.named_parameters() if any(width in name for width in widths)}
         if self._started is None or self._started[0] != key:
             start_adapters(model, self.study.calibration_features, "starting adapters")
@@ -166,7 +226,7 @@ class Trainings:
             precisions if probed else (),
             seed=recipe.seed,
             objective=settings.objective,
-            teacher=self.study.saved_model(self.base) if settings.objective.rule.needs_teacher else None,
+            teacher=self._teacher(settings.objective),
             learning_rate_factors=dict(zip(precisions, factors, strict=True)) if factors else None,
             adversary=self._adversary(model, recipe),
         )
@@ -207,10 +267,33 @@ class Trainings:
         return pd.concat(found, ignore_index=True)
 
 
-def at_budget(settings: Switchable, precisions: int, passes: int) -> Switchable:
-    """The same settings with as many steps as a budget of passes allows."""
-    training = at_passes(settings.training, settings.schedule, precisions, passes)
-    return settings.model_copy(update={"training": training})
+def at_budget(settings: Switchable, precisions: int, passes: int, base_share: float = 0.0) -> Switchable:
+    """The same settings with as many steps as a budget of passes allows.
+
+    Args:
+        base_share: the share of the passes that a base training gets. It gets one step at least, and leaves one.
+    """
+    base, left = settings.base_training, passes
+    if base:
+        most = passes - settings.schedule.passes_a_step(precisions)
+        given = max(base.passes_a_step, min(round(base_share * passes), most))
+        training = at_passes(base.training, base.schedule, len(base.precisions), given)
+        base = base.model_copy(update={"training": training})
+        left -= base.passes
+    training = at_passes(settings.training, settings.schedule, precisions, left)
+    return settings.model_copy(update={"training": training, "base_training": base})
+
+
+def base_name(recipe: Recipe, quantizer: QuantizerArguments) -> str:
+    """The name of a base training's files, the same for all recipes that share one: its precisions, its seed, and a hash of its
+    settings and of the quantizer. Empty if there is none."""
+    base = recipe.settings.base_training
+    if base is None:
+        return ""
+    seen = replace(quantizer, rounding="nearest", learned_steps=False)  # what the training makes of it
+    said = json.dumps([base.model_dump(mode="json"), asdict(seen)], sort_keys=True)
+    widths = "-".join(p.name for p in base.precisions)
+    return f"base_{widths}_seed{recipe.seed}_{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
 def file_name(recipe: Recipe) -> str:

@@ -38,9 +38,10 @@ def _settings(params: Params, tuning: Tuning) -> Iterator[tuple[str, Params]]:
     """Every trial's name and params, at the same number of passes."""
     precisions = len(params.precisions)
     base_share = params.switchable.base_share(precisions)
-    for name, found in {OWN: params, **{trial.name: trial.applied(params) for trial in tuning.trials}}.items():
-        settings = at_budget(found.switchable, precisions, tuning.passes, base_share)
-        yield name, found.model_copy(update={"switchable": settings})
+    trials = [(t.name, t.settings(params.switchable), t.adapters(params.lora)) for t in tuning.trials]
+    for name, switchable, lora in [(OWN, params.switchable, params.lora), *trials]:
+        settings = at_budget(switchable, precisions, tuning.passes, base_share)
+        yield name, params.model_copy(update={"switchable": settings, "lora": lora})
 
 
 def _scored(trainings: Trainings, questions: int, name: str, params: Params) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from qatlib.judging.trials import gains, tried_table
+from qatlib.judging.trials import gains_in_words, tried_table
 
 OPTIONS = {"resamples": 100}
 
@@ -29,4 +29,6 @@ def test_a_trial_is_compared_with_the_first_at_the_same_precision():
 
 
 def test_gains_are_means_over_precisions():
-    assert gains(scores(own=0, faster=10, slower=-2), **OPTIONS) == "faster: +5.0 [+5.0, +5.0]; slower: −1.0 [−1.0, −1.0]"
+    assert (
+        gains_in_words(scores(own=0, faster=10, slower=-2), **OPTIONS) == "faster: +5.0 [+5.0, +5.0]; slower: −1.0 [−1.0, −1.0]"
+    )

@@ -7,7 +7,10 @@ from qatlib.params.load import load_params
 # a trial, what its refusal says
 WRONG = {
     "ranks": ("ranks: [4]", "tuning.trials[0].ranks is [4]; allowed is a list of 6 values, one for each of precisions, or null"),
-    "factors": ("learning_rate_factors: [1, 2]", "tuning.trials[0].learning_rate_factors is [1, 2]; allowed is a list of 6 values"),
+    "factors": (
+        "learning_rate_factors: [1, 2]",
+        "tuning.trials[0].learning_rate_factors is [1, 2]; allowed is a list of 6 values",
+    ),
     "schedule": (
         "schedule: {name: scheduled, pattern: [7]}",
         'tuning.trials[0].schedule.pattern is ["7"]; allowed is a list of precisions, which 7 is not of',
@@ -30,6 +33,7 @@ def test_a_name_is_given_once_and_not_that_of_the_run(refusal):
 
 def test_a_trial_changes_what_it_names_and_scales_alphas_with_ranks():
     params = load_params("smoke", ["tuning={questions: 40, passes: 4, trials: [{name: x, ranks: [4, 4, 8, 16]}]}"])
-    changed = params.tuning.trials[0].applied(params)
-    assert changed.lora.ranks == (4, 4, 8, 16) and changed.lora.alphas == (8, 8, 16, 32)
-    assert changed.switchable == params.switchable and changed.data == params.data
+    trial = params.tuning.trials[0]
+    changed = trial.adapters(params.lora)
+    assert changed.ranks == (4, 4, 8, 16) and changed.alphas == (8, 8, 16, 32) and changed.start == params.lora.start
+    assert trial.settings(params.switchable) == params.switchable

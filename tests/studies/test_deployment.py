@@ -36,6 +36,7 @@ def test_bytes_on_disk_are_those_of_the_formula_and_a_header(study, model):
 
 
 def test_the_deployed_model_gives_the_same_answers(study, model):
+    assert study.params.switchable.base_training  # so its base is no longer the teacher
     found = deployment.agreement(study, model)
     assert found["precision"].tolist() == ["8", "2"] and found["same_answers"].tolist() == [100, 100]
     assert found["n"].tolist() == [10, 10]

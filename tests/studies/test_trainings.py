@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qatlib import training as training_module
 from qatlib.lora import SHARED
 from qatlib.precision import Precision
+from qatlib.scheduling import ScheduleArguments
 from qatlib.studies import study as study_module
 from qatlib.studies import trainings as trainings_module
 from qatlib.studies.study import Study
-from qatlib.studies.trainings import Recipe, Trainings
+from qatlib.studies.trainings import Recipe, Trainings, base_name
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,22 @@ def base(make_desk, tmp_path_factory):
 @pytest.fixture
 def trainings(base, make_desk, tmp_path):
     def make(*overrides: str) -> Trainings:
-        return Trainings(Study(make_desk(tmp_path, *overrides)), base)
+        return Trainings(Study(make_desk(tmp_path, "switchable.base_training=null", *overrides)), base)
 
     return make
+
+
+BASE = (
+    "switchable.base_training={precisions: [4, 2], schedule: {name: cyclic}, objective: {name: distillation}, "
+    "training: {steps: 4, batch_size: 8, learning_rate: 1e-3, checkpoint_every: 2}}"
+)
+"""Four steps."""
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """The base's own."""
+    own = (".adapters.", ".clips.", ".compensated.")
+    return {name: p for name, p in model.lm.named_parameters() if not any(part in name for part in own)}
 
 
 def test_a_switchable_model_has_an_adapter_a_width_on_the_saved_teacher(trainings):
@@ -133,3 +148,81 @@ def test_all_weights_are_trained_with_codes_rounded_to_nearest(trainings):
     mine = trainings("switchable.quantizer={rounding: compensated}", "switchable.adapters=none")
     model = mine.prepared(mine.own)
     assert model.quantizer.rounding == "nearest" and not model.layers[0].compensated
+
+
+def test_adapters_are_trained_on_a_base_that_was_trained_once_and_is_frozen(trainings):
+    quantizer = "switchable.quantizer={clipping: mse, rotation: hadamard, rounding: compensated}"
+    mine = trainings(BASE, quantizer, "switchable.training.steps=2", "lora.start=output_error")
+    teacher, model = mine.study.saved_model(mine.base), mine.prepared(mine.own)
+    x = torch.randint(1, 300, (2, 9))
+    with torch.no_grad(), model.at(32):
+        assert not torch.equal(model(x).start, teacher(x).start)  # at every precision the base is another
+    assert not any(torch.equal(p, weights(teacher)[name]) for name, p in weights(model).items() if p.dim() == 2)
+    assert not any(p.requires_grad for p in weights(model).values())
+    layer, other = model.layers[0], teacher.layers[0]
+    assert layer.compensated.keys() == {"8", "4", "2"} and not torch.equal(layer.read_back(2), other.read_back(2))
+    before = {name: p.clone() for name, p in weights(model).items()}
+    mine.fit(model, mine.own)
+    assert all(torch.equal(p, before[name]) for name, p in weights(model).items())
+    trained = [name for name in mine.study.stage.computed if "base" in name]
+    assert len(trained) == 1 and trained[0].startswith("training_base_4-2_seed0_")
+    curve = mine.study.stage.table(trained[0], lambda: None)
+    assert set(curve["w_bits"].dropna()) == {4, 2} and curve.filter(regex="^loss@").dropna().shape == (3, 4)
+
+
+def test_a_killed_base_training_goes_on_to_the_same_weights(trainings, base, make_desk, tmp_path, monkeypatch):
+    chosen = [BASE, "switchable.quantizer={clipping: mse}"]
+    expected = Trainings(Study(make_desk(tmp_path / "whole", *chosen)), base)
+    expected = weights(expected.frozen_base(expected.own))
+    real, calls = training_module.task_loss, []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 3:  # in step 4, after the checkpoint of step 2
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(training_module, "task_loss", killed)
+    mine = trainings(*chosen)
+    with pytest.raises(KeyboardInterrupt):
+        mine.frozen_base(mine.own)
+    monkeypatch.setattr(training_module, "task_loss", real)
+    again = trainings(*chosen)
+    assert all(torch.equal(p, expected[name]) for name, p in weights(again.frozen_base(again.own)).items())
+
+
+def test_a_base_is_shared_by_what_trains_it_alike(trainings):
+    methods = "comparisons.methods=[{name: a}, {name: b, adapters: shared}, {name: c, schedule: {name: all}}, "
+    mine = trainings(BASE, f"{methods}{{name: d, base_training: false}}, {{name: e, adapters: none}}]", "comparisons.passes=14")
+    quantized = "[{name: f, quantizer: {rounding: compensated}}, {name: g, quantizer: {clipping: mse}}]"
+    recipes = mine.variations(mine.params.comparisons.methods)
+    others = trainings(BASE, methods + "]", f"comparisons.quantizers={quantized}", "comparisons.passes=14")
+    recipes += others.variations(others.params.comparisons.quantizers)
+    names = {r.name: base_name(r, mine.quantizer(r.settings)) for r in (mine.own, *recipes)}
+    assert names["switchable"] == names["a"] == names["b"] == names["c"] == names["f"] != names["g"]
+    assert names["d"] == names["e"] == "" != names["g"]
+    assert base_name(replace(mine.own, seed=1), mine.params.quantizer) != names["a"]
+
+
+@pytest.mark.parametrize("passes", [5, 14, 31, 700])
+def test_a_budget_is_of_base_training_and_adapters_together(trainings, passes):
+    methods = "[{name: a}, {name: b, base_training: false}, {name: c, schedule: {name: all}}]"
+    mine = trainings(BASE, f"comparisons.methods={methods}", "comparisons.specialists=4", f"comparisons.passes={passes}")
+    first, alone, joint = (r.settings for r in mine.variations(mine.params.comparisons.methods))
+    assert first.base_training.passes + first.training.steps == passes == alone.training.steps and alone.base_training is None
+    assert first.base_training.passes == pytest.approx(passes * 4 / 14, abs=0.5)  # 4 of 14 passes in the params
+    assert 0 <= passes - joint.base_training.passes - 4 * joint.training.steps < 4
+    trained = {r.precisions[0].name: r.settings for r in mine.specialists()}
+    assert [name for name, settings in trained.items() if settings.base_training] == ["4", "2"]
+    assert all(s.training.steps + (s.base_training.passes if s.base_training else 0) == passes for s in trained.values())
+    assert trained["2"].base_training.precisions == (Precision(2, 2),)
+    assert mine.plain(ScheduleArguments("cyclic"), 4, 8).base_training is None
+
+
+def test_the_base_before_and_after_its_training(trainings):
+    mine = trainings(BASE)
+    (before, teacher), (after, base) = mine.bases(mine.own)
+    assert (before, after) == ("teacher_base", "trained_base") and not teacher.lora and not base.lora
+    assert all(torch.equal(p, weights(mine.study.saved_model(mine.base))[name]) for name, p in weights(teacher).items())
+    plain = trainings()
+    assert [*plain.bases(plain.own)] == []

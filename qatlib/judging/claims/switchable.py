@@ -14,7 +14,7 @@ from qatlib.judging.results import Cell
 from qatlib.judging.rule import MARGIN
 from qatlib.judging.stats import Estimate
 from qatlib.params.experiments import Method
-from qatlib.params.sections import Switchable
+from qatlib.params.switchable import Switchable
 from qatlib.precision import FULL_PRECISION
 
 S1_KEPT = {"16": 100 * 75.42 / 76.80, "8": 100 * 74.03 / 76.80, "6": 100 * 71.15 / 76.80, "4": 100 * 60.41 / 76.80}
