@@ -8,8 +8,8 @@ from qatlib.params.load import load_params
 WRONG = {
     "ranks": ("ranks: [4]", "tuning.trials[0].ranks is [4]; allowed is a list of 6 values, one for each of precisions, or null"),
     "factors": (
-        "learning_rate_factors: [1, 2]",
-        "tuning.trials[0].learning_rate_factors is [1, 2]; allowed is a list of 6 values",
+        "learning_rate_factors: [1.5, 2.5]",
+        "tuning.trials[0].learning_rate_factors is [1.5, 2.5]; allowed is a list of 6 values",
     ),
     "schedule": (
         "schedule: {name: scheduled, pattern: [7]}",

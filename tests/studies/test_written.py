@@ -9,7 +9,7 @@ from qatlib.studies.written import written_answers
 
 def test_answers_are_scored_at_every_precision(make_desk, tmp_path):
     study = Study(make_desk(tmp_path))
-    study.teacher("lora")[0].save(tmp_path / "t", study.tokenizer)
+    study.teacher("full")[0].save(tmp_path / "t", study.tokenizer)
     mine = Trainings(study, tmp_path / "t")
     found = written_answers(study, mine.prepared(mine.own), "written", study.params.precisions[:2])
     assert list(found["precision"].unique()) == [p.name for p in study.params.precisions[:2]]
