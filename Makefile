@@ -16,6 +16,8 @@ MAKEOVERRIDES =
 # Packages of the user's home are no part of an environment, and pip puts nothing there.
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
+# Threads that wait for one another sleep. By default they spin, and beside a busy process a training then takes many times as long.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 hash  := \#
 unfit := $(strip $(filter -%,$(VENV)) $(foreach c,: ; % = $(hash) $$ * ? [ ] ~ ' " ` \ & | < > ( ) { } !,$(findstring $(c),$(VENV))))

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.attacking import attack
 from benchmarks.inference import inference
+from benchmarks.machine import busy, mixed_precision
 from benchmarks.measure import Row
 from benchmarks.memory import memory
 from benchmarks.models import QUICK, Settings
@@ -34,6 +35,8 @@ COMPARISONS: tuple[Callable[[Settings, torch.device], Iterator[Row]], ...] = (
     switching,
     inference,
     memory,
+    mixed_precision,
+    busy,
 )
 """A comparison is a function that yields rows; a new one is added here."""
 
@@ -87,6 +90,7 @@ def environment() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "load_before": os.getloadavg()[0],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor
 
+from qatlib.arithmetic import BF16, NO
 from qatlib.files import replacing
 from qatlib.saving import ModelError, intact, save_file
 
@@ -28,8 +29,12 @@ def save(
     trainable: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
+    mixed_precision: str,
 ) -> None:
-    """Write one file with weights, optimizer, random states and the metrics so far. It gets its name only when complete."""
+    """Write one file with weights, optimizer, random states, the metrics so far, and the `mixed_precision` of the training.
+
+    It gets its name only when complete.
+    """
     random_states = _random_states(accelerator)
     if accelerator.is_main_process:
         tensors = {f"weight/{name}": p.detach().contiguous() for name, p in trainable.items()} | random_states
@@ -37,7 +42,7 @@ def save(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{names[index]}/{key}": torch.as_tensor(value) for key, value in state.items()}
         with replacing(path) as scratch:
-            save_file(tensors, scratch, {"done": str(done), "rows": json.dumps(rows)})
+            save_file(tensors, scratch, {"done": str(done), "rows": json.dumps(rows), "mixed_precision": mixed_precision})
     accelerator.wait_for_everyone()  # every process can find the file from here on
 
 
@@ -62,8 +67,19 @@ def check_writable(path: Path) -> None:
         pass
 
 
-def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, rank: int) -> tuple[int, list[Any]]:
-    """Steps done and metrics so far; (0, []) without a checkpoint.
+class State(NamedTuple):
+    """What a checkpoint says of its training."""
+
+    done: int
+    """Steps; 0 without a checkpoint."""
+    rows: list[Any]
+    """The metrics so far."""
+    mixed_precision: str | None
+    """`no` or `bf16`; None without a checkpoint, or if it is older than this field."""
+
+
+def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, rank: int) -> State:
+    """Restore weights, optimizer and random states, if there is a checkpoint.
 
     If there are more processes now than when it was written, the additional ones keep their own random states.
 
@@ -71,9 +87,9 @@ def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.O
         ModelError: the file is damaged, or a checkpoint of other parameters. Nothing is changed then.
     """
     if not path.is_file():
-        return 0, []
+        return State(0, [], None)
     with intact(path), safe_open(path, "pt") as file:
-        done, rows = _about(path, file.metadata())
+        about = _about(path, file.metadata())
         keys = file.keys()
         parts = {key: file.get_slice(key) for key in keys}
         found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
@@ -94,18 +110,20 @@ def resume(path: Path, trainable: Mapping[str, Tensor], optimizer: torch.optim.O
             elif rank < len(value) and torch.cuda.is_available():
                 torch.cuda.set_rng_state(value[rank].clone())
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return done, rows
+    return about
 
 
-def _about(path: Path, metadata: Mapping[str, str] | None) -> tuple[int, list[Any]]:
-    """Steps done and metrics so far, from the file's header."""
+def _about(path: Path, metadata: Mapping[str, str] | None) -> State:
+    """From the file's header."""
     try:
-        done, rows = int((metadata or {})["done"]), json.loads((metadata or {})["rows"])
-        if done >= 0 and isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            return done, rows
+        header = metadata or {}
+        state = State(int(header["done"]), json.loads(header["rows"]), header.get("mixed_precision"))
+        listed = isinstance(state.rows, list) and all(isinstance(row, dict) for row in state.rows)
+        if state.done >= 0 and listed and state.mixed_precision in (NO, BF16, None):
+            return state
     except (KeyError, ValueError, RecursionError):
         pass
-    raise ModelError(f"{path}: a damaged checkpoint, whose header does not hold the steps done and their metrics")
+    raise ModelError(f"{path}: a damaged checkpoint, whose header does not hold the steps done, their metrics and arithmetic")
 
 
 def _check(path: Path, found: Mapping[str, tuple[tuple[int, ...], str]], trainable: Mapping[str, Tensor]) -> None:

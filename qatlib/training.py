@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qatlib import checkpoints
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
+from qatlib.arithmetic import AUTO, autocast, continued, quick_attention, resolved
 from qatlib.model import SwitchableModel
 from qatlib.objectives import added_terms
 from qatlib.precision import FULL, Configuration, Precision
@@ -31,10 +32,6 @@ from qatlib.qa.spans import Feature
 from qatlib.schedule import Schedule
 from qatlib.seeds import stream
 from qatlib.switching import Output
-
-BF16 = "bf16"
-MIXED_PRECISIONS = ("no", BF16)
-"""What `mixed_precision` may be; `no` means none."""
 
 Adversary = Callable[[Batch, Configuration], Tensor]
 """A batch and its configuration → embeddings (batch, tokens, width) that replace those of its tokens."""
@@ -72,7 +69,7 @@ def fit(
     teacher: SwitchableModel | None = None,
     learning_rate_factors: Mapping[Precision, float] | None = None,
     adversary: Adversary | None = None,
-    mixed_precision: str = "no",
+    mixed_precision: str = AUTO,
     trackers: Sequence[str] = (),
     log_dir: Path | None = None,
     probe: Probe | None = None,
@@ -96,7 +93,8 @@ def fit(
             layers and configurations of the step.
         adversary: for adversarial training (Madry et al. 2018); at random precision it is Double-Win Quant's (Fu et al. 2021).
             Its passes are not counted in the metrics.
-        mixed_precision: `no` or `bf16` (autocast); weights, optimizer and probes stay in fp32.
+        mixed_precision: `no`, `bf16` (autocast) or `auto`: bf16 where that is fast (`qatlib.arithmetic`). Weights, optimizer and
+            probes stay in fp32. A training that is resumed in its middle goes on as it began.
         trackers: accelerate's trackers that also get the metrics (`tensorboard`). A resumed run continues the same log,
             `<log_dir>/<description>`.
         log_dir: by default the directory of the checkpoint.
@@ -112,7 +110,8 @@ def fit(
     Raises:
         ValueError: no feature holds an answer; no parameter requires a gradient; the batch is smaller than the number of
             processes; a teacher, a factor or blocks for gradient checkpointing are needed and missing; the schedule gives a step
-            no configuration; the checkpoint is damaged or of another training; an argument is not one of those above.
+            no configuration; the checkpoint is damaged, of another training or, in its middle, of another arithmetic; an argument
+            is not one of those above.
         OSError: the checkpoint can't be written where it is named.
         ModuleNotFoundError: a tracker is not installed.
 
@@ -124,7 +123,8 @@ def fit(
         [2.0, 2.0]
     """
     objective, checkpoint = objective or ObjectiveArguments("average"), Path(checkpoint)
-    autocast = _autocast(model, mixed_precision)
+    device = device_of(model)
+    arithmetic = resolved(mixed_precision, device)
     answered = [f for f in features if f.start >= 0]
     if not answered:
         raise ValueError("no training window holds an answer: give more questions or a larger max_length")
@@ -135,7 +135,6 @@ def fit(
     for name in trackers:
         if find_spec(name) is None:  # accelerate would only log a line and leave it out
             raise ModuleNotFoundError(f"tracker {name} is not installed: pip install 'qatlib[{name}]'")
-    device = device_of(model)
     # Neither model nor optimizer is given to accelerate, because it would wrap the model. Its wrapper for several processes fails
     # on adapters without a gradient. Its wrapper for autocast would also affect the probes.
     accelerator = Accelerator(cpu=device.type == "cpu", log_with=list(trackers) or None, project_dir=log_dir or checkpoint.parent)
@@ -150,11 +149,14 @@ def fit(
 
     checkpoints.check_writable(checkpoint)
     torch.manual_seed(stream(seed, "dropout", rank))
-    done, rows = checkpoints.resume(checkpoint, trainable, optimizer, rank)
+    done, rows, began = checkpoints.resume(checkpoint, trainable, optimizer, rank)
     if done > args.steps:
         raise ValueError(
             f"{checkpoint}: a checkpoint of {done} steps, and the training has {args.steps}; remove it or name another"
         )
+    if 0 < done < args.steps:
+        arithmetic = resolved(continued(mixed_precision, began, checkpoint), device)
+    cast = autocast(model, arithmetic)
     for parameter in trainable.values() if processes > 1 else ():
         broadcast(parameter.data)  # each process may have drawn other weights; all must start equal
     if not rows:
@@ -165,7 +167,7 @@ def fit(
     with (
         _recomputed_activations(model, args.gradient_checkpointing),
         _quantized_gradients(model, args.gradient_bits),
-        _quick_attention(model, mixed_precision),
+        quick_attention(model, arithmetic),
     ):
         for step in progress:
             whole = [answered[i] for i in plan[step]]
@@ -178,7 +180,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             model.train()
-            losses = _passes(model, batch, configurations, args.lm_weight, objective, teacher, adversary, autocast)
+            losses = _passes(model, batch, configurations, args.lm_weight, objective, teacher, adversary, cast)
             if processes > 1:
                 _add_up(accelerator, [*trainable.values()], losses)
             norm = torch.nn.utils.clip_grad_norm_(trainable.values(), args.max_grad_norm)
@@ -194,7 +196,7 @@ def fit(
                 row |= probe()
             accelerator.log(row, step=step + 1)
             if at_checkpoint:
-                checkpoints.save(checkpoint, step + 1, rows, trainable, optimizer, accelerator)
+                checkpoints.save(checkpoint, step + 1, rows, trainable, optimizer, accelerator, arithmetic)
     for tracker in accelerator.trackers:
         tracker.finish()
     model.eval()
@@ -209,7 +211,7 @@ def _passes(
     objective: ObjectiveArguments,
     teacher: SwitchableModel | None,
     adversary: Adversary | None,
-    autocast: AbstractContextManager[Any],
+    cast: AbstractContextManager[Any],
 ) -> dict[str, Tensor]:
     """Forward and backward passes of a step's configurations, widest first. Gradients add up in the parameters.
 
@@ -219,14 +221,14 @@ def _passes(
     taught = None
     if objective.rule.needs_teacher:
         assert teacher is not None
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), cast:
             taught = teacher.eval()(batch.input_ids)
     share = 1 if objective.rule.sums else len(configurations)
     wider: list[Output] = []
     figures: dict[str, list[Tensor]] = defaultdict(list)
     for configuration in configurations:
         model.set_precision(configuration)
-        with autocast:
+        with cast:
             output = model(batch.input_ids, inputs_embeds=adversary and adversary(batch, configuration))
             loss, parts = task_loss(model, output, batch, lm_weight)
             added = added_terms(objective, output, wider, taught, batch)
@@ -275,25 +277,6 @@ def _quantized_gradients(model: SwitchableModel, bits: int) -> Iterator[None]:
     finally:
         for layer in model.layers:
             layer.gradient_bits = FULL
-
-
-@contextmanager
-def reduced_precision(model: SwitchableModel, mixed_precision: str) -> Iterator[None]:
-    """Run forward and backward passes in bf16 if `mixed_precision` is `bf16`; change nothing if it is `no`."""
-    with _autocast(model, mixed_precision), _quick_attention(model, mixed_precision):
-        yield
-
-
-def _autocast(model: SwitchableModel, mixed_precision: str) -> AbstractContextManager[Any]:
-    if mixed_precision not in MIXED_PRECISIONS:
-        raise ValueError(f"mixed_precision is {mixed_precision!r}; allowed are {' and '.join(map(repr, MIXED_PRECISIONS))}")
-    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=mixed_precision == BF16)
-
-
-def _quick_attention(model: SwitchableModel, mixed_precision: str) -> AbstractContextManager[Any]:
-    """On a CPU the fused attention's bf16 backward took a third of a LoRA step of SmolLM2-135M (5.3 s against 4.0 s)."""
-    slow = device_of(model).type == "cpu" and mixed_precision == BF16
-    return model.attending("eager") if slow else nullcontext()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from qatlib import latency
 from qatlib.arguments import AttackArguments, ObjectiveArguments, QuantizerArguments, TrainingArguments
+from qatlib.arithmetic import reduced_precision
 from qatlib.attacks import candidates, defence, embedding, judge, rounding, tokens, words
 from qatlib.cost import cost_table
 from qatlib.deployed import DeployedModel, deploy, deploy_nested
@@ -39,7 +40,7 @@ from qatlib.schedule import make_schedule
 from qatlib.scheduling import ScheduleArguments
 from qatlib.search import Allocation, weight_bits
 from qatlib.sensitivity import output_noise, sweep_block
-from qatlib.training import fit, reduced_precision
+from qatlib.training import fit
 from tests import elsewhere
 
 TOKENIZER, QUESTIONS = build_tokenizer(), generate(6, 0)
@@ -76,6 +77,7 @@ def trained(objective: str, **options: Any) -> Path_:
         teacher = made(model.quantizer, model.qa_outputs.weight.device) if objective == "distillation" else None
         with tempfile.TemporaryDirectory() as folder:
             where: Any = {"checkpoint": Path(folder, "fit.safetensors"), "objective": ObjectiveArguments(objective)}
+            where["mixed_precision"] = "no"
             return [
                 fit(model, FEATURES, args, schedule, pad_id=1, seed=0, teacher=teacher, **where)["span_loss"].tolist()
                 for _ in range(2)  # the second time from the last checkpoint

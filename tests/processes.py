@@ -44,7 +44,7 @@ def measure(folder: Path) -> None:
 
         options = {"objective": ObjectiveArguments("distillation", temperature=2.0), "teacher": teacher}
         options |= {"probe": lambda: {"loss": mean_span_loss(model, features, pad_id=1, batch_size=3)}}
-        options |= {"trackers": ["tensorboard"], "log_dir": folder / "logs", "description": run}
+        options |= {"mixed_precision": "no", "trackers": ["tensorboard"], "log_dir": folder / "logs", "description": run}
         rows = fit(model, features, ARGS, schedule, pad_id=1, seed=3, checkpoint=folder / f"{run}.safetensors", **options)
         rows.to_csv(folder / f"{rank}.{run}.csv", index=False)
         save_file({name: p.detach() for name, p in model.named_parameters() if p.requires_grad}, folder / f"{rank}.{run}.weights")

@@ -44,7 +44,7 @@ def test_every_comparison_runs_and_is_written(tmp_path, capsys):
     table = pd.read_csv(tmp_path / "bench.csv")
     assert len(table) == len(written["rows"]) and written["environment"]["torch"] == installed("torch")
     groups = {"training step", "cyclic training", "attack", "peak memory of a step", "switching", "inference", "memory", "disk"}
-    groups |= {"rotated training step", "rotated deployed pass"}
+    groups |= {"rotated training step", "rotated deployed pass", "mixed precision", "busy machine"}
     assert set(table["group"]) == groups and (table["ratio"] > 0).all()
     assert capsys.readouterr().out.count(" ratio ") == len(table)
     stored = table[table["ours"] == "all widths stored"]

@@ -38,10 +38,10 @@ def test_what_is_resumed_goes_on_as_what_was_saved(tmp_path_factory, seed, done)
     path = tmp_path_factory.mktemp("checkpoint") / "folder" / "c.safetensors"
     weights, optimizer = state(seed)
     rows = [{"step": done, "loss": 0.1 + seed}]
-    checkpoints.save(path, done, rows, weights, optimizer, Accelerator(cpu=True))
+    checkpoints.save(path, done, rows, weights, optimizer, Accelerator(cpu=True), "bf16")
     step(weights, optimizer)
     other, fresh = state(seed + 1)
-    assert checkpoints.resume(path, other, fresh, rank=0) == (done, rows)
+    assert checkpoints.resume(path, other, fresh, rank=0) == (done, rows, "bf16")
     step(other, fresh)
     assert all(torch.equal(weights[name], other[name]) for name in weights)
     assert [*path.parent.iterdir()] == [path]
@@ -50,14 +50,14 @@ def test_what_is_resumed_goes_on_as_what_was_saved(tmp_path_factory, seed, done)
 def test_without_a_file_nothing_is_done_and_nothing_touched(tmp_path):
     weights, optimizer = state(0)
     before, random = {n: p.clone() for n, p in weights.items()}, torch.get_rng_state()
-    assert checkpoints.resume(tmp_path / "none", weights, optimizer, rank=0) == (0, [])
+    assert checkpoints.resume(tmp_path / "none", weights, optimizer, rank=0) == (0, [], None)
     assert all(torch.equal(weights[n], before[n]) for n in weights) and torch.equal(torch.get_rng_state(), random)
 
 
 def test_a_checkpoint_of_another_training_is_refused_and_left(tmp_path):
     path = tmp_path / "c.safetensors"
     weights, optimizer = state(0)
-    checkpoints.save(path, 1, [], weights, optimizer, Accelerator(cpu=True))
+    checkpoints.save(path, 1, [], weights, optimizer, Accelerator(cpu=True), "no")
     other = {"layer.0.weight": weights["layer.0.weight"], "layer.1.weight": torch.nn.Parameter(torch.zeros(5, 3))}
     for trainable in (other, {**weights, "more": weights["layer.0.weight"]}, {"layer.0.weight": weights["layer.0.weight"]}):
         with pytest.raises(ValueError, match="a checkpoint of another training, whose (layer.1.weight|more) is not this one's"):
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_left(tmp_path):
 
 def test_a_failed_save_leaves_the_file_before_it(tmp_path, monkeypatch):
     path, (weights, optimizer), accelerator = tmp_path / "c", state(0), Accelerator(cpu=True)
-    checkpoints.save(path, 1, [], weights, optimizer, accelerator)
+    checkpoints.save(path, 1, [], weights, optimizer, accelerator, "no")
     whole = path.read_bytes()
 
     def full(tensors, file, metadata):
@@ -76,7 +76,7 @@ def test_a_failed_save_leaves_the_file_before_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match="no space"):
-        checkpoints.save(path, 2, [], weights, optimizer, accelerator)
+        checkpoints.save(path, 2, [], weights, optimizer, accelerator, "no")
     assert path.read_bytes() == whole and [*tmp_path.iterdir()] == [path]
 
 
@@ -89,6 +89,7 @@ def damaged_headers(path):
         "steps in words": about | {"done": "two"},
         "fewer than no steps": about | {"done": "-1"},
         "rows cut": about | {"rows": about["rows"][:-2]},
+        "an arithmetic of no kind": about | {"mixed_precision": "auto"},
         "rows of another form": about | {"rows": json.dumps({"step": 1})},
     }.items():
         yield name, written(path, {}, other)
@@ -122,7 +123,7 @@ def written(path, changed, about) -> bytes:
 @pytest.mark.parametrize("kind", [damages, damaged_headers, damaged_states])
 def test_a_damaged_file_is_refused_before_anything_changes(kind, tmp_path):
     path, (weights, optimizer) = tmp_path / "c.safetensors", state(0)
-    checkpoints.save(path, 1, [{"step": 1}], weights, optimizer, Accelerator(cpu=True))
+    checkpoints.save(path, 1, [{"step": 1}], weights, optimizer, Accelerator(cpu=True), "no")
     other, fresh = state(1)
     before, random = {n: p.clone() for n, p in other.items()}, torch.get_rng_state()
     check_refused(path, kind(path), lambda: checkpoints.resume(path, other, fresh, rank=0))
@@ -141,7 +142,7 @@ def test_a_place_where_no_file_can_be_is_said_at_once(tmp_path):
 
 def test_a_process_that_did_not_write_keeps_its_own_random_state(tmp_path):
     path, (weights, optimizer) = tmp_path / "c", state(0)
-    checkpoints.save(path, 1, [], weights, optimizer, Accelerator(cpu=True))
+    checkpoints.save(path, 1, [], weights, optimizer, Accelerator(cpu=True), "no")
     torch.manual_seed(7)
     random = torch.get_rng_state()
     assert checkpoints.resume(path, weights, optimizer, rank=1)[0] == 1

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from qatlib import training
+from qatlib import arithmetic, training
 from qatlib.arguments import ObjectiveArguments, TrainingArguments
 from qatlib.lora import SHARED, LoraSpec
 from qatlib.model import SwitchableModel
@@ -30,7 +30,7 @@ from qatlib.qa.spans import Feature, featurize
 from qatlib.qa.toyqa import build_model, build_tokenizer, generate
 from qatlib.schedule import every_precision, make_schedule, random_per_layer
 from qatlib.scheduling import CosineArguments, ScheduleArguments
-from qatlib.training import fit, learning_rate, learning_rate_factor, reduced_precision
+from qatlib.training import fit, learning_rate, learning_rate_factor
 
 ARGS = TrainingArguments(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, lm_weight=0.5, checkpoint_every=2)
 WIDTHS = [Precision(8, 8), Precision(4, 4)]
@@ -55,7 +55,7 @@ def teacher() -> SwitchableModel:
 
 def train(made: SwitchableModel, features, path, **changes):
     schedule = random_per_layer(WIDTHS, made.infos, seed=5, passes=2)
-    options = {"pad_id": 1, "seed": 3, "checkpoint": path} | changes
+    options = {"pad_id": 1, "seed": 3, "checkpoint": path, "mixed_precision": "no"} | changes
     return fit(made, features, options.pop("args", ARGS), schedule, **options)
 
 
@@ -109,7 +109,7 @@ def test_training_learns_and_leaves_the_base_alone(features, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'; allowed are 'no' and 'bf16'"),
+        ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'; allowed are 'auto', 'no' and 'bf16'"),
         ({"mixed_precision": "BF16"}, "mixed_precision is 'BF16'"),
         ({"mixed_precision": None}, "mixed_precision is None"),
         ({"trackers": "tensorboard"}, "trackers is 'tensorboard'; allowed is a list of names"),
@@ -136,14 +136,6 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(features, tmp_p
         train(made, features, tmp_path / "c", args=replace(ARGS, steps=3))
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
         train(made.requires_grad_(False), features, tmp_path / "other")
-
-
-def test_reduced_precision_is_bf16_or_nothing_and_no_other_word():
-    with (
-        pytest.raises(ValueError, match="mixed_precision is 'bf-16'; allowed are 'no' and 'bf16'"),
-        reduced_precision(model(), "bf-16"),
-    ):
-        pass
 
 
 @pytest.mark.parametrize(
@@ -180,6 +172,30 @@ def test_a_killed_run_ends_with_the_same_weights_and_metrics(features, tmp_path,
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     again = train(model(), features, path, **options)  # a finished run is read, not repeated
     assert again.equals(expected) and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("began", ["no", "bf16"])
+def test_a_training_in_its_middle_goes_on_in_the_arithmetic_it_began_in(features, tmp_path, monkeypatch, began):
+    path, other, expected = tmp_path / "c.safetensors", {"no": "bf16", "bf16": "no"}[began], model()
+    train(expected, features, tmp_path / "whole", mixed_precision=began)
+
+    draw = random_per_layer(WIDTHS, model().infos, seed=5, passes=2)
+
+    def killed(step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return draw(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), features, ARGS, killed, pad_id=1, seed=3, checkpoint=path, mixed_precision=began)
+    with pytest.raises(ValueError, match=f"c.safetensors: a checkpoint of a training that began with mixed_precision '{began}'"):
+        train(model(), features, path, mixed_precision=other)
+    monkeypatch.setattr(arithmetic, "is_fast", lambda device_type: other == "bf16")
+    resumed = model()
+    train(resumed, features, path, mixed_precision="auto")
+    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), resumed.parameters(), strict=True))
+    again = train(model(), features, path, mixed_precision=other)  # a finished training stays valid
+    assert again["step"].max() == ARGS.steps
 
 
 def test_a_run_killed_inside_a_cycle_goes_on_at_the_right_width(features, tmp_path, monkeypatch):
@@ -297,7 +313,7 @@ def test_a_step_is_the_loss_that_the_objective_is_defined_by(features, tmp_path,
 
     args = TrainingArguments(steps=1, batch_size=3, learning_rate=1e-3)
     schedule = every_precision(WIDTHS[::-1], made.infos)
-    options = {"objective": ObjectiveArguments(name, weight=weight), "teacher": guide}
+    options = {"objective": ObjectiveArguments(name, weight=weight), "teacher": guide, "mixed_precision": "no"}
     first = [f for f in features if f.start >= 0][:3]
     row = fit(made, first, args, schedule, pad_id=1, seed=0, checkpoint=tmp_path / "c", **options).iloc[1]
     # fp32 rounds norms and losses by 1e-6 of them, and loses 2e-8 of a divergence of 4.5e-6 between 8 bits and 4.

@@ -236,9 +236,11 @@ class Evaluation(Section):
 class Compute(Section):
     """Arithmetic, CPU threads, and trackers of a training."""
 
-    mixed_precision: Literal["no", "bf16"]
-    """`bf16` for training and for an attacker's own passes. Evaluation is always in fp32."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Arithmetic of training and of an attacker's own passes. `auto` is `bf16` where that is fast (CUDA, AMX, AVX512-BF16), and
+    `no`, which is fp32, elsewhere. A stage keeps what `auto` became when it or its upstream stage began. Evaluation is always in
+    fp32."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads; null leaves their number to torch."""
+    """CPU threads, at most the cores that the process may use; null leaves their number to torch."""
     trackers: Annotated[tuple[Literal["tensorboard"], ...], AfterValidator(once)] = ()
     """`tensorboard`: training metrics go to `runs/<profile>/<stage>/checkpoints/logs` as well as to their files."""

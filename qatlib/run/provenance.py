@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -13,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qatlib.cores import usable
 from qatlib.files import library_hash
 from qatlib.params.schema import Params
 from qatlib.params.sections import ROOT
@@ -90,8 +90,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def _device() -> dict[str, Any]:
     """The processor and the cores this process may use. If the stage has loaded torch, also torch's threads and the GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device: dict[str, Any] = {"name": _processor(), "cores": cores}
+    device: dict[str, Any] = {"name": _processor(), "cores": usable()}
     if torch := sys.modules.get("torch"):
         device["threads"] = torch.get_num_threads()
         if torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """A notebook's access to its run: params, directories, results that survive a kill, and what its page shows.
 
 runs/<profile>/<stage>/
-    memo/             what `table` computed, kept while the results key is the same
+    memo/             what `table` computed and `settled` chose, kept while the results key is the same
     checkpoints/      checkpoints of trainings, kept likewise
     results/          tables (CSV) and figures (SVG) of the latest execution, for the report
     timing/           seconds and memory: the only results that differ between equal runs
@@ -132,6 +132,14 @@ class Stage:
             self._tables.check(self.name, name, frame.columns)
             write_atomic(self.results / f"{name}.csv", memo.with_suffix(".csv").read_bytes().decode())
         return frame
+
+    def settled(self, name: str, choose: Callable[[], str]) -> str:
+        """What `choose` gave when it was first asked for, in this stage or upstream of it. Kept as results of `table` are."""
+        path = Path("memo", f"{_checked(name)}.txt")
+        own, before = self.directory / path, self.upstream(UPSTREAM[self.name] or self.name) / path
+        if not own.is_file():
+            write_atomic(own, before.read_text(encoding="utf-8") if before.is_file() else choose())
+        return own.read_text(encoding="utf-8")
 
     def measured(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """Like `table`, for measurements of the machine. Equal runs differ in these, so they are kept as `timing/<name>.csv`."""

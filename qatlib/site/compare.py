@@ -91,7 +91,7 @@ def _parameters(runs: Sequence[Report]) -> pd.DataFrame:
     for run in runs:
         for stage in STAGES:
             found = run.provenance(stage)
-            for part in ("parameters", "code", "device", "data", "libraries"):
+            for part in ("parameters", "mixed_precision", "code", "device", "data", "libraries"):
                 for key, value in flatten(found.get(part), part):
                     rows.setdefault(key, {}).setdefault(run.name, value)
     differ = [{"what": key} | found for key, found in rows.items() if len(set(found.values())) > 1 or len(found) < len(runs)]

@@ -24,6 +24,7 @@ def summary(provenance: dict[str, Any]) -> list[tuple[str, list[str]]]:
         "Computed earlier": earlier,
         "Library": " ".join(str(code[key])[:10] for key in ("version", "library_sha256") if code.get(key)),
         "Device": device,
+        "Mixed precision": provenance.get("mixed_precision"),
         "Model": _model((provenance.get("parameters") or {}).get("model") or {}, provenance.get("model_version")),
         "Data": _plain(data),
         "Seeds": _plain(provenance.get("seeds")),

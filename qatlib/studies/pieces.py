@@ -23,6 +23,9 @@ class Keeper(Protocol):
     def table(self, name: str, compute: Callable[[], pd.DataFrame], published: bool = True) -> pd.DataFrame:
         """The frame that `compute` returns. It is computed only once."""
 
+    def settled(self, name: str, choose: Callable[[], str]) -> str:
+        """What `choose` gave when it was first asked for, in this stage or upstream of it."""
+
     def timed(self, name: str) -> AbstractContextManager[None]:
         """Measure the time of a `with` block."""
 

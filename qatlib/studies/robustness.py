@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from qatlib.arguments import ObjectiveArguments
+from qatlib.arithmetic import reduced_precision
 from qatlib.attacks.defence import Set, every, per_layer, per_token, set_name, static
 from qatlib.attacks.embedding import own_seed
 from qatlib.attacks.judge import Answering, Craft, answers_at, averaged, judged
@@ -29,7 +30,6 @@ from qatlib.studies.attackers import NO_ATTACK, Attack, Attackers, generator
 from qatlib.studies.pieces import Piece, run
 from qatlib.studies.study import Study
 from qatlib.studies.trainings import Recipe, Trainings
-from qatlib.training import reduced_precision
 
 S0_RPI = "S0's RPI"
 """The name of the first study's own defence."""
@@ -118,10 +118,10 @@ class Robustness:
     def _piece(
         self, name: str, model: SwitchableModel, craft: Craft, ways: Mapping[str, Answering], questions: Sequence[Question]
     ) -> Piece:
-        """One attack on some questions. The attacker computes in the params' mixed precision. Answers are computed in fp32."""
+        """One attack on some questions. The attacker computes in the trainings' mixed precision. Answers are computed in fp32."""
 
         def crafted(batch: Batch) -> torch.Tensor:
-            with reduced_precision(model, self.params.compute.mixed_precision):
+            with reduced_precision(model, self.study.mixed_precision):
                 return craft(batch)
 
         def compute() -> pd.DataFrame:

@@ -14,6 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qatlib.arguments import QuantizerArguments, TrainingArguments
+from qatlib.arithmetic import resolved
+from qatlib.cores import usable
 from qatlib.lora import LoraSpec
 from qatlib.model import SwitchableModel
 from qatlib.params.schema import Params
@@ -53,8 +55,7 @@ class Study:
         self.stage, self.params = stage, stage.params
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # one GPU for each process that accelerate launches
         self.device = torch.device(gpu if torch.cuda.is_available() else "cpu")
-        if self.params.compute.threads:
-            torch.set_num_threads(self.params.compute.threads)
+        torch.set_num_threads(min(self.params.compute.threads or torch.get_num_threads(), usable()))
         torch.use_deterministic_algorithms(self.device.type == "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code reads uninitialized memory
         self.train, self.validation, self.skipped = load_parts(self.params.data, self.params.seed)
@@ -81,15 +82,12 @@ class Study:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The origin of models and data as far as the params do not state it, for the provenance.
-
-        Returns:
-            `questions_sha256`, a hash of the questions used in each part, and `model_version` if the source has one.
-        """
-        parts = {"train": self.train, "validation": self.validation}
-        hashes = {name: digest(questions) for name, questions in parts.items()}
+        """What the params do not state, for the provenance: `mixed_precision`, `questions_sha256` (of each part's questions), and
+        `model_version` if the source has one."""
+        hashes = {"train": digest(self.train), "validation": digest(self.validation)}
         version = version_of(self.params.model.source)
-        return {"questions_sha256": hashes} | ({"model_version": version} if version else {})
+        found = {"mixed_precision": self.mixed_precision, "questions_sha256": hashes}
+        return found | ({"model_version": version} if version else {})
 
     # -- models ---------------------------------------------------------------------------------------------------
 
@@ -163,6 +161,11 @@ class Study:
     # -- training -------------------------------------------------------------------------------------------------
 
     @cached_property
+    def mixed_precision(self) -> str:
+        """`no` or `bf16`, of trainings and attackers. The stage keeps what `auto` became, so no comparison mixes two."""
+        return self.stage.settled("mixed_precision", lambda: resolved(self.params.compute.mixed_precision, self.device))
+
+    @cached_property
     def train_features(self) -> list[Feature]:
         """Training windows."""
         return self.featurize(self.train)
@@ -215,7 +218,7 @@ class Study:
                 pad_id=self.pad_id,
                 seed=self.params.seed if seed is None else seed,
                 checkpoint=self.stage.checkpoints(name) / "checkpoint.safetensors",
-                mixed_precision=self.params.compute.mixed_precision,
+                mixed_precision=self.mixed_precision,
                 trackers=self.params.compute.trackers,
                 log_dir=self.stage.checkpoints("logs"),
                 probe=lambda: self.probe(model, precisions),
@@ -273,13 +276,7 @@ class Study:
         features = self.featurize(chosen) if questions else self.validation_features
 
         def measure(name: str) -> pd.DataFrame:
-            frame = evaluate_spans(
-                model,
-                chosen,
-                features,
-                **self.answering,
-                description=f"{label} at {name}",
-            )
+            frame = evaluate_spans(model, chosen, features, **self.answering, description=f"{label} at {name}")
             return frame if predictions else frame.drop(columns="prediction")
 
         return at_each(self.stage, model, "scores", label, self.params.seed, at, measure, published)

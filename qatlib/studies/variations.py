@@ -54,7 +54,7 @@ class Variations:
             for name, attack, varied in tried
         }
         crafts[NO_ATTACK] = self.attackers.no_attack(), 0
-        if self.robustness.params.compute.mixed_precision != "no":
+        if self.robustness.study.mixed_precision != "no":
             in_fp32 = Attack.of("PGD, in fp32", "gradient", at.name, own, "arithmetic")
             crafts[in_fp32] = self.attackers.in_fp32(self.attackers.pgd(draws)), own.passes
         search = Attack.of("random search", "search", at.name, own, "method")

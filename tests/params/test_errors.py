@@ -21,7 +21,7 @@ WRONG = {
         "model.n_layers is an unknown key, given 3; allowed are n_embd, n_head, n_layer",
     ),
     "near key": ("teacher.full.step=3", "warmup_steps, weight_decay (did you mean steps?)"),
-    "missing key": ("compute={}", "compute.mixed_precision is missing; allowed is 'no' or 'bf16'"),
+    "missing key": ("evaluation={}", "evaluation.batch_size is missing; allowed is an integer of at least 1 and at most 65,536"),
     "value for section": ("lora=3", "lora is 3; allowed is a section with ranks, alphas, dropouts"),
     "nan": ("teacher.alpha=.nan", "teacher.alpha is NaN; allowed is a number of at least 1e-09 and at most 1e+09"),
     "infinity": ("teacher.alpha=.inf", "teacher.alpha is Infinity; allowed is a number of at least 1e-09 and at most 1e+09"),

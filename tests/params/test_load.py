@@ -176,7 +176,7 @@ def test_dump_and_load(data: st.DataObject, widths: list[int], seed: int, tmp_pa
         "lora.ranks": per_precision(st.integers(1, 64)),
         "lora.alphas": per_precision(st.floats(1e-9, 1e9)),
         "lora.dropouts": per_precision(st.floats(0, 1, exclude_max=True)),
-        "compute.mixed_precision": data.draw(st.sampled_from(["no", "bf16"])),
+        "compute.mixed_precision": data.draw(st.sampled_from(["auto", "no", "bf16"])),
         "compute.trackers": data.draw(st.sampled_from([[], ["tensorboard"]])),
         "switchable.learning_rate_factors": data.draw(st.none() | st.just([0.5] * len(widths))),
         "switchable.schedule": data.draw(

@@ -49,6 +49,19 @@ def test_other_params_compute_anew_and_what_was_kept_is_found_again(root: Path) 
     assert computed == [1, 2, 3, 4, 1]
 
 
+def test_what_was_chosen_first_is_kept_and_holds_downstream(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "is_done", lambda run, stage: True)
+
+    def chosen(stage: str, choice: str, *overrides: str) -> str:
+        return Stage(stage, "smoke", overrides, root).settled("arithmetic", lambda: choice)
+
+    assert chosen("04_cpt", "late") == "late"
+    assert chosen("01_build", "first") == chosen("01_build", "second") == "first"
+    assert chosen("04_cpt", "later") == "late"  # as it began
+    assert chosen("05_adversarial", "other") == "first"  # as its upstream stage began
+    assert chosen("01_build", "anew", "seed=1") == "anew" and chosen("01_build", "again") == "first"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("then", [(1, 2), (2, 1)])
 @pytest.mark.parametrize("stop", range(7))  # of six moves none, one, … all are made

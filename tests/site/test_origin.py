@@ -10,6 +10,7 @@ PROVENANCE = {
     "profile": "quick",
     "code": {"commit": "a" * 40, "dirty": True, "version": "1.0"},
     "device": {"name": "a processor"},
+    "mixed_precision": "bf16",
     "data": [{"name": "dev.json", "questions": 1200}, {"name": "train.json"}],
     "parameters": {"model": {"source": "embedded", "n_layer": 4, "n_embd": 128}},
     "seeds": [0, 1],
@@ -27,6 +28,7 @@ def test_the_main_facts_are_lines_of_text():
     found = dict(summary(PROVENANCE))
     assert found["Commit"] == ["aaaaaaaaaa and uncommitted changes"] and found["Overrides"] == ["none"]
     assert found["Model"] == ["embedded (4 blocks, 128 wide)"] and found["Device"] == ["a processor"]
+    assert found["Mixed precision"] == ["bf16"]
     assert found["Data"] == ["dev.json (1,200 questions), train.json"] and found["Seeds"] == ["0, 1"]
     assert found["Computed earlier"] == ["2026-01-01 00:00 +00:00 by bbbbbbbbbb, 1 h 1 min"]
     assert summary({}) == [] and "Kept over changes" not in found

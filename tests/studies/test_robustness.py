@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from qatlib.judging import attack_scores as scores
-from qatlib.params.sections import Compute
 from qatlib.precision import FULL_PRECISION
 from qatlib.qa.evaluate import span_figures
 from qatlib.qa.loss import collate
@@ -53,7 +52,7 @@ def test_the_attacker_raises_the_loss_it_aims_at(robustness, frame):
 
 
 def test_attackers_compute_in_the_mixed_precision_and_answers_in_fp32(robustness, model, monkeypatch):
-    monkeypatch.setattr(robustness, "params", robustness.params.model_copy(update={"compute": Compute(mixed_precision="bf16")}))
+    monkeypatch.setattr(robustness.study, "mixed_precision", "bf16")
     seen, attention = [], model.lm.config._attn_implementation
 
     def craft(batch):

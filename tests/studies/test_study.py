@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from qatlib import arithmetic
 from qatlib.judging.published import published
 from qatlib.precision import Precision
 from qatlib.pretrained import ModelError
@@ -64,6 +65,24 @@ def test_unanswerable_questions_are_counted_where_they_are_skipped(make_desk, tm
     sizes = Study(desk).sizes
     assert sizes["questions"].tolist() == [93, 60] and sizes["unanswerable"].tolist() == [7, 7]
     assert not published().find("01_build", "data").faults(sizes.columns)
+
+
+def test_a_stage_keeps_the_arithmetic_that_it_began_in(make_desk, tmp_path, monkeypatch):
+    for fast, kept in ((True, "bf16"), (False, "bf16")):  # the second time on a machine where bf16 is slow
+        monkeypatch.setattr(arithmetic, "is_fast", lambda device_type, fast=fast: fast)
+        study = Study(make_desk(tmp_path, "compute.mixed_precision=auto"))
+        assert study.mixed_precision == study.origin["mixed_precision"] == kept
+
+
+def test_threads_are_never_more_than_the_cores(make_desk, tmp_path, monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        for cores, threads, taken in ((3, 1000, 3), (3, 2, 2), (1, "null", 1)):
+            monkeypatch.setattr("qatlib.studies.study.usable", lambda cores=cores: cores)
+            Study(make_desk(tmp_path, f"compute.threads={threads}"))
+            assert torch.get_num_threads() == taken
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_pretrained_model_is_the_same_every_time_and_its_own(study, desk):
