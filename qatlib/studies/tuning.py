@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
@@ -52,5 +53,5 @@ def _scored(trainings: Trainings, questions: int, name: str, params: Params) -> 
     rates = {p.name: recipe.settings.training.learning_rate * f for p, f in zip(recipe.precisions, factors, strict=True)}
     ranks = {p.name: rank for p, rank in zip(recipe.precisions, params.lora.ranks, strict=True)}
     passes = {p.name: count for p, count in mine.passes(recipe, model.infos).items()}
-    columns = {"learning_rate": rates, "rank": ranks, "passes": passes}
+    columns: dict[str, dict[str, Any]] = {"learning_rate": rates, "rank": ranks, "passes": passes}
     return scores.assign(model=name, **{column: scores["precision"].map(by) for column, by in columns.items()})

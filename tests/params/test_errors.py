@@ -42,8 +42,8 @@ WRONG = {
     "choice": ("teacher.base=best", "teacher.base is \"best\"; allowed is 'full' or 'lora'"),
     "unknown key of a method": (
         "comparisons.methods=[{nme: x}]",
-        'comparisons.methods[0].nme is an unknown key, given "x"; allowed are adapters, name, objective, quantizer, schedule '
-        "(did you mean name?)",
+        'comparisons.methods[0].nme is an unknown key, given "x"; allowed are adapters, base_training, name, '
+        "objective, quantizer, schedule, start (did you mean name?)",
     ),
     "a single width": (
         "precisions=[8]",

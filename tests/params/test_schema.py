@@ -208,11 +208,13 @@ DOUBLED: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("path", LISTS, ids=".".join)
 def test_a_value_given_twice_is_refused_in_every_list(path: tuple[str, ...], refusal: Callable[[str], str]) -> None:
-    value: Any = load_params("quick").model_dump(mode="json")
-    for key in path:
-        value = value[key]
-    key, value = ".".join(path), value or DOUBLED[".".join(path)]
-    text = refusal(f"{key}={json.dumps([*value, value[0]])}")
+    quick, smoke = (load_params(name).model_dump(mode="json") for name in ("quick", "smoke"))
+    *parents, last = path
+    for parent in parents:
+        quick, smoke = quick[parent] or smoke[parent], smoke[parent]  # a section that quick leaves out is that of smoke
+    value = quick[last] or DOUBLED[".".join(path)]
+    doubled = {last: [*value, value[0]]}
+    text = refusal(f"{'.'.join(parents)}={json.dumps(quick | doubled)}" if parents else f"{last}={json.dumps(doubled[last])}")
     assert re.search(r"each (value|set|precision|weight bit-width|\w+) once|every name is another", text), text
 
 
