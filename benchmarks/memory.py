@@ -31,6 +31,8 @@ def memory(settings: Settings, device: torch.device) -> Iterator[Row]:
     nested.set_precision(4)
     nested(input_ids)
     yield compare_bytes("memory", case, ("all widths, 4 bits in use", sum(nested.memory().values())), alone)
+    apart = sum(sum(deploy(model, w).memory().values()) for w in WIDTHS)  # compensated codes can't be derived
+    yield compare_bytes("memory", case, ("codes of its own for each width", apart), alone)
     separate = sum(deploy(model, w).configuration.storage_bytes(model.infos) for w in WIDTHS)
     yield compare_bytes("memory", case, ("a packed copy a width, by formula", separate), alone)
     yield compare_bytes("memory", case, ("fp32", 4.0 * sum(info.weights for info in model.infos)), alone)
