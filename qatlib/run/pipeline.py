@@ -20,7 +20,7 @@ from qatlib.run.portable import make_portable
 from qatlib.run.sources import PipelineError
 from qatlib.run.stage import EXECUTING
 from qatlib.run.stages import STAGES, UPSTREAM
-from qatlib.run.surroundings import check_loopback, folder, settle
+from qatlib.run.surroundings import check_loopback, folder, settle, without_addresses
 from qatlib.site.folder import ForeignFileError, check_folder
 
 INSTALLED = {"pip:smollm2-135m": ("smollm2",)}
@@ -82,6 +82,8 @@ def _execute(run: Run, stage: str) -> None:
             cwd=str(run.root),
             stderr_file=sys.stderr,  # the notebook's own progress bars
             kernel_manager_class=OwnKernel,
+            shutdown_kernel="immediate",  # all is written; torch would take seconds to end
+            store_widget_state=False,  # bars, which pages leave out
         )
     except (PapermillExecutionError, RuntimeError) as error:  # nbclient has no class of its own for a kernel that can't start
         where = ""
@@ -156,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--set", default="", help="overrides: 'dotted.key=value other.key=value'")
     given = parser.parse_args(arguments)
     settle(os.environ, ROOT)
+    without_addresses()
     try:
         for option, text in vars(given).items():
             if printable(text) != text:
