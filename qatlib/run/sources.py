@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +67,12 @@ def imported(sources: Iterable[str], package: Path, aside: Iterable[Path] = ()) 
     Raises:
         PipelineError: a source that is not Python.
     """
-    left_out, found = set(aside), set[Path]()
+    left_out, found, known = set(aside), set[Path](), set[str]()
     waiting = list(sources)
     while waiting:
-        for name in _read(waiting.pop()).imports:
+        names = _read(waiting.pop()).imports - known
+        known |= names
+        for name in names:
             first, *rest = name.split(".")
             if first == package.name:
                 files = _module_files(package, rest) - left_out - found
@@ -97,7 +99,7 @@ def _read(source: str) -> _Code:
     except SyntaxError as error:
         raise PipelineError(f"a notebook's cell or a module is not Python: {error}") from None
     imports: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
         elif isinstance(node, ast.Import):
@@ -105,6 +107,14 @@ def _read(source: str) -> _Code:
         elif isinstance(node, ast.ImportFrom):
             imports.update(f"{node.module}.{alias.name}" for alias in node.names)
     return _Code(ast.unparse(tree), frozenset(imports))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all statements in it. Expressions, nine of ten nodes, hold no import and no docstring."""
+    yield node
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for statement in getattr(node, part, ()):
+            yield from _statements(statement)
 
 
 def _is_text(line: ast.stmt) -> bool:

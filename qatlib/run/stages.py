@@ -33,3 +33,11 @@ UPSTREAM: Mapping[str, str | None] = {
 
 SEEDED = {"02_switchable_train": "comparisons", "04_cpt": "cpt", "05_adversarial": "adversarial"}
 """The section of the params that names the seeds of a stage's trainings."""
+
+
+QUESTIONS: Mapping[str, str] = {
+    "02_switchable_train": "What do fewer bits cost?",
+    "04_cpt": "Does cyclic precision training help?",
+    "05_adversarial": "Does random precision inference defend against attacks?",
+}
+"""The stages that answer the studies' questions. The first brief headline of such a stage is its answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def settle(variables: MutableMapping[str, str], root: Path) -> None:
         Path.home()
     except RuntimeError:  # no HOME, and a user without a name, as in a container
         variables["HOME"] = str(own)
+
+
+def without_addresses() -> None:
+    """Leave out jsonschema's check of international addresses: notebooks hold none, and its grammar takes 2 s to build."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # an import of it then fails, as jsonschema expects
 
 
 def check_loopback() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qatlib.run.keys import Run
+from qatlib.run.pipeline import expected_seconds
 from qatlib.run.stage import Stage
 from qatlib.run.stages import STAGES
 
@@ -69,7 +70,7 @@ SECOND = [
     (DECLARE.format("02_switchable_train", "twice"), ""),
     ('stage.table("twice", lambda: stage.upstream_table("01_build", "a") * 2)\nstage.provenance()', ""),
     (
-        f'{JUDGE}\nstage.show(claims, "claims_cost", "Claims", measured=True)\n'
+        f'{JUDGE}\nstage.headline("Next to nothing.", brief=True)\nstage.show(claims, "claims_cost", "Claims", measured=True)\n'
         'gaps = [name for name, c in published().find(stage.name, "method_gaps").known.items() if not c.optional]\n'
         'stage.show(pd.DataFrame(columns=gaps), "method_gaps", "Gaps")',
         "show",
@@ -158,7 +159,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.mark_done(stage)
     result = make(root, "report", "PROFILE=smoke", **awkward(tmp_path_factory.mktemp("alice")))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "report written: reports/smoke/index.html" in result.stdout
+    assert re.search(r"1/5 01_build \(smoke\)\n(.*\n)*1/5 01_build \(smoke\): done in [\d min]+ s\n", result.stderr)
+    assert result.stdout.endswith("report written: reports/smoke/index.html\nWhat do fewer bits cost? Next to nothing.\n")
     return root
 
 
@@ -190,6 +192,13 @@ def test_second_make_does_nothing(finished: Path) -> None:
     assert result.stdout == "report is up to date: reports/smoke/index.html\n"
     assert result.returncode == 0
     assert (files(finished / "runs"), files(finished / "reports")) == before
+
+
+def test_the_time_of_the_last_report_is_expected_of_what_is_computed_anew(finished: Path) -> None:
+    recorded = json.loads((finished / "reports/smoke/provenance/01_build.json").read_text())
+    assert expected_seconds(Run("smoke", ["seed=1"], finished), "01_build") == recorded["duration_s"] > 0
+    assert expected_seconds(Run("smoke", root=finished), "01_build") is None  # what was computed is kept
+    assert expected_seconds(Run("quick", root=finished), "01_build") is None
 
 
 def test_what_looks_whether_anything_is_to_do_never_waits_for_torch() -> None:

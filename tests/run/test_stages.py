@@ -1,7 +1,8 @@
 """The stages cover the params, each section once on the way to a stage."""
 
 from qatlib.params.schema import Params
-from qatlib.run.stages import SECTIONS, STAGES, UPSTREAM
+from qatlib.params.sections import ROOT
+from qatlib.run.stages import QUESTIONS, SECTIONS, STAGES, UPSTREAM
 
 
 def test_every_section_has_a_stage_and_no_stage_names_one_twice() -> None:
@@ -13,3 +14,8 @@ def test_every_section_has_a_stage_and_no_stage_names_one_twice() -> None:
         named = [name for part in line for name in SECTIONS[part]]
         assert len(named) == len({*named}), stage
     assert tuple(SECTIONS) == tuple(UPSTREAM) == STAGES
+
+
+def test_a_stage_answers_each_question_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text().replace("\n", " ")
+    assert " ".join(QUESTIONS.values()) in readme and QUESTIONS.keys() <= {*STAGES}

@@ -1,10 +1,13 @@
 """What must not reach a stage, and what must."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from qatlib.params.sections import ROOT
 from qatlib.run.surroundings import alone, check_loopback, settle
 
 LAUNCHED = [
@@ -76,6 +79,12 @@ def test_programs_have_settings_of_their_own(tmp_path: Path) -> None:
     assert {name for name, value in variables.items() if value == "theirs"} == {*KEPT}
     assert variables["MPLBACKEND"] == "agg" and not [*tmp_path.iterdir()]
     assert all(Path(variables[name]).is_relative_to(tmp_path) for name in ("MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_DATA_DIR"))
+
+
+def test_no_grammar_of_addresses_is_built_for_notebooks() -> None:
+    code = "import sys, qatlib.run.surroundings as s; s.without_addresses(); import nbformat; print(*sys.modules)"
+    loaded = {*subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()}
+    assert "jsonschema" in loaded and "lark" not in loaded
 
 
 def test_a_machine_without_loopback_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
