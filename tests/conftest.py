@@ -123,6 +123,7 @@ class Desk:
     def settled(self, name, choose):
         path = self.folder / f"{name}.txt"
         if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(choose())
         return path.read_text()
 

@@ -36,7 +36,7 @@ def layers(make_desk, tmp_path_factory) -> Layerwise:
     """The sweep of an untrained switchable model of the smoke profile."""
     study = Study(make_desk(tmp_path_factory.mktemp("layerwise"), "sensitivity.lowered=[both,weights,activations]"))
     path = tmp_path_factory.mktemp("teacher") / "t"
-    study.teacher("lora")[0].save(path, study.tokenizer)
+    study.teacher("full")[0].save(path, study.tokenizer)
     trainings = Trainings(study, path)
     return Layerwise(study, trainings.prepared(trainings.own))
 
