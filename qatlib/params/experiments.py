@@ -43,6 +43,8 @@ class Ablation(Section):
 
     quantizer: DynamicQuantizer
     """The best one. Its parts are the options in which it differs from the default: min-max, nearest, no rotation."""
+    rank: Size
+    """Rank of the adapters whose start is one of the parts."""
     precisions: Quantized
     """Each once, without 32, which the others are compared with."""
     questions: Questions

@@ -9,7 +9,9 @@ STAGES = ("01_build", "02_switchable_train", "03_sensitivity_heatmaps", "04_cpt"
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "01_build": ("seed", "model", "data", "quantizer", "teacher", "post_training", "evaluation", "compute"),
-    "02_switchable_train": ("precisions", "lora", "switchable", "comparisons", "configurations", "deployment", "generative"),
+    "02_switchable_train": (
+        *("precisions", "lora", "switchable", "comparisons", "tuning", "configurations", "deployment", "generative"),
+    ),
     "03_sensitivity_heatmaps": ("sensitivity", "search"),
     "04_cpt": ("precisions", "lora", "switchable", "cpt"),
     "05_adversarial": ("precisions", "lora", "switchable", "adversarial"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from qatlib.arguments import QuantizerArguments
+from qatlib.lora import LoraSpec
+from qatlib.model import SwitchableModel
 from qatlib.params.experiments import Ablation
 from qatlib.params.sections import AdapterStart
 from qatlib.precision import FULL_PRECISION
+from qatlib.qa.calibration import start_adapters
 from qatlib.studies.scales import Found, stacked
-from qatlib.studies.trainings import Recipe, Trainings
+from qatlib.studies.study import Study
 
 PLAIN, WHOLE = "plain", "all parts"
 
@@ -57,29 +61,34 @@ def variants(best: QuantizerArguments) -> list[Variant]:
     return [*added, *removed]
 
 
-def ablation(trainings: Trainings, section: Ablation) -> Found:
-    """Every variant of `section.quantizer` on the saved teacher, at the precisions of the section; `PLAIN` at 32 bits as well.
+def ablation(study: Study, teacher: Path, section: Ablation) -> Found:
+    """Every variant of `section.quantizer` on a saved teacher, at the precisions of the section; `PLAIN` at 32 bits as well.
 
     Returns:
         Scores and perplexities in the schema of `qatlib.judging.results`, with `divergence` from 32 bits in the latter.
     """
-    keeper = trainings.study.stage
+
+    @lru_cache(maxsize=1)  # neighbours differ in their adapters alone, and codes take minutes
+    def quantized(quantizer: QuantizerArguments) -> SwitchableModel:
+        model = study.saved_model(teacher)
+        study.quantize(model, quantizer, section.precisions)
+        return model
+
+    def measured(variant: Variant) -> Found:
+        model, adapted = quantized(variant.quantizer), variant.start == "output_error"
+        model.add_adapters({p.w_bits: LoraSpec(section.rank, section.rank) for p in section.precisions} if adapted else {})
+        if adapted:
+            start_adapters(model, study.calibration_features, f"starting the adapters of {variant.name}")
+        at = [FULL_PRECISION, *section.precisions] if variant.name == PLAIN else section.precisions
+        label = f"ablation_{variant.name}".replace(" ", "_")
+        scores = study.scores(model, label, at, section.questions, published=False)
+        perplexities = study.perplexities(model, label, at, section.paragraphs, published=False, against=FULL_PRECISION)
+        return scores.assign(model=variant.name), perplexities.assign(model=variant.name)
 
     @cache
-    def measured() -> Found:  # a finished ablation prepares no model again
-        return stacked([_measured(trainings, section, variant) for variant in variants(section.quantizer)])
+    def found() -> Found:  # a finished ablation prepares no model again
+        return stacked([measured(variant) for variant in variants(section.quantizer)])
 
-    scores = keeper.table("ablation_scores", lambda: measured()[0])
-    return scores, keeper.table("ablation_perplexities", lambda: measured()[1])
-
-
-def _measured(trainings: Trainings, section: Ablation, variant: Variant) -> Found:
-    study, params = trainings.study, trainings.params
-    changes = {"quantizer": variant.quantizer, "adapters": "separate", "base_training": None}
-    settings = params.switchable.model_copy(update=changes)
-    model = trainings.prepared(Recipe(variant.name, section.precisions, settings, params.seed, start=variant.start))
-    at = [FULL_PRECISION, *section.precisions] if variant.name == PLAIN else section.precisions
-    label = f"ablation_{variant.name}".replace(" ", "_")
-    scores = study.scores(model, label, at, section.questions, published=False)
-    perplexities = study.perplexities(model, label, at, section.paragraphs, published=False, against=FULL_PRECISION)
-    return scores.assign(model=variant.name), perplexities.assign(model=variant.name)
+    return study.stage.table("ablation_scores", lambda: found()[0]), study.stage.table(
+        "ablation_perplexities", lambda: found()[1]
+    )
