@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,14 +87,31 @@ def block_factors(width: int) -> tuple[int, int]:
     return 1, min(width & -width, ROTATION_BLOCK)
 
 
+class _Rotate(torch.autograd.Function):
+    """Multiply the last dimension, as rows of a times b elements, by the Kronecker product, or by its transpose.
+
+    The gradient is rotated the other way. Nothing is kept for that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, orders: tuple[int, int], back: bool) -> Tensor:
+        ctx.orders, ctx.back = orders, back
+        a, b = orders
+        left, right = (_factor(n, x.device, x.dtype) for n in orders)
+        y = x.unflatten(-1, (-1, b)) @ (right.t() if back else right)
+        if a > 1:
+            y = (left if back else left.t()) @ y.unflatten(-2, (-1, a))
+        return y.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grad_outputs
+        return _Rotate.apply(grad, ctx.orders, not ctx.back), None, None
+
+
 def _rotated(x: Tensor, orders: Callable[[int], tuple[int, int]], back: bool = False) -> Tensor:
-    """Multiply the last dimension, as rows of a times b elements, by the Kronecker product, or by its transpose."""
-    a, b = orders(x.shape[-1])
-    left, right = (_factor(n, x.device, x.dtype) for n in (a, b))
-    y = x.unflatten(-1, (-1, b)) @ (right.t() if back else right)
-    if a > 1:
-        y = (left if back else left.t()) @ y.unflatten(-2, (-1, a))
-    return y.reshape(x.shape)
+    result: Tensor = _Rotate.apply(x, orders(x.shape[-1]), back)
+    return result
 
 
 @lru_cache
