@@ -15,7 +15,7 @@ from qatlib.latency import Work, in_turn
 
 
 def forward_of(lm: PreTrainedModel, input_ids: Tensor) -> Work:
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward() -> Tensor:
         hidden: Tensor = lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return hidden

@@ -16,6 +16,7 @@ from qatlib.layers import SwitchableLinear
 from qatlib.precision import BIT_WIDTHS, FULL, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import EMAObserver, dequantize, fake_quantize, grouped, narrowed
+from qatlib.sharing import rotated_input
 
 
 class IntegerLinear(nn.Module):
@@ -146,12 +147,12 @@ class IntegerLinear(nn.Module):
             RuntimeError: activation scales are static, and there was no calibration pass before deployment.
         """
         w_bits, a_bits = self.precision
-        rows = x.reshape(-1, self.in_features)
         quantizer = InputQuantizer(a_bits, self.quantizer, self.clips.get(a_bits), self.input_absmax)
         if max(w_bits, a_bits) <= CODE_BITS:
-            y = code_product(rows.float(), quantizer, self._matrix(w_bits), self.adapters.get(w_bits), self.bias)
+            rows = rotated_input(x.float(), quantizer.rotation).reshape(-1, self.in_features)
+            y = code_product(rows, quantizer, self._matrix(w_bits), self.adapters.get(w_bits), self.bias)
         else:
-            y = self._float_product(rows, w_bits, quantizer)
+            y = self._float_product(x, w_bits, quantizer)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _float_product(self, x: Tensor, w_bits: int, quantizer: InputQuantizer) -> Tensor:
@@ -162,7 +163,7 @@ class IntegerLinear(nn.Module):
         elif a_bits != FULL:
             weight = quantizer.rotation.apply(weight)
         x = x.to(weight.dtype)
-        seen = quantizer.rotation.apply(x)
+        seen = rotated_input(x, quantizer.rotation)
         if a_bits != FULL:
             seen = fake_quantize(seen, quantizer.scale(seen), a_bits, quantizer.grid)
         bias = None if self.bias is None else self.bias.to(weight.dtype)

@@ -25,7 +25,7 @@ LEAST_SECONDS = 0.2
 Work = Callable[[], object]
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # where each layer rotates its own input
 def group_latencies(model: SwitchableModel, precisions: Sequence[Precision], tokens: int) -> NDArray[np.float64]:
     """(groups, precisions): milliseconds of a pass of `tokens` rows through each block × role, deployed, its adapter included.
 
@@ -56,7 +56,7 @@ def _deployed(layer: Any, precision: Precision) -> IntegerLinear:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pass_latencies(model: SwitchableModel, configurations: Mapping[str, Any], batch: int, tokens: int) -> dict[str, float]:
     """Milliseconds of a pass of the span model at each configuration, deployed: `batch` windows of `tokens` each.
 

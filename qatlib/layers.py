@@ -18,6 +18,7 @@ from qatlib.precision import FULL, FULL_PRECISION, Precision
 from qatlib.products import CODE_BITS, AdapterFactors, InputQuantizer, code_product
 from qatlib.quantizer import EMAObserver, Observer, fake_quantize, quantize_gradient
 from qatlib.rotation import Rotation
+from qatlib.sharing import rotated_input
 from qatlib.weights import WeightQuantizer
 
 
@@ -188,7 +189,8 @@ class SwitchableLinear(nn.Module):
         kind = exact_kernel(self.weight.device) if self.by_integers else FloatCodes
         matrix, lora = self.weight_quantizer.matrix(self.oriented_weight, w_bits, kind), self.adapter(w_bits)
         factors = None if lora is None else AdapterFactors(lora.lora_A * lora.scaling, lora.lora_B, self.bias, type(matrix))
-        y = code_product(x.reshape(-1, self.in_features).float(), self.input_quantizer(a_bits), matrix, factors, self.bias)
+        rows = rotated_input(x.float(), self.rotation).reshape(-1, self.in_features)
+        y = code_product(rows, self.input_quantizer(a_bits), matrix, factors, self.bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +207,8 @@ class SwitchableLinear(nn.Module):
             return self._code_product(x)
         w_bits, a_bits = self.precision
         full = w_bits == a_bits == FULL
-        seen = self._quantized_input(x if full and not (self.adapters or self.observing) else self.rotation.apply(x), a_bits)
+        unused = full and not (self.adapters or self.observing)
+        seen = self._quantized_input(x if unused else rotated_input(x, self.rotation), a_bits)
         y = F.linear(x, self.oriented_weight, self.bias) if full else F.linear(seen, self._quantized_weight(w_bits), self.bias)
         adapter = self.adapter(w_bits)
         y = y if adapter is None else y + adapter(seen)

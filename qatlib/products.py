@@ -95,9 +95,8 @@ class InputQuantizer:
         grid = codes_of(self.bits, self.grid)
         codes, scale = torch.empty_like(x, dtype=dtype), torch.empty(len(x), 1, device=x.device)
         for rows in _blocks(x):
-            seen = self.rotation.apply(x[rows])
-            scale[rows] = self.scale(seen)
-            codes[rows] = grid.nearest(seen, scale[rows]).clamp_(*grid.ends)
+            scale[rows] = self.scale(x[rows])
+            codes[rows] = grid.nearest(x[rows], scale[rows]).clamp_(*grid.ends)
         return codes, scale
 
 

@@ -80,7 +80,7 @@ def agreement(study: Study, model: SwitchableModel) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["precision", "f1", "deployed_f1", "same_answers", "loss_difference", "n"])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def latencies(study: Study, model: SwitchableModel, base: Path) -> pd.DataFrame:
     """Time of a forward pass of the span model: teacher in fp32 and bf16, and deployed models with their adapters, in turn.
 
